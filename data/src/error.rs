@@ -1,0 +1,84 @@
+use std::path::PathBuf;
+
+/// What can go wrong with tasks and datasets. Every message says what was found and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// No preset has this name.
+    #[error("there is no task `{name}`{}\n  hint: `pipeline data list` shows every task", did_you_mean(.nearest))]
+    UnknownTask {
+        /// The name that was asked for.
+        name: String,
+        /// The closest existing name, if one is close.
+        nearest: Option<String>,
+    },
+    /// A split name other than `train`, `val` or `ood_test`.
+    #[error("there is no split `{name}`\n  hint: the splits are train, val and ood_test")]
+    UnknownSplit {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// More or fewer examples were asked for than the family can give.
+    #[error("task `{task}`: {reason}")]
+    SplitSize {
+        /// The task.
+        task: String,
+        /// What was asked, what is possible.
+        reason: String,
+    },
+    /// The operating system refused to read or write a file.
+    #[error("cannot {action} {}: {source}{}", .path.display(), io_hint(.source))]
+    Io {
+        /// "read", "write", "create" …
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The reason the operating system gave.
+        source: std::io::Error,
+    },
+    /// A Parquet file that cannot be decoded.
+    #[error(
+        "cannot read {}: {reason}\n  hint: the file is damaged or is not Parquet; `pipeline data generate --task <T> --force` writes a dataset anew",
+        .path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// A readable Parquet file that does not hold a dataset.
+    #[error("{} is not a dataset of this program: {reason}\n  hint: {hint}", .path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The first thing found wrong.
+        reason: String,
+        /// What to do about it.
+        hint: String,
+    },
+}
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default()
+}
+
+fn io_hint(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "\n  hint: nothing was left behind; free some space or point --runs-dir / --data-dir elsewhere"
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "\n  hint: check the permissions, or point --runs-dir / --data-dir elsewhere"
+        }
+        ErrorKind::NotFound => "\n  hint: check the path",
+        _ => "",
+    }
+}
+
+impl DataError {
+    pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+}

@@ -1,0 +1,32 @@
+/// The label of positions that carry no loss and no metric.
+pub const IGNORE: i16 = -1;
+
+/// One labelled sequence. `labels[i]` is what a model must output after reading `input_ids[..=i]`; labels are
+/// aligned with the inputs, not shifted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// Token ids.
+    pub input_ids: Vec<u16>,
+    /// Token ids, or [`IGNORE`]; as long as `input_ids`.
+    pub labels: Vec<i16>,
+    /// The count of main tokens (what a sweep calls length), without start, bos and helper tokens.
+    pub length: u32,
+}
+
+impl Example {
+    /// A borrowed view.
+    pub fn as_ref(&self) -> ExampleRef<'_> {
+        ExampleRef { input_ids: &self.input_ids, labels: &self.labels, length: self.length }
+    }
+}
+
+/// A borrowed [`Example`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExampleRef<'a> {
+    /// Token ids.
+    pub input_ids: &'a [u16],
+    /// Token ids, or [`IGNORE`]; as long as `input_ids`.
+    pub labels: &'a [i16],
+    /// The count of main tokens.
+    pub length: u32,
+}

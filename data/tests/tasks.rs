@@ -1,0 +1,131 @@
+//! The three tasks against their written rules, and Parquet round trips.
+
+use data::{DataError, Dataset, Split, Task, generate_split};
+use proptest::prelude::*;
+use std::collections::HashSet;
+use std::path::Path;
+
+/// The lines of an original text file as (tokens, labels), where the reference folder is beside the checkout.
+fn reference(folder: &str, file: &str) -> Option<Vec<(Vec<String>, Vec<String>)>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference/data").join(folder).join(file);
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(text.lines().map(|l| serde_json::from_str(l).unwrap()).collect())
+}
+
+fn decoded(task: &Task, split: Split) -> Vec<(Vec<String>, Vec<String>)> {
+    let rows = task.rows(split, 1_000).unwrap();
+    let label = |l: &i16| if *l < 0 { "-1".into() } else { task.vocabulary.token(*l as u16).unwrap().to_owned() };
+    let token = |t: &u16| task.vocabulary.token(*t).unwrap().to_owned();
+    Dataset::generated(task, split, 0, rows)
+        .iter()
+        .map(|e| (e.input_ids.iter().map(token).collect(), e.labels.iter().map(label).collect()))
+        .collect()
+}
+
+#[test]
+fn enumerated_files_equal_the_published_ones_line_by_line() {
+    for name in Task::names() {
+        let task = Task::by_name(name).unwrap();
+        for (split, file) in [(Split::Val, "val.txt"), (Split::OodTest, "ood_test.txt")] {
+            match reference(name, file) {
+                Some(published) => assert_eq!(decoded(&task, split), published, "{name} {file}"),
+                None => eprintln!("skipped: no published {name}/{file} beside the checkout"),
+            }
+        }
+    }
+}
+
+#[test]
+fn examples_by_hand() {
+    let first = |name: &str, split, i| {
+        let task = Task::by_name(name).unwrap();
+        let e = task.family.example(split, 0, i);
+        (e.input_ids, e.labels, e.length)
+    };
+    assert_eq!(
+        first("counting_samesymbol_mod10", Split::Train, 11),
+        (vec![12; 12], vec![1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2], 12)
+    );
+    assert_eq!(first("counting_samesymbol_mod10bos", Split::Val, 1), (vec![0, 12, 12], vec![-1, 1, 2], 2));
+    let (ids, labels, length) = first("counting_samesymbol_shiftedstart3", Split::OodTest, 0);
+    assert_eq!((ids[0], length, labels[0], labels[1], labels[51]), (1, 51, -1, 2, 52));
+}
+
+#[test]
+fn split_sizes() {
+    for (name, train, val, ood) in [
+        ("counting_samesymbol_mod10", 1_000_000, 300, 50),
+        ("counting_samesymbol_mod10bos", 1_000_000, 300, 50),
+        ("counting_samesymbol_shiftedstart3", 1_000_000, 50, 1225),
+    ] {
+        let task = Task::by_name(name).unwrap();
+        let rows = |s| task.rows(s, 1_000_000).unwrap();
+        assert_eq!((rows(Split::Train), rows(Split::Val), rows(Split::OodTest)), (train, val, ood), "{name}");
+        assert!(task.rows(Split::Train, 3).unwrap_err().to_string().contains("at least 50"));
+    }
+}
+
+#[test]
+fn unknown_names_are_refused_with_the_nearest() {
+    let message = Task::by_name("counting_samesymbol_mod10boss").unwrap_err().to_string();
+    assert!(message.contains("did you mean `counting_samesymbol_mod10bos`?"), "{message}");
+}
+
+#[test]
+fn same_seed_same_bytes_and_the_round_trip_is_the_identity() {
+    let dir = tempfile::tempdir().unwrap();
+    let task = Task::by_name("counting_samesymbol_shiftedstart3").unwrap();
+    let (a, b) = (dir.path().join("a.parquet"), dir.path().join("b.parquet"));
+    generate_split(&task, Split::Train, 3, 20_000, &a, |_| ()).unwrap();
+    generate_split(&task, Split::Train, 3, 20_000, &b, |_| ()).unwrap();
+    assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+    assert_eq!(Dataset::read(&a).unwrap(), Dataset::generated(&task, Split::Train, 3, 20_000));
+}
+
+#[test]
+fn a_truncated_file_is_an_error_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("val.parquet");
+    let task = Task::by_name("counting_samesymbol_mod10").unwrap();
+    generate_split(&task, Split::Val, 0, 300, &path, |_| ()).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    for keep in [0, 3, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..keep]).unwrap();
+        let error = Dataset::read(&path).unwrap_err();
+        assert!(matches!(error, DataError::Damaged { .. }), "{keep}: {error}");
+        assert!(error.to_string().contains("val.parquet"));
+    }
+}
+
+proptest! {
+    #[test]
+    fn tracks_are_prefix_closed_and_agree_with_the_splits(task in 0usize..3, index in 0usize..50, length in 1u32..90) {
+        let task = Task::by_name(Task::names().nth(task).unwrap()).unwrap();
+        let long = task.family.track(0, index, 1000);
+        if length <= long.max_length() {
+            let short = task.family.track(0, index, length);
+            prop_assert_eq!(short.prefix(length).unwrap(), long.prefix(length).unwrap());
+            prop_assert_eq!(long.prefix(length).unwrap().input_ids.len(), long.tokens(length));
+        } else {
+            prop_assert!(long.prefix(length).unwrap_err().reason.contains("last number"));
+        }
+        let v = task.vocabulary.len();
+        prop_assert!(long.input_ids.iter().all(|t| usize::from(*t) < v));
+        prop_assert!(long.labels.iter().all(|l| *l >= -1 && (*l as i64) < v as i64));
+    }
+}
+
+#[test]
+fn the_out_of_distribution_examples_are_prefixes_of_tracks() {
+    for name in Task::names() {
+        let task = Task::by_name(name).unwrap();
+        let tracks: Vec<_> =
+            (0..task.family.distinct_tracks().unwrap()).map(|i| task.family.track(0, i, 1000)).collect();
+        let rows = task.rows(Split::OodTest, 1_000).unwrap();
+        for e in Dataset::generated(&task, Split::OodTest, 0, rows).iter() {
+            let on_a_track: HashSet<bool> =
+                tracks.iter().filter_map(|t| t.prefix(e.length).ok()).map(|p| p == e).collect();
+            assert!(on_a_track.contains(&true), "{name}: length {}", e.length);
+        }
+    }
+}
