@@ -49,6 +49,16 @@ impl Batch {
         out
     }
 
+    /// Whether the attention mask can change a labelled position of a causal model: whether a masked token stands at or
+    /// before the last label of its row. Padding on the right never does.
+    pub fn mask_matters(&self) -> bool {
+        let rows = self.attention_mask.chunks(self.seq.max(1)).zip(self.labels.chunks(self.seq.max(1)));
+        rows.into_iter().any(|(mask, labels)| {
+            let last = labels.iter().rposition(|&l| l >= 0);
+            last.is_some_and(|last| mask[..=last].contains(&0))
+        })
+    }
+
     /// Positions that carry a label.
     pub fn labelled(&self) -> usize {
         self.labels.iter().filter(|&&l| l >= 0).count()
@@ -97,6 +107,8 @@ mod tests {
         assert_eq!(b.attention_mask, [1, 0, 1, 1, 1, 1, 0, 0, 0, 0]);
         assert_eq!(b.labels, [-1, 1, -1, 2, 6, 1, -1, -1, -1, -1]);
         assert_eq!(b.labelled(), 4);
+        assert!(b.mask_matters());
+        assert!(!Batch::collate(&[short.as_ref()], &v).mask_matters());
     }
 
     #[test]

@@ -1,0 +1,96 @@
+use crate::lstm::LstmConfig;
+use crate::rnn::RnnConfig;
+use crate::transformer::{PositionalEmbedding, TransformerConfig};
+use serde::{Deserialize, Serialize};
+
+/// A setting of `[model]` that cannot be built.
+#[derive(Debug, thiserror::Error)]
+#[error("model.{key}: {reason}")]
+pub struct ConfigError {
+    /// The key in `[model]`.
+    pub key: &'static str,
+    /// What is wrong and what to do.
+    pub reason: String,
+}
+
+impl ConfigError {
+    pub(crate) fn new(key: &'static str, reason: impl Into<String>) -> Self {
+        Self { key, reason: reason.into() }
+    }
+}
+
+/// The `[model]` table of a config: `arch` selects which of the others are read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "arch", rename_all = "lowercase")]
+pub enum ModelConfig {
+    /// See [`crate::rnn`].
+    Rnn(RnnConfig),
+    /// See [`crate::lstm`].
+    Lstm(LstmConfig),
+    /// See [`crate::transformer`].
+    Transformer(TransformerConfig),
+}
+
+impl ModelConfig {
+    /// The values of `arch`.
+    pub const ARCHITECTURES: [&'static str; 3] = ["rnn", "lstm", "transformer"];
+
+    /// The architecture's name.
+    pub fn arch(&self) -> &'static str {
+        match self {
+            Self::Rnn(_) => "rnn",
+            Self::Lstm(_) => "lstm",
+            Self::Transformer(_) => "transformer",
+        }
+    }
+
+    /// Width of the residual stream or of the recurrent state.
+    pub fn hidden_size(&self) -> usize {
+        match self {
+            Self::Rnn(c) => c.hidden_size,
+            Self::Lstm(c) => c.hidden_size,
+            Self::Transformer(c) => c.hidden_size,
+        }
+    }
+
+    /// Layers or blocks.
+    pub fn num_layers(&self) -> usize {
+        match self {
+            Self::Rnn(c) => c.num_layers,
+            Self::Lstm(c) => c.num_layers,
+            Self::Transformer(c) => c.num_layers,
+        }
+    }
+
+    /// The name of the positional embedding; `none` for recurrent models, which need no positions.
+    pub fn positional_embedding(&self) -> &'static str {
+        match self {
+            Self::Rnn(_) | Self::Lstm(_) => "none",
+            Self::Transformer(c) => match c.positional_embedding {
+                PositionalEmbedding::None => "none",
+                PositionalEmbedding::Rope => "rope",
+            },
+        }
+    }
+
+    /// Refuses sizes that cannot be built, naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        for (key, value) in [("hidden_size", self.hidden_size()), ("num_layers", self.num_layers())] {
+            if value == 0 {
+                return Err(ConfigError::new(key, "must be at least 1"));
+            }
+        }
+        match self {
+            Self::Rnn(c) => check_dropout(c.dropout),
+            Self::Lstm(c) => check_dropout(c.dropout),
+            Self::Transformer(c) => c.validate(),
+        }
+    }
+}
+
+fn check_dropout(p: f64) -> Result<(), ConfigError> {
+    if (0.0..1.0).contains(&p) {
+        return Ok(());
+    }
+    Err(ConfigError::new("dropout", format!("{p} is not a probability below 1")))
+}

@@ -1,0 +1,155 @@
+//! The layers that architectures share, with parameters named and laid out as in the PyTorch checkpoints.
+
+use crate::Init;
+use crate::ops::RecurrentWeights;
+use burn::module::{Module, Param};
+use burn::prelude::*;
+use burn::tensor::{TensorData, module::embedding};
+use data::stream_rng;
+use rand::RngExt;
+
+/// A lookup table, `weight` `[vocab, hidden]`.
+#[derive(Module, Debug)]
+pub struct Embedding<B: Backend> {
+    /// One row per token.
+    pub weight: Param<Tensor<B, 2>>,
+}
+
+impl<B: Backend> Embedding<B> {
+    /// N(0, `std`²).
+    pub fn new(init: &mut Init<'_, B>, vocab: usize, hidden: usize, std: f64) -> Self {
+        Self { weight: init.normal([vocab, hidden], std) }
+    }
+
+    /// `[batch, seq]` → `[batch, seq, hidden]`.
+    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        embedding(self.weight.val(), ids)
+    }
+}
+
+/// y = x·Wᵀ, `weight` `[out, in]`: PyTorch's `Linear` without a bias.
+#[derive(Module, Debug)]
+pub struct Linear<B: Backend> {
+    /// `[out, in]`.
+    pub weight: Param<Tensor<B, 2>>,
+}
+
+impl<B: Backend> Linear<B> {
+    /// N(0, `std`²).
+    pub fn new(init: &mut Init<'_, B>, input: usize, output: usize, std: f64) -> Self {
+        Self { weight: init.normal([output, input], std) }
+    }
+
+    /// `[batch, seq, in]` → `[batch, seq, out]`.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        matmul_rows(x, self.weight.val().transpose())
+    }
+}
+
+/// y = x·W + b, `weight` `[in, out]`: GPT-2's `Conv1D`.
+#[derive(Module, Debug)]
+pub struct Conv1d<B: Backend> {
+    /// `[in, out]`.
+    pub weight: Param<Tensor<B, 2>>,
+    /// `[out]`.
+    pub bias: Param<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Conv1d<B> {
+    /// Weight N(0, `std`²), bias 0.
+    pub fn new(init: &mut Init<'_, B>, input: usize, output: usize, std: f64) -> Self {
+        Self { weight: init.normal([input, output], std), bias: init.constant([output], 0.0) }
+    }
+
+    /// `[batch, seq, in]` → `[batch, seq, out]`.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        matmul_rows(x, self.weight.val()) + self.bias.val().unsqueeze()
+    }
+}
+
+/// One product over all rows of all examples, `[batch, seq, in] · [in, out]`.
+pub(crate) fn matmul_rows<B: Backend>(x: Tensor<B, 3>, weight: Tensor<B, 2>) -> Tensor<B, 3> {
+    let [batch, seq, input] = x.dims();
+    let output = weight.dims()[1];
+    x.reshape([batch * seq, input]).matmul(weight).reshape([batch, seq, output])
+}
+
+/// Normalisation over the last axis with biased variance, then scale and shift (Ba et al., arXiv 1607.06450).
+#[derive(Module, Debug)]
+pub struct LayerNorm<B: Backend> {
+    /// `[hidden]`.
+    pub weight: Param<Tensor<B, 1>>,
+    /// `[hidden]`.
+    pub bias: Param<Tensor<B, 1>>,
+    epsilon: f64,
+}
+
+impl<B: Backend> LayerNorm<B> {
+    /// Weight 1, bias 0.
+    pub fn new(init: &mut Init<'_, B>, hidden: usize, epsilon: f64) -> Self {
+        Self { weight: init.constant([hidden], 1.0), bias: init.constant([hidden], 0.0), epsilon }
+    }
+
+    /// `[batch, seq, hidden]` → the same shape.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let centred = x.clone() - x.mean_dim(2);
+        let variance = centred.clone().square().mean_dim(2); // [batch, seq, 1]
+        let normal = centred / (variance + self.epsilon).sqrt();
+        normal * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
+    }
+}
+
+/// Where the randomness of dropout comes from: masks are a function of (seed, step, place), so that a resumed run draws
+/// what the uninterrupted one would have drawn. `None` is evaluation.
+#[derive(Debug, Clone, Copy)]
+pub struct DropoutSource {
+    /// The run's seed.
+    pub seed: u64,
+    /// The optimisation step.
+    pub step: u64,
+}
+
+/// Zeroes entries with probability `p` and scales the rest by 1/(1−p) while training (Srivastava et al., 2014).
+/// `place` tells several dropouts of one forward pass apart.
+pub fn dropout<B: Backend>(x: Tensor<B, 3>, p: f64, source: Option<DropoutSource>, place: u64) -> Tensor<B, 3> {
+    let Some(DropoutSource { seed, step }) = source.filter(|_| p > 0.0) else { return x };
+    let mut rng = stream_rng(seed, "dropout", step << 16 | place);
+    let shape = x.shape();
+    let keep = (1.0 / (1.0 - p)) as f32;
+    let mask = (0..shape.num_elements()).map(|_| if rng.random_bool(p) { 0.0 } else { keep }).collect();
+    let mask = Tensor::from_data(TensorData::new(mask, shape), &x.device());
+    x * mask
+}
+
+/// The parameters of one RNN or LSTM layer, in PyTorch's layout (see [`RecurrentWeights`]).
+#[derive(Module, Debug)]
+pub struct RecurrentLayer<B: Backend> {
+    weight_ih: Param<Tensor<B, 2>>,
+    weight_hh: Param<Tensor<B, 2>>,
+    bias_ih: Param<Tensor<B, 1>>,
+    bias_hh: Param<Tensor<B, 1>>,
+}
+
+impl<B: Backend> RecurrentLayer<B> {
+    /// All parameters uniform on ±1/√hidden.
+    pub fn new(init: &mut Init<'_, B>, gates: usize, hidden: usize) -> Self {
+        let bound = 1.0 / (hidden as f64).sqrt();
+        let rows = gates * hidden;
+        Self {
+            weight_ih: init.uniform([rows, hidden], bound),
+            weight_hh: init.uniform([rows, hidden], bound),
+            bias_ih: init.uniform([rows], bound),
+            bias_hh: init.uniform([rows], bound),
+        }
+    }
+
+    /// The tensors, for [`crate::ops::SequenceOps`].
+    pub fn weights(&self) -> RecurrentWeights<B> {
+        RecurrentWeights {
+            weight_ih: self.weight_ih.val(),
+            weight_hh: self.weight_hh.val(),
+            bias_ih: self.bias_ih.val(),
+            bias_hh: self.bias_hh.val(),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+use crate::layers::DropoutSource;
+use crate::lstm::Lstm;
+use crate::ops::SequenceOps;
+use crate::rnn::Rnn;
+use crate::transformer::Transformer;
+use crate::{Init, ModelConfig};
+use burn::module::Module;
+use burn::prelude::*;
+use burn::tensor::TensorData;
+use data::Batch;
+
+/// What a forward pass takes.
+#[derive(Debug, Clone)]
+pub struct ModelInput<B: Backend> {
+    /// Token ids `[batch, seq]`.
+    pub input_ids: Tensor<B, 2, Int>,
+    /// Positions `[batch, seq]`; recurrent models ignore them.
+    pub position_ids: Tensor<B, 2, Int>,
+    /// `[batch, seq]`, 0 at tokens that attention must not see as keys; `None` where there are none. Recurrent models
+    /// ignore it: to them padding is an ordinary token.
+    pub attention_mask: Option<Tensor<B, 2>>,
+    /// Where dropout draws from; `None` outside training.
+    pub dropout: Option<DropoutSource>,
+}
+
+impl<B: Backend> ModelInput<B> {
+    /// Moves a batch to the device, for evaluation. A mask that could not change any labelled position is left out:
+    /// padding on the right is never seen by what comes before it.
+    pub fn new(batch: &Batch, device: &B::Device) -> Self {
+        let ints = |values: &[i64]| {
+            let data = TensorData::new(values.to_vec(), [batch.batch, batch.seq]);
+            Tensor::<B, 2, Int>::from_data(data, device)
+        };
+        let attention_mask = batch.mask_matters().then(|| ints(&batch.attention_mask).float());
+        Self {
+            input_ids: ints(&batch.input_ids),
+            position_ids: ints(&batch.position_ids),
+            attention_mask,
+            dropout: None,
+        }
+    }
+
+    /// The same input with dropout on.
+    pub fn training(self, source: DropoutSource) -> Self {
+        Self { dropout: Some(source), ..self }
+    }
+}
+
+/// Any of the architectures.
+// The variants differ in size by a few hundred bytes, and there is one model per process.
+#[allow(clippy::large_enum_variant)]
+#[derive(Module, Debug)]
+pub enum Model<B: Backend> {
+    /// See [`crate::rnn`].
+    Rnn(Rnn<B>),
+    /// See [`crate::lstm`].
+    Lstm(Lstm<B>),
+    /// See [`crate::transformer`].
+    Transformer(Transformer<B>),
+}
+
+impl ModelConfig {
+    /// A freshly initialised model over `vocab` tokens; the same weights for the same seed on every device.
+    pub fn init<B: Backend>(&self, vocab: usize, seed: u64, device: &B::Device) -> Model<B> {
+        let init = &mut Init::new(seed, device);
+        match self {
+            Self::Rnn(c) => Model::Rnn(c.init(vocab, init)),
+            Self::Lstm(c) => Model::Lstm(c.init(vocab, init)),
+            Self::Transformer(c) => Model::Transformer(c.init(vocab, init)),
+        }
+    }
+}
+
+impl<B: SequenceOps> Model<B> {
+    /// Logits `[batch, seq, vocab]`.
+    pub fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
+        match self {
+            Self::Rnn(m) => m.forward(input),
+            Self::Lstm(m) => m.forward(input),
+            Self::Transformer(m) => m.forward(input),
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Plain-tensor definitions of the sequence operations.
+
+use super::RecurrentWeights;
+use crate::layers::matmul_rows;
+use burn::prelude::*;
+use burn::tensor::activation::{sigmoid, softmax, tanh};
+
+/// h_t = tanh(W_ih·x_t + b_ih + W_hh·h_{t−1} + b_hh) (Elman, 1990).
+pub fn rnn_layer<B: Backend>(
+    x: Tensor<B, 3>,
+    weights: RecurrentWeights<B>,
+    h: Option<Tensor<B, 2>>,
+) -> (Tensor<B, 3>, Tensor<B, 2>) {
+    let [batch, _, _] = x.dims();
+    let hidden = weights.weight_hh.dims()[1];
+    let recurrent = weights.weight_hh.clone().transpose(); // [hidden, hidden]
+    let mut h = h.unwrap_or_else(|| Tensor::zeros([batch, hidden], &x.device()));
+    let mut states = Vec::new();
+    for input in unbind_time(input_product(x, weights)) {
+        h = tanh(input + h.matmul(recurrent.clone())); // [batch, hidden]
+        states.push(h.clone());
+    }
+    (Tensor::stack(states, 1), h)
+}
+
+/// i, f, g, o = gates(W_ih·x_t + b_ih + W_hh·h_{t−1} + b_hh); c = σ(f)·c + σ(i)·tanh(g); h = σ(o)·tanh(c)
+/// (Hochreiter & Schmidhuber, 1997, with the forget gate of Gers et al., 2000).
+#[allow(clippy::type_complexity)] // the pair (h, c) is what the field calls the state
+pub fn lstm_layer<B: Backend>(
+    x: Tensor<B, 3>,
+    weights: RecurrentWeights<B>,
+    state: Option<(Tensor<B, 2>, Tensor<B, 2>)>,
+) -> (Tensor<B, 3>, (Tensor<B, 2>, Tensor<B, 2>)) {
+    let [batch, _, _] = x.dims();
+    let hidden = weights.weight_hh.dims()[1];
+    let recurrent = weights.weight_hh.clone().transpose(); // [hidden, 4·hidden]
+    let zero = || Tensor::zeros([batch, hidden], &x.device());
+    let (mut h, mut c) = state.unwrap_or_else(|| (zero(), zero()));
+    let mut states = Vec::new();
+    for input in unbind_time(input_product(x, weights)) {
+        let gates = input + h.matmul(recurrent.clone()); // [batch, 4·hidden]
+        let gate = |k: usize| gates.clone().slice([0..batch, k * hidden..(k + 1) * hidden]);
+        c = sigmoid(gate(1)) * c + sigmoid(gate(0)) * tanh(gate(2));
+        h = sigmoid(gate(3)) * tanh(c.clone());
+        states.push(h.clone());
+    }
+    (Tensor::stack(states, 1), (h, c))
+}
+
+/// Everything that does not depend on the state, for all time steps in one product: `[batch, seq, G·hidden]`.
+fn input_product<B: Backend>(x: Tensor<B, 3>, weights: RecurrentWeights<B>) -> Tensor<B, 3> {
+    let bias = weights.bias_ih + weights.bias_hh;
+    matmul_rows(x, weights.weight_ih.transpose()) + bias.unsqueeze()
+}
+
+/// The time steps of `[batch, seq, channels]`, each `[batch, channels]`.
+///
+/// By halving: the gradient of a slice is a zero tensor of the parent's size with the slice written in, so slicing
+/// `seq` times from the whole would cost seq² on the way back; halves cost seq·log(seq).
+fn unbind_time<B: Backend>(x: Tensor<B, 3>) -> Vec<Tensor<B, 2>> {
+    let [batch, seq, channels] = x.dims();
+    if seq == 1 {
+        return vec![x.reshape([batch, channels])];
+    }
+    let half = seq / 2;
+    let mut steps = unbind_time(x.clone().slice([0..batch, 0..half]));
+    steps.extend(unbind_time(x.slice([0..batch, half..seq])));
+    steps
+}
+
+/// softmax(scale·q·kᵀ + masks)·v with the causal mask, and a key mask where given (Vaswani et al., arXiv 1706.03762).
+///
+/// The masks are finite, as in the models this reproduces: keys after the query are *set* to the lowest float, masked
+/// keys have it *added*. A query without any allowed key therefore attends evenly to what is masked once.
+pub fn causal_attention<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    key_mask: Option<Tensor<B, 2>>,
+    scale: f64,
+) -> Tensor<B, 4> {
+    let [_, _, seq, _] = q.dims();
+    let device = q.device();
+    let lowest = f32::MIN;
+    let future = Tensor::<B, 2, Bool>::tril_mask([seq, seq], 0, &device).unsqueeze(); // true where key > query
+    let mut scores = (q.matmul(k.transpose()) * scale).mask_fill(future, lowest); // [batch, heads, query, key]
+    if let Some(mask) = key_mask {
+        let [batch, _] = mask.dims();
+        scores = scores + ((mask.neg() + 1.0) * lowest).reshape([batch, 1, 1, seq]);
+    }
+    softmax(scores, 3).matmul(v)
+}
