@@ -1,1 +1,37 @@
-//! x
+//! Length sweeps: how far does a model count? An ONNX file goes in, a table with one row per test length comes out.
+//!
+//! [`Model`] loads the file through ONNX Runtime and checks that it keeps the project's ONNX contract. [`Sweep`] runs a
+//! [`data::Task`]'s test sequences through it and scores every length of [`Lengths`]; where it can, one pass over the
+//! longest sequence answers all shorter ones. [`metrics`] defines the scores. [`to_record_batch`] turns the outcome
+//! into an Arrow table, and [`write()`] puts it into a Parquet, Arrow, CSV or JSON file.
+//!
+//! The ONNX Runtime library itself is found (or fetched with pip, once) at run time: see [`RuntimeLibrary`]. Nothing
+//! here knows how models are trained, and any model that keeps the contract can be evaluated.
+//!
+//! ```no_run
+//! use evaluators::{Format, LoadOptions, Model, Sweep, SweepFacts, to_record_batch, write};
+//! use std::path::Path;
+//!
+//! let task = data::Task::by_name("counting_samesymbol_mod10bos")?;
+//! let mut model = Model::load(Path::new("model.onnx"), LoadOptions::default())?;
+//! let result = Sweep::new(&mut model, &task).lengths("1..1000".parse()?).run(|_, _| {})?;
+//! let table = to_record_batch(&result.lengths, &SweepFacts::new(&model, &task, "sweep"))?;
+//! write(&table, Format::Parquet, Path::new("sweep.parquet"))?;
+//! # Ok::<(), evaluators::EvalError>(())
+//! ```
+
+mod error;
+mod lengths;
+pub mod metrics;
+mod model;
+mod runtime;
+mod sweep;
+mod table;
+
+pub use error::{EvalError, Result};
+pub use lengths::Lengths;
+pub use metrics::{Running, Score, wilson};
+pub use model::{LoadOptions, Logits, Model, ModelInfo, Provider};
+pub use runtime::{RuntimeLibrary, Source, available_providers, environment};
+pub use sweep::{LengthResult, Plan, Prediction, Sweep, SweepResult};
+pub use table::{Format, SweepFacts, to_record_batch, write, write_predictions};

@@ -1,1 +1,102 @@
-//! x
+//! Lowers trained models to ONNX files that any length and any batch can be run through.
+//!
+//! | file | what it writes |
+//! |---|---|
+//! | `rnn.rs`, `lstm.rs`, `transformer.rs` | one architecture each, in the order of the file of that name in `models` |
+//! | `layers.rs` | the layers they share, as `models::layers` |
+//! | `graph.rs` | the builder: names, initializers, nodes, the file |
+//! | [`onnx`] | the protobuf types, generated from `proto/onnx.proto` |
+//!
+//! A lowering does not trace: it states the graph, so nothing is unrolled and no length is fixed. A recurrent layer is
+//! one `RNN` or `LSTM` node; the Transformer builds its causal mask from the length of its input. The graph follows the
+//! modules of the model. In a viewer, the node `/h.0/attn/c_attn/MatMul` multiplies by `h.0.attn.c_attn.weight`, which is
+//! the name and, unless the name says otherwise (`….T` transposed, `….iofc` gates reordered), the layout in the
+//! checkpoint.
+//!
+//! Every file has the input `input_ids` `[batch, seq]` and the output `logits` `[batch, seq, vocab]`. The Transformer
+//! also takes `attention_mask` and, with rotary positions, `position_ids`, both `[batch, seq]`. Whoever runs the file
+//! finds the vocabulary, the positional embedding and where the model comes from in its metadata: see [`ExportInfo`].
+
+mod error;
+mod graph;
+mod layers;
+mod lstm;
+#[allow(missing_docs, clippy::all)]
+pub mod onnx {
+    //! The ONNX messages, generated from `proto/onnx.proto`.
+    include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
+}
+mod rnn;
+mod transformer;
+
+pub use error::ExportError;
+
+use graph::GraphBuilder;
+use models::{ModelConfig, Weights};
+
+/// What the metadata of a file says beyond the model's own sizes; each field is stored under its name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExportInfo {
+    /// The run.
+    pub handle: String,
+    /// The task the model was trained on.
+    pub task: String,
+    /// The tokens; a token's place is its id. Stored as a JSON list.
+    pub vocab: Vec<String>,
+    /// The longest training example, counted as a sweep counts length.
+    pub train_max_length: usize,
+    /// Positions lie below this.
+    pub max_position_embeddings: usize,
+    /// How positions were drawn while training.
+    pub augmentation: String,
+    /// The run's seed.
+    pub seed: u64,
+    /// The checkpoint within the run.
+    pub checkpoint: String,
+    /// The precision of the weights.
+    pub precision: String,
+}
+
+/// The ONNX file of a model, ready to be written to disk.
+pub fn export(config: &ModelConfig, weights: &Weights, info: &ExportInfo) -> Result<Vec<u8>, ExportError> {
+    config.validate()?;
+    let vocab = info.vocab.len();
+    check_vocabulary(config, weights, vocab)?;
+    let mut g = GraphBuilder::new(config.arch(), weights);
+    match config {
+        ModelConfig::Rnn(c) => rnn::lower(c, vocab, &mut g)?,
+        ModelConfig::Lstm(c) => lstm::lower(c, vocab, &mut g)?,
+        ModelConfig::Transformer(c) => transformer::lower(c, vocab, &mut g)?,
+    }
+    g.finish(&metadata(config, info))
+}
+
+/// The lowerings would find this too, but as a matter of shapes.
+fn check_vocabulary(config: &ModelConfig, weights: &Weights, vocab: usize) -> Result<(), ExportError> {
+    let decoder = match config {
+        ModelConfig::Rnn(_) | ModelConfig::Lstm(_) => "decoder.weight",
+        ModelConfig::Transformer(_) => "lm_head.weight",
+    };
+    match weights.get(decoder).and_then(|weight| weight.shape.first()) {
+        Some(&rows) if rows != vocab => Err(ExportError::Vocabulary { vocab, decoder, rows }),
+        _ => Ok(()),
+    }
+}
+
+fn metadata(config: &ModelConfig, info: &ExportInfo) -> [(&'static str, String); 13] {
+    [
+        ("handle", info.handle.clone()),
+        ("task", info.task.clone()),
+        ("arch", config.arch().into()),
+        ("vocab", serde_json::Value::from(info.vocab.clone()).to_string()),
+        ("positional_embedding", config.positional_embedding().into()),
+        ("max_position_embeddings", info.max_position_embeddings.to_string()),
+        ("train_max_length", info.train_max_length.to_string()),
+        ("augmentation", info.augmentation.clone()),
+        ("num_layers", config.num_layers().to_string()),
+        ("hidden_size", config.hidden_size().to_string()),
+        ("seed", info.seed.to_string()),
+        ("checkpoint", info.checkpoint.clone()),
+        ("precision", info.precision.clone()),
+    ]
+}

@@ -1,0 +1,92 @@
+"""Opens what the program wrote with the tools that its users have, and checks what they see.
+
+    python readers.py DATASETS_DIR RUNS_DIR
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import duckdb
+import onnx
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+RESULT_COLUMNS = (
+    "handle task arch positional_embedding num_layers hidden_size seed checkpoint provider precision split length "
+    "n_sequences n_tokens accuracy counting_accuracy last_accuracy sequence_accuracy loss last_accuracy_low "
+    "last_accuracy_high in_distribution status plan"
+).split()
+
+
+def check_dataset(path):
+    table = pq.read_table(path)
+    item = lambda t: pa.list_(pa.field("item", t, nullable=False))
+    assert table.schema.field("input_ids").type == item(pa.uint16()), table.schema
+    assert table.schema.field("labels").type == item(pa.int16()), table.schema
+    assert table.schema.field("length").type == pa.uint32(), table.schema
+    metadata = {k.decode(): v.decode() for k, v in pq.read_schema(path).metadata.items()}
+    vocab = json.loads(metadata["vocab"])
+    assert metadata["task"] == path.parent.name and metadata["seed"] == "0" and metadata["generator_version"] == "1"
+
+    frame = pl.read_parquet(path)
+    assert frame.height == table.num_rows > 0
+    assert frame["input_ids"].list.len().equals(frame["labels"].list.len())
+    assert frame["input_ids"].list.max().max() < len(vocab)
+    longest = duckdb.sql(f"select max(len(input_ids)), min(length), count(*) from '{path}'").fetchone()
+    assert longest == (frame["input_ids"].list.len().max(), frame["length"].min(), frame.height)
+
+
+def check_result(path):
+    schema = pq.read_schema(path)
+    assert schema.names == RESULT_COLUMNS, schema.names
+    frame = pl.read_parquet(path)
+    assert frame["length"].to_list() == list(range(1, 101))
+    assert frame["status"].unique().to_list() == ["ok"]
+    assert frame["in_distribution"].sum() == 50
+    assert (frame["last_accuracy_low"] <= frame["last_accuracy"]).all()
+    assert (frame["last_accuracy"] <= frame["last_accuracy_high"]).all()
+    query = f"select avg(last_accuracy) from '{path}' where not in_distribution"
+    (mean,) = duckdb.sql(query).fetchone()
+    theirs = frame.filter(~pl.col("in_distribution"))["last_accuracy"].mean()
+    assert abs(mean - theirs) < 1e-12
+    assert abs(pd.read_parquet(path).query("~in_distribution").last_accuracy.mean() - mean) < 1e-12
+
+    predictions = pl.read_parquet(path.with_name("sweep-predictions.parquet"))
+    right = (predictions["gold"].list.last() == predictions["predicted"].list.last()).mean()
+    assert abs(right - frame["last_accuracy"].mean()) < 1e-12
+
+
+def check_model(path):
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    dims = lambda v: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+    inputs = {i.name: dims(i) for i in model.graph.input}
+    assert inputs["input_ids"] == ["batch", "seq"], inputs
+    outputs = {o.name: dims(o) for o in model.graph.output}
+    metadata = {p.key: p.value for p in model.metadata_props}
+    assert outputs["logits"] == ["batch", "seq", len(json.loads(metadata["vocab"]))], outputs
+    assert metadata["handle"] == path.parent.name
+
+
+def main():
+    datasets, runs = map(Path, sys.argv[1:])
+    files = {
+        check_dataset: sorted(datasets.glob("*/*.parquet")),
+        check_result: sorted(runs.glob("*/eval/sweep.parquet")),
+        check_model: sorted(runs.glob("*/model.onnx")),
+    }
+    for check, paths in files.items():
+        assert paths, f"nothing to check with {check.__name__}"
+        for path in paths:
+            check(path)
+            print(f"{check.__name__}: {path.parent.name}/{path.name} ok")
+    metrics = duckdb.sql(f"select distinct split from '{runs}/*/metrics.parquet' order by split").fetchall()
+    assert metrics == [("ood_test",), ("train",), ("val",)], metrics
+    print(f"{sum(map(len, files.values()))} passed, 0 failed")
+
+
+main()

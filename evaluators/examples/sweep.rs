@@ -1,0 +1,42 @@
+//! Sweeps an ONNX model over lengths: `cargo run --release -p evaluators --example sweep -- model.onnx [1..1000]`.
+//!
+//! The task is the one that the model's metadata names. Prints where the model is right, length by length, and writes
+//! `sweep.csv` into the current folder.
+
+use evaluators::{EvalError, Format, LoadOptions, Model, Sweep, SweepFacts, to_record_batch, write};
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let Some(model) = arguments.next() else {
+        eprintln!("usage: sweep MODEL.onnx [LENGTHS]");
+        return ExitCode::from(2);
+    };
+    match sweep(Path::new(&model), &arguments.next().unwrap_or_else(|| "1..1000".into())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn sweep(path: &Path, lengths: &str) -> Result<(), EvalError> {
+    let mut model = Model::load(path, LoadOptions::default())?;
+    let task = model.info().task.clone().unwrap_or_else(|| "counting_samesymbol_mod10bos".into());
+    let task = data::Task::by_name(&task)?;
+    eprintln!("evaluating {} on {}", task.name, model.provider());
+
+    let result = Sweep::new(&mut model, &task)
+        .lengths(lengths.parse()?)
+        .run(|done, total| eprint!("\r{done} of {total} tokens"))?;
+    eprintln!();
+
+    for length in &result.lengths {
+        let percent = length.score().and_then(|s| s.last_accuracy()).map(|a| format!("{:.1} %", 100.0 * a));
+        println!("{:>6}  {}", length.length, percent.as_deref().unwrap_or(length.status()));
+    }
+    let table = to_record_batch(&result.lengths, &SweepFacts::new(&model, &task, "sweep"))?;
+    write(&table, Format::Csv, Path::new("sweep.csv"))
+}

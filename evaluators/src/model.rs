@@ -1,0 +1,359 @@
+use crate::error::choose;
+use crate::{EvalError, Result, environment};
+use data::{Batch, DataError};
+use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
+use ort::session::{HasSelectedOutputs, ModelMetadata, OutputSelector, RunOptions, Session};
+use ort::value::{Outlet, Tensor, TensorElementType, TensorRef, TensorValueType};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// What a model runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Provider {
+    /// CUDA where the library has it and it works for the model, otherwise the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU through CUDA, or an error.
+    Cuda,
+    /// An NVIDIA GPU through TensorRT (what TensorRT cannot run goes to CUDA), or an error.
+    TensorRt,
+}
+
+impl Provider {
+    const NAMES: [(&str, Self); 4] =
+        [("auto", Self::Auto), ("cpu", Self::Cpu), ("cuda", Self::Cuda), ("tensorrt", Self::TensorRt)];
+
+    /// The name in options and result tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::TensorRt => "tensorrt",
+        }
+    }
+
+    /// Each must register or fail; ort's default would go on without. TF32 is off because it rounds float32 products
+    /// to 10 bits, enough to flip an arg-max far along a count.
+    fn execution_providers(self) -> Vec<ExecutionProviderDispatch> {
+        let cuda = || ep::CUDA::default().with_tf32(false).build().error_on_failure();
+        match self {
+            Self::Auto | Self::Cpu => vec![],
+            Self::Cuda => vec![cuda()],
+            Self::TensorRt => vec![ep::TensorRT::default().build().error_on_failure(), cuda()],
+        }
+    }
+
+    /// Whether the loaded library was built with this provider.
+    fn offered(self) -> bool {
+        match self {
+            Self::Auto | Self::Cpu => true,
+            Self::Cuda => ep::CUDA::is_available().unwrap_or(false),
+            Self::TensorRt => ep::TensorRT::is_available().unwrap_or(false),
+        }
+    }
+
+    fn missing(self, reason: String) -> EvalError {
+        let libraries = match self {
+            Self::TensorRt => "TensorRT, CUDA and cuDNN",
+            _ => "CUDA and cuDNN",
+        };
+        let hint = format!(
+            "`pip install onnxruntime-gpu` in place of onnxruntime (or point ORT_DYLIB_PATH at its library), have the \
+             libraries of {libraries} on LD_LIBRARY_PATH and an NVIDIA driver; or choose --provider cpu"
+        );
+        EvalError::Provider { provider: self.name(), reason, hint }
+    }
+}
+
+impl FromStr for Provider {
+    type Err = EvalError;
+
+    fn from_str(name: &str) -> Result<Self> {
+        choose("provider", name, &Self::NAMES)
+    }
+}
+
+impl std::fmt::Display for Provider {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How to load a model.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    /// What to run on.
+    pub provider: Provider,
+    /// CPU threads within a node; `None`: as many as this process may use.
+    pub threads: Option<usize>,
+}
+
+/// What a model file says of itself, each from the metadata key of the same name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// The run that it was exported from.
+    pub handle: Option<String>,
+    /// The task it was trained on.
+    pub task: Option<String>,
+    /// The architecture, `lstm` for example.
+    pub arch: Option<String>,
+    /// The kind of positional embedding.
+    pub positional_embedding: Option<String>,
+    /// The tokens in id order (in the file a JSON list).
+    pub vocab: Option<Vec<String>>,
+    /// The longest length in training.
+    pub train_max_length: Option<u32>,
+    /// How position ids were augmented in training; `none` or absent where they were not.
+    pub augmentation: Option<String>,
+    /// Layers.
+    pub num_layers: Option<u32>,
+    /// Width.
+    pub hidden_size: Option<u32>,
+    /// The training seed.
+    pub seed: Option<u64>,
+    /// The checkpoint that was exported.
+    pub checkpoint: Option<String>,
+    /// The arithmetic, `fp32` for example.
+    pub precision: Option<String>,
+    /// Position ids in training were below this; limits nothing by itself.
+    pub max_position_embeddings: Option<u32>,
+    /// Rows of a learned position table: position ids must be below this. Absent where there is no such table.
+    pub position_limit: Option<u32>,
+}
+
+impl ModelInfo {
+    fn read(metadata: &ModelMetadata<'_>) -> std::result::Result<Self, String> {
+        fn number<T: FromStr>(metadata: &ModelMetadata<'_>, key: &str) -> std::result::Result<Option<T>, String> {
+            let Some(text) = metadata.custom(key) else { return Ok(None) };
+            text.parse().map(Some).map_err(|_| format!("its metadata `{key}` is `{text}`, not a number"))
+        }
+        let vocab = metadata.custom("vocab").map(|text| serde_json::from_str(&text)).transpose();
+        Ok(Self {
+            handle: metadata.custom("handle"),
+            task: metadata.custom("task"),
+            arch: metadata.custom("arch"),
+            positional_embedding: metadata.custom("positional_embedding"),
+            vocab: vocab.map_err(|e| format!("its metadata `vocab` is not a JSON list of tokens ({e})"))?,
+            train_max_length: number(metadata, "train_max_length")?,
+            augmentation: metadata.custom("augmentation"),
+            num_layers: number(metadata, "num_layers")?,
+            hidden_size: number(metadata, "hidden_size")?,
+            seed: number(metadata, "seed")?,
+            checkpoint: metadata.custom("checkpoint"),
+            precision: metadata.custom("precision"),
+            max_position_embeddings: number(metadata, "max_position_embeddings")?,
+            position_limit: number(metadata, "position_limit")?,
+        })
+    }
+}
+
+/// A loaded model that keeps the ONNX contract.
+pub struct Model {
+    path: PathBuf,
+    session: Session,
+    info: ModelInfo,
+    provider: Provider,
+    fallback: Option<String>,
+    wants_position_ids: bool,
+    wants_attention_mask: bool,
+    // Only the logits are asked for: final states would be computed and copied for nothing.
+    only_logits: RunOptions<HasSelectedOutputs>,
+}
+
+impl Model {
+    /// Loads an ONNX file and checks it against the contract.
+    ///
+    /// # Errors
+    /// The file cannot be read or is no ONNX model; its inputs or outputs are not those of the contract; the provider
+    /// that `options` names is not available; there is no ONNX Runtime.
+    pub fn load(path: &Path, options: LoadOptions) -> Result<Self> {
+        let io = |source| DataError::Io { action: "read the model", path: path.into(), source };
+        std::fs::File::open(path).map_err(io)?;
+        environment()?;
+        let (session, provider, fallback) = match options.provider {
+            Provider::Auto => open_best(path, options.threads)?,
+            explicit => (open(path, explicit, options.threads)?, explicit, None),
+        };
+        let contract = |reason| EvalError::Contract { path: path.into(), reason };
+        let engine = |e: ort::Error| EvalError::Load { path: path.into(), reason: e.to_string() };
+        check_inputs(session.inputs()).map_err(contract)?;
+        check_outputs(session.outputs()).map_err(contract)?;
+        let info = session.metadata().map_err(engine).and_then(|m| ModelInfo::read(&m).map_err(contract))?;
+        let wants = |name: &str| session.inputs().iter().any(|i| i.name() == name);
+        Ok(Self {
+            path: path.into(),
+            info,
+            provider,
+            fallback,
+            wants_position_ids: wants("position_ids"),
+            wants_attention_mask: wants("attention_mask"),
+            only_logits: RunOptions::new().map_err(engine)?.with_outputs(OutputSelector::no_default().with("logits")),
+            session,
+        })
+    }
+
+    /// The file it was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the file says of itself.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// What it runs on; never [`Provider::Auto`].
+    pub fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    /// Why [`Provider::Auto`] went to the CPU although the library has CUDA.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
+    /// The logits at every position of `batch`. Inputs are handed over without copying.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails, out of memory for example, or the logits have another shape than `[batch, seq, vocab]`.
+    pub fn run(&mut self, batch: &Batch) -> Result<Logits> {
+        let failed =
+            |reason: String| EvalError::Run { path: self.path.clone(), batch: batch.batch, seq: batch.seq, reason };
+        let engine = |e: ort::Error| failed(e.to_string());
+        let tensor = |ids| TensorRef::from_array_view(([batch.batch, batch.seq], ids)).map_err(engine);
+        let mut inputs = ort::inputs! { "input_ids" => tensor(batch.input_ids.as_slice())? };
+        if self.wants_position_ids {
+            inputs.push(("position_ids".into(), tensor(batch.position_ids.as_slice())?.into()));
+        }
+        if self.wants_attention_mask {
+            inputs.push(("attention_mask".into(), tensor(batch.attention_mask.as_slice())?.into()));
+        }
+        let mut outputs = self.session.run_with_options(inputs, &self.only_logits).map_err(engine)?;
+        let logits = outputs.remove("logits").ok_or_else(|| failed("it gave no logits".into()))?;
+        let values = logits.downcast::<TensorValueType<f32>>().map_err(engine)?;
+        match values.shape()[..] {
+            [rows, columns, vocab] if (rows, columns) == (batch.batch as i64, batch.seq as i64) => {
+                Ok(Logits { values, seq: batch.seq, vocab: vocab as usize })
+            }
+            ref other => Err(failed(format!("its logits have the shape {other:?}"))),
+        }
+    }
+
+    /// [`Self::run`] for bare token ids `[batch, seq]`, row-major: positions count from 0 and nothing is masked.
+    ///
+    /// # Errors
+    /// As [`Self::run`]; also where `ids` are not batch × seq many.
+    pub fn run_ids(&mut self, ids: &[i64], batch: usize, seq: usize) -> Result<Logits> {
+        if ids.len() != batch * seq {
+            let reason = format!("{} token ids were given", ids.len());
+            return Err(EvalError::Run { path: self.path.clone(), batch, seq, reason });
+        }
+        self.run(&Batch {
+            batch,
+            seq,
+            input_ids: ids.to_vec(),
+            labels: vec![-1; ids.len()],
+            position_ids: (0..batch).flat_map(|_| 0..seq as i64).collect(),
+            attention_mask: vec![1; ids.len()],
+        })
+    }
+}
+
+/// The output of a pass: float32 `[batch, seq, vocab]`, in ONNX Runtime's memory.
+pub struct Logits {
+    values: Tensor<f32>,
+    seq: usize,
+    vocab: usize,
+}
+
+impl Logits {
+    /// Width of a row: the size of the vocabulary.
+    pub fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    /// All values, row-major.
+    pub fn values(&self) -> &[f32] {
+        self.values.extract_tensor().1 // [batch, seq, vocab]
+    }
+
+    /// The values of one sequence.
+    pub fn sequence(&self, row: usize) -> &[f32] {
+        let size = self.seq * self.vocab;
+        &self.values()[row * size..(row + 1) * size] // [seq, vocab]
+    }
+}
+
+/// CUDA where it works, otherwise the CPU and, where the library promised CUDA, what came in the way.
+fn open_best(path: &Path, threads: Option<usize>) -> Result<(Session, Provider, Option<String>)> {
+    let mut fallback = None;
+    if Provider::Cuda.offered() {
+        match open(path, Provider::Cuda, threads) {
+            Ok(session) => return Ok((session, Provider::Cuda, None)),
+            Err(EvalError::Provider { reason, .. } | EvalError::Load { reason, .. }) => fallback = Some(reason),
+            Err(other) => return Err(other),
+        }
+    }
+    Ok((open(path, Provider::Cpu, threads)?, Provider::Cpu, fallback))
+}
+
+fn open(path: &Path, provider: Provider, threads: Option<usize>) -> Result<Session> {
+    let environment = environment()?;
+    if !provider.offered() {
+        return Err(provider.missing("the ONNX Runtime library was built without it".into()));
+    }
+    let load = |e: ort::Error| EvalError::Load { path: path.into(), reason: e.to_string() };
+    // ONNX Runtime's own default counts the machine's cores, also where a container may use fewer.
+    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let mut builder = Session::builder(&environment)
+        .and_then(|b| Ok(b.with_intra_threads(threads)?))
+        // Memory plans are kept per input shape, and a sweep has a thousand of them.
+        .and_then(|b| Ok(b.with_memory_pattern(false)?))
+        .map_err(load)?
+        .with_execution_providers(provider.execution_providers())
+        .map_err(|e| provider.missing(e.to_string()))?;
+    builder.commit_from_file(path).map_err(load)
+}
+
+fn check_inputs(inputs: &[Outlet]) -> std::result::Result<(), String> {
+    if !inputs.iter().any(|i| i.name() == "input_ids") {
+        return Err(format!("it has no input `input_ids`, but {}", describe(inputs)));
+    }
+    for input in inputs {
+        let (ty, shape) = (input.dtype().tensor_type(), input.dtype().tensor_shape());
+        let described = describe(std::slice::from_ref(input));
+        match input.name() {
+            "input_ids" | "position_ids" | "attention_mask" => {}
+            _ => return Err(format!("it needs the input {described}, which the evaluator does not know")),
+        }
+        if input.name() == "position_ids" && ty == Some(TensorElementType::Float32) {
+            return Err("its position_ids are float; only int64 positions are supported so far".into());
+        }
+        if ty != Some(TensorElementType::Int64) || shape.is_none_or(|s| s.len() != 2) {
+            return Err(format!("its input is {described} instead of int64 [batch, seq]"));
+        }
+        if shape.is_some_and(|s| s.iter().any(|&d| d >= 0)) {
+            return Err(format!("its input {described} has fixed sizes, so it serves only those"));
+        }
+    }
+    Ok(())
+}
+
+fn check_outputs(outputs: &[Outlet]) -> std::result::Result<(), String> {
+    let Some(logits) = outputs.iter().find(|o| o.name() == "logits") else {
+        return Err(format!("it has no output `logits`, but {}", describe(outputs)));
+    };
+    let dtype = logits.dtype();
+    if dtype.tensor_type() != Some(TensorElementType::Float32) || dtype.tensor_shape().is_none_or(|s| s.len() != 3) {
+        let described = describe(std::slice::from_ref(logits));
+        return Err(format!("its output is {described} instead of float32 [batch, seq, vocab]"));
+    }
+    Ok(())
+}
+
+fn describe(outlets: &[Outlet]) -> String {
+    outlets.iter().map(|o| format!("`{}` {}", o.name(), o.dtype())).collect::<Vec<_>>().join(", ")
+}

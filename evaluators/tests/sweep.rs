@@ -1,0 +1,205 @@
+//! Sweeps over models whose every answer is known.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{MOD10, SHIFTED, fixture, model, on_cpu, statuses, sweep};
+use data::{Dataset, DatasetInfo, Example, Split, Task};
+use evaluators::{LengthResult, Model, Plan, Score, Sweep, SweepResult};
+
+fn score(results: &SweepResult, length: u32) -> Score {
+    *results.lengths.iter().find(|r| r.length == length).unwrap().score().unwrap()
+}
+
+/// The two plans must agree on everything but rounding in the loss.
+fn assert_same(single: &SweepResult, exhaustive: &SweepResult) {
+    assert_eq!(single.predictions, exhaustive.predictions);
+    assert_eq!(single.lengths.len(), exhaustive.lengths.len());
+    for (s, e) in single.lengths.iter().zip(&exhaustive.lengths) {
+        assert_eq!((s.plan, e.plan), (Plan::SinglePass, Plan::Exhaustive));
+        assert_eq!((s.length, s.status(), s.in_distribution), (e.length, e.status(), e.in_distribution));
+        let without_loss = |r: &LengthResult| r.score().map(|s| Score { loss_sum: 0.0, ..*s });
+        assert_eq!(without_loss(s), without_loss(e), "length {}", s.length);
+        if let (Some(s), Some(e)) = (s.score(), e.score()) {
+            assert!((s.loss_sum - e.loss_sum).abs() < 1e-6 * (1.0 + e.loss_sum), "{} {}", s.loss_sum, e.loss_sum);
+        }
+    }
+}
+
+#[test]
+fn one_pass_gives_what_every_length_on_its_own_gives() {
+    for (name, task, lengths) in [
+        ("counts_mod10", MOD10, "1..200"),
+        ("breaks_at_60", MOD10, "1..200"),
+        ("nan", MOD10, "1..40"),
+        ("reads_positions", MOD10, "1..80"),
+        ("counts_shifted", SHIFTED, "1..120"),
+        ("counts_shifted", SHIFTED, "3,97..105,400"),
+    ] {
+        let single = sweep(name, task, lengths, |s| s.keep_predictions(true));
+        let exhaustive = sweep(name, task, lengths, |s| s.keep_predictions(true).exhaustive(true));
+        assert_same(&single, &exhaustive);
+    }
+}
+
+#[test]
+fn a_perfect_counter_scores_one_everywhere() {
+    let results = sweep("counts_mod10", MOD10, "1..200", |s| s);
+    assert_eq!(results.lengths.len(), 200);
+    for r in &results.lengths {
+        let s = r.score().unwrap();
+        assert_eq!((s.n_sequences, s.n_tokens), (1, u64::from(r.length)), "the task has one track");
+        assert_eq!((s.accuracy(), s.last_accuracy(), s.sequence_accuracy()), (Some(1.0), Some(1.0), Some(1.0)));
+        assert_eq!(s.counting_accuracy(), (r.length > 1).then_some(1.0));
+        assert!((s.loss().unwrap() - (1.0 + 12.0 * (-8f64).exp()).ln()).abs() < 1e-9);
+        assert_eq!((r.in_distribution, r.status()), (r.length <= 50, "ok"));
+    }
+}
+
+#[test]
+fn a_counter_that_breaks_at_60_is_seen_to() {
+    let results = sweep("breaks_at_60", MOD10, "1..200", |s| s);
+    for r in &results.lengths {
+        let (s, length) = (r.score().unwrap(), u64::from(r.length));
+        let right = length <= 60;
+        assert_eq!(s.last_accuracy(), Some(if right { 1.0 } else { 0.0 }), "length {length}");
+        assert_eq!(s.sequence_accuracy(), s.last_accuracy());
+        assert_eq!(s.accuracy(), Some(length.min(60) as f64 / length as f64));
+        assert_eq!(s.counting_correct, (length - 1).min(60));
+    }
+}
+
+#[test]
+fn lengths_past_the_last_number_say_so() {
+    let results = sweep("counts_shifted", SHIFTED, "1..120", |s| s);
+    assert_eq!(results.lengths.len(), 120);
+    for r in &results.lengths {
+        match r.length {
+            // the starts 1..=50 reach the number 100 after 99 ..= 50 symbols
+            length @ 1..100 => {
+                let s = r.score().unwrap();
+                assert_eq!(s.n_sequences, u64::from((100 - length).min(50)));
+                assert_eq!(s.accuracy(), Some(1.0));
+            }
+            _ => {
+                assert_eq!(r.status(), "past the vocabulary's last number (100)");
+                assert_eq!(r.score(), None);
+            }
+        }
+    }
+}
+
+#[test]
+fn samples_bound_the_tracks() {
+    let results = sweep("counts_shifted", SHIFTED, "10", |s| s.samples(7));
+    assert_eq!(score(&results, 10).n_sequences, 7);
+    let results = sweep("counts_shifted", SHIFTED, "10", |s| s.samples(0));
+    assert_eq!(score(&results, 10).n_sequences, 1);
+}
+
+#[test]
+fn nan_logits_are_reported_not_averaged() {
+    let results = sweep("nan", MOD10, "19..22", |s| s);
+    let nan = "NaN logits in 1 of 1 sequences";
+    assert_eq!(statuses(&results.lengths), ["ok", "ok", nan, nan]);
+    assert!(results.lengths[3].score().is_none());
+}
+
+#[test]
+fn lengths_past_a_position_table_say_so() {
+    // 64 positions hold the first token and 63 symbols
+    let results = sweep("reads_positions", MOD10, "62..65", |s| s);
+    let past = "past the model's learned position table (64 positions)";
+    assert_eq!(statuses(&results.lengths), ["ok", "ok", past, past]);
+    assert_eq!(score(&results, 63).accuracy(), Some(1.0));
+    // nothing is left to run, and that is no error
+    assert_eq!(statuses(&sweep("reads_positions", MOD10, "500", |s| s).lengths), [past]);
+}
+
+#[test]
+fn augmented_positions_are_never_swept_in_one_pass() {
+    let results = sweep("augmented", MOD10, "1..30", |s| s);
+    assert!(results.lengths.iter().all(|r| r.plan == Plan::Exhaustive && r.status() == "ok"));
+}
+
+#[test]
+fn threads_and_batch_sizes_change_nothing() {
+    let task = Task::by_name(SHIFTED).unwrap();
+    let run = |threads, max_tokens, exhaustive| {
+        let mut model = Model::load(&fixture("counts_shifted"), on_cpu(threads)).unwrap();
+        let sweep = Sweep::new(&mut model, &task).lengths("1..60".parse().unwrap());
+        sweep.max_tokens(max_tokens).exhaustive(exhaustive).keep_predictions(true).run(|_, _| {}).unwrap()
+    };
+    for exhaustive in [false, true] {
+        let one = run(1, 16_384, exhaustive);
+        assert_eq!(one, run(2, 16_384, exhaustive));
+        assert_eq!(one.predictions, run(1, 100, exhaustive).predictions);
+        assert_eq!(one.predictions, run(1, 0, exhaustive).predictions, "a sequence over the budget runs alone");
+    }
+}
+
+#[test]
+fn progress_counts_up_to_the_total() {
+    let (mut model, task) = (model("counts_shifted"), Task::by_name(SHIFTED).unwrap());
+    for exhaustive in [false, true] {
+        let mut seen = vec![];
+        let sweep = Sweep::new(&mut model, &task).lengths("1..120".parse().unwrap()).max_tokens(1000);
+        sweep.exhaustive(exhaustive).run(|done, total| seen.push((done, total))).unwrap();
+        assert!(seen.len() > 3 && seen.windows(2).all(|w| w[0].0 < w[1].0));
+        assert_eq!(seen.last().map(|(done, _)| done), seen.last().map(|(_, total)| total));
+    }
+}
+
+#[test]
+fn predictions_hold_input_gold_and_predicted() {
+    let results = sweep("breaks_at_60", MOD10, "2,61", |s| s.keep_predictions(true));
+    let [short, long] = &results.predictions[..] else { unreachable!() };
+    assert_eq!((short.length, short.index), (2, 0));
+    assert_eq!(
+        (&short.input_ids[..], &short.gold[..], &short.predicted[..]),
+        (&[0, 12, 12][..], &[1, 2][..], &[1, 2][..])
+    );
+    assert_eq!((long.input_ids.len(), long.gold.len()), (62, 61));
+    assert_eq!((long.gold.last(), long.predicted.last()), (Some(&1), Some(&0)));
+    assert!(sweep("counts_mod10", MOD10, "2", |s| s).predictions.is_empty());
+}
+
+#[test]
+fn a_split_is_scored_as_it_is() {
+    let (mut model, task) = (model("breaks_at_60"), Task::by_name(MOD10).unwrap());
+    let rows = task.rows(Split::OodTest, 1000).unwrap();
+    let dataset = Dataset::generated(&task, Split::OodTest, 0, rows);
+    let mut last = (0, 0);
+    let results = Sweep::new(&mut model, &task).run_dataset(&dataset, |done, total| last = (done, total)).unwrap();
+    assert_eq!(results.lengths.iter().map(|r| r.length).collect::<Vec<_>>(), (51..=100).collect::<Vec<_>>());
+    assert_eq!(last, (52..=101).fold((0, 0), |(a, b), tokens| (a + tokens, b + tokens)));
+    let right = results.lengths.iter().filter(|r| r.score().unwrap().last_accuracy() == Some(1.0));
+    assert_eq!(right.count(), 10);
+}
+
+#[test]
+fn the_worked_example_of_the_metric_definitions() {
+    // counting 3/4, last 1/2, overall 4/6: two tracks of the shifted task, with three labels moved off the count
+    let (mut model, task) = (model("counts_shifted"), Task::by_name(SHIFTED).unwrap());
+    let mut dataset = Dataset::new(DatasetInfo::of(&task, 0));
+    let a = 102;
+    let long = Example { input_ids: vec![0, a, a, a, a, a], labels: vec![-1, 1, 2, 9, 4, 5], length: 5 };
+    let short = Example { input_ids: vec![3, a], labels: vec![-1, 5], length: 1 };
+    dataset.push(long.as_ref());
+    dataset.push(short.as_ref());
+    let results = Sweep::new(&mut model, &task).run_dataset(&dataset, |_, _| {}).unwrap();
+    let (long, short) = (score(&results, 5), score(&results, 1));
+    assert_eq!((long.counting_correct, long.counting_total, long.last_correct), (3, 4, 1));
+    assert_eq!((short.counting_total, short.last_correct, short.n_sequences), (0, 0, 1));
+    assert_eq!((long.accuracy(), short.accuracy()), (Some(0.8), Some(0.0)));
+}
+
+#[test]
+fn another_task_than_the_models_is_an_error() {
+    let (mut model, task) = (model("other_vocab"), Task::by_name(MOD10).unwrap());
+    let message = Sweep::new(&mut model, &task).run(|_, _| {}).unwrap_err().to_string();
+    assert!(message.contains("token 12 is `b` for the model and `a` in the task\n  hint:"), "{message}");
+    let shifted = Task::by_name(SHIFTED).unwrap();
+    let message = Sweep::new(&mut model, &shifted).run(|_, _| {}).unwrap_err().to_string();
+    assert!(message.contains("token 11 is `<pad>` for the model and `11` in the task"), "{message}");
+}

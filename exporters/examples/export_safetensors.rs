@@ -1,0 +1,38 @@
+//! Exports weights from a safetensors file, outside any run:
+//!
+//! ```text
+//! cargo run --release -p exporters --example export_safetensors -- \
+//!     '{"arch": "transformer", "hidden_size": 64, "num_heads": 4, "positional_embedding": "rope"}' \
+//!     model.safetensors model.onnx
+//! ```
+//!
+//! The first argument is a `[model]` table as JSON. Tokens are called by their ids.
+
+use exporters::{ExportInfo, export};
+use models::{ModelConfig, Weights};
+use std::error::Error;
+use std::path::Path;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [config, input, output] = &arguments[..] else {
+        return Err("usage: export_safetensors MODEL_AS_JSON IN.safetensors OUT.onnx".into());
+    };
+    let config: ModelConfig = serde_json::from_str(config)?;
+    let weights = Weights::read(Path::new(input))?;
+    let decoder = weights.get("decoder.weight").or(weights.get("lm_head.weight"));
+    let vocab = decoder.and_then(|weight| weight.shape.first()).ok_or("the file has no decoder")?;
+    let info = ExportInfo {
+        handle: "none".into(),
+        task: "none".into(),
+        vocab: (0..*vocab).map(|id| id.to_string()).collect(),
+        train_max_length: 0,
+        max_position_embeddings: 0,
+        augmentation: "none".into(),
+        seed: 0,
+        checkpoint: input.clone(),
+        precision: "fp32".into(),
+    };
+    std::fs::write(output, export(&config, &weights, &info)?)?;
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! A builder for ONNX graphs that follows the modules of a model.
+//!
+//! [`GraphBuilder::scope`] enters a module. Inside it, weights are looked up by their name in that module, and nodes are
+//! called after it: in `h.0`, `attn`, `c_attn`, the weight `weight` is the checkpoint's `h.0.attn.c_attn.weight` and the
+//! node that multiplies by it is `/h.0/attn/c_attn/MatMul`.
+
+use crate::ExportError;
+use crate::onnx::attribute_proto::AttributeType;
+use crate::onnx::tensor_proto::DataType;
+use crate::onnx::tensor_shape_proto::{Dimension, dimension};
+use crate::onnx::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
+    TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
+};
+use models::{Weight, Weights};
+use prost::Message;
+use std::collections::{BTreeSet, HashMap};
+
+/// The version of ONNX's operators: new enough for `LayerNormalization` (17) and `Split` into equal parts (18), and the
+/// newest that every TensorRT 10 reads.
+const OPSET: i64 = 20;
+/// The version of the file format, of early 2024.
+const IR_VERSION: i64 = 10;
+
+/// The axis of examples; its size is up to each call.
+pub(crate) const BATCH: Dim = Dim::Symbol("batch");
+/// The axis of time; its size is up to each call.
+pub(crate) const SEQ: Dim = Dim::Symbol("seq");
+
+/// One axis of a graph input or output.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Dim {
+    Symbol(&'static str),
+    Fixed(usize),
+}
+
+/// A tensor of the graph.
+#[derive(Debug, Clone)]
+pub(crate) struct Value(String);
+
+/// A constant argument of a node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Attribute<'a> {
+    Float(f64),
+    Int(i64),
+    Ints(&'a [i64]),
+}
+
+/// A number that a constant tensor can hold.
+pub(crate) trait Element: Copy {
+    const TYPE: DataType;
+    fn extend(self, raw_data: &mut Vec<u8>);
+}
+
+impl Element for f32 {
+    const TYPE: DataType = DataType::Float;
+    fn extend(self, raw_data: &mut Vec<u8>) {
+        raw_data.extend(self.to_le_bytes());
+    }
+}
+
+impl Element for i64 {
+    const TYPE: DataType = DataType::Int64;
+    fn extend(self, raw_data: &mut Vec<u8>) {
+        raw_data.extend(self.to_le_bytes());
+    }
+}
+
+/// See the [module documentation](self).
+pub(crate) struct GraphBuilder<'a> {
+    weights: &'a Weights,
+    /// Weights that the graph has taken in.
+    used: BTreeSet<String>,
+    /// The modules entered and not yet left.
+    modules: Vec<String>,
+    /// How often each name of a node has been asked for.
+    names: HashMap<String, usize>,
+    graph: GraphProto,
+}
+
+impl<'a> GraphBuilder<'a> {
+    /// An empty graph of a model with these weights.
+    pub(crate) fn new(name: &str, weights: &'a Weights) -> Self {
+        let graph = GraphProto { name: Some(name.into()), ..Default::default() };
+        Self { weights, used: BTreeSet::new(), modules: Vec::new(), names: HashMap::new(), graph }
+    }
+
+    /// Whatever `build` adds belongs to `module`.
+    pub(crate) fn scope<T>(&mut self, module: impl Into<String>, build: impl FnOnce(&mut Self) -> T) -> T {
+        self.modules.push(module.into());
+        let built = build(self);
+        self.modules.pop();
+        built
+    }
+
+    /// An input of the graph.
+    pub(crate) fn input(&mut self, name: &str, doc: &str, element: DataType, dims: &[Dim]) -> Value {
+        self.graph.input.push(value_info(name, doc, element, dims));
+        Value(name.into())
+    }
+
+    /// Makes `value` an output of the graph, called `name`.
+    pub(crate) fn output(&mut self, name: &str, doc: &str, value: Value, element: DataType, dims: &[Dim]) {
+        let edges = self.graph.node.iter_mut().flat_map(|node| node.input.iter_mut().chain(&mut node.output));
+        edges.filter(|edge| **edge == value.0).for_each(|edge| *edge = name.into());
+        self.graph.output.push(value_info(name, doc, element, dims));
+    }
+
+    /// The current module's weight `name`, which must have this shape.
+    pub(crate) fn weight(&mut self, name: &str, shape: &[usize]) -> Result<&'a Weight, ExportError> {
+        let name = self.initializer_name(name);
+        let expected = shape.to_vec();
+        let Some(weight) = self.weights.get(&name) else { return Err(ExportError::MissingWeight { name, expected }) };
+        if weight.shape != expected {
+            return Err(ExportError::WrongShape { name, expected, found: weight.shape.clone() });
+        }
+        self.used.insert(name);
+        Ok(weight)
+    }
+
+    /// The current module's weight `name` as a tensor of the graph, exactly as it is in the checkpoint.
+    pub(crate) fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Value, ExportError> {
+        let weight = self.weight(name, shape)?;
+        Ok(self.constant(name, shape, &weight.values))
+    }
+
+    /// A constant tensor, row-major.
+    pub(crate) fn constant<T: Element>(&mut self, name: &str, shape: &[usize], values: &[T]) -> Value {
+        let name = self.initializer_name(name);
+        let mut raw_data = Vec::with_capacity(size_of_val(values));
+        values.iter().for_each(|value| value.extend(&mut raw_data));
+        self.graph.initializer.push(TensorProto {
+            dims: shape.iter().map(|&n| n as i64).collect(),
+            data_type: Some(T::TYPE.into()),
+            name: Some(name.clone()),
+            raw_data: Some(raw_data),
+        });
+        Value(name)
+    }
+
+    /// A constant without axes.
+    pub(crate) fn scalar<T: Element>(&mut self, name: &str, value: T) -> Value {
+        self.constant(name, &[], &[value])
+    }
+
+    /// A list of axes, or a shape.
+    pub(crate) fn list(&mut self, name: &str, values: &[i64]) -> Value {
+        self.constant(name, &[values.len()], values)
+    }
+
+    /// A node with one output.
+    pub(crate) fn node(&mut self, op: &str, inputs: &[&Value], attributes: &[(&str, Attribute<'_>)]) -> Value {
+        let [value] = self.nodes(op, inputs, attributes);
+        value
+    }
+
+    /// A node with `N` outputs.
+    pub(crate) fn nodes<const N: usize>(
+        &mut self,
+        op: &str,
+        inputs: &[&Value],
+        attributes: &[(&str, Attribute<'_>)],
+    ) -> [Value; N] {
+        let name = self.node_name(op);
+        let outputs = std::array::from_fn(|i| Value(format!("{name}_output_{i}")));
+        self.graph.node.push(NodeProto {
+            input: inputs.iter().map(|value| value.0.clone()).collect(),
+            output: outputs.iter().map(|value: &Value| value.0.clone()).collect(),
+            name: Some(name),
+            op_type: Some(op.into()),
+            attribute: attributes.iter().map(|&(name, value)| attribute(name, value)).collect(),
+        });
+        outputs
+    }
+
+    /// The ONNX file. Every weight of the checkpoint must have been asked for.
+    pub(crate) fn finish(self, metadata: &[(&str, String)]) -> Result<Vec<u8>, ExportError> {
+        let unused = self.weights.iter().map(|(name, _)| name).filter(|&name| !self.used.contains(name));
+        let names: Vec<String> = unused.map(|name| format!("`{name}`")).collect();
+        if !names.is_empty() {
+            return Err(ExportError::UnusedWeights { names });
+        }
+        let entry = |(key, value): &(&str, String)| StringStringEntryProto {
+            key: Some((*key).into()),
+            value: Some(value.clone()),
+        };
+        let model = ModelProto {
+            ir_version: Some(IR_VERSION),
+            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }],
+            producer_name: Some("inductive-counting pipeline".into()),
+            producer_version: Some(env!("CARGO_PKG_VERSION").into()),
+            graph: Some(self.graph),
+            metadata_props: metadata.iter().map(entry).collect(),
+        };
+        let bytes = model.encoded_len();
+        if i32::try_from(bytes).is_err() {
+            return Err(ExportError::TooLarge { bytes });
+        }
+        Ok(model.encode_to_vec())
+    }
+
+    /// `h.0.attn.c_attn.weight`, as in the checkpoint.
+    fn initializer_name(&self, name: &str) -> String {
+        let parts: Vec<&str> = self.modules.iter().map(String::as_str).chain([name]).collect();
+        parts.join(".")
+    }
+
+    /// `/h.0/attn/c_attn/MatMul`, then `/h.0/attn/c_attn/MatMul_1` and so on.
+    fn node_name(&mut self, op: &str) -> String {
+        let modules: String = self.modules.iter().map(|module| format!("/{module}")).collect();
+        let name = format!("{modules}/{op}");
+        let count = self.names.entry(name.clone()).or_default();
+        *count += 1;
+        if *count == 1 { name } else { format!("{name}_{}", *count - 1) }
+    }
+}
+
+fn value_info(name: &str, doc: &str, element: DataType, dims: &[Dim]) -> ValueInfoProto {
+    let dim = |dim: &Dim| Dimension {
+        value: Some(match *dim {
+            Dim::Symbol(name) => dimension::Value::DimParam(name.into()),
+            Dim::Fixed(n) => dimension::Value::DimValue(n as i64),
+        }),
+    };
+    let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
+    let tensor = type_proto::Tensor { elem_type: Some(element.into()), shape: Some(shape) };
+    let r#type = TypeProto { value: Some(type_proto::Value::TensorType(tensor)) };
+    ValueInfoProto { name: Some(name.into()), r#type: Some(r#type), doc_string: Some(doc.into()) }
+}
+
+fn attribute(name: &str, value: Attribute<'_>) -> AttributeProto {
+    let mut proto = AttributeProto { name: Some(name.into()), ..Default::default() };
+    match value {
+        Attribute::Float(f) => {
+            proto.set_type(AttributeType::Float);
+            proto.f = Some(f as f32);
+        }
+        Attribute::Int(i) => {
+            proto.set_type(AttributeType::Int);
+            proto.i = Some(i);
+        }
+        Attribute::Ints(ints) => {
+            proto.set_type(AttributeType::Ints);
+            proto.ints = ints.to_vec();
+        }
+    }
+    proto
+}

@@ -1,0 +1,146 @@
+//! Causal Transformer: pre-norm blocks with a ReLU MLP. The counterpart of `models::transformer`.
+
+use crate::ExportError;
+use crate::graph::Attribute::{Int, Ints};
+use crate::graph::{BATCH, GraphBuilder, SEQ, Value};
+use crate::layers::{conv1d, embedding, input_ids, layer_norm, linear, logits};
+use crate::onnx::tensor_proto::DataType;
+use models::transformer::{LAYER_NORM_EPSILON, PositionalEmbedding, TransformerConfig};
+
+pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuilder<'_>) -> Result<(), ExportError> {
+    let hidden = config.hidden_size;
+    let ids = input_ids(g); // [batch, seq]
+    let attention_mask =
+        g.input("attention_mask", "0 at tokens that attention must not see", DataType::Int64, &[BATCH, SEQ]);
+    let rotation = match config.positional_embedding {
+        PositionalEmbedding::None => None,
+        PositionalEmbedding::Rope => Some(Rotation::new(g, &config.inverse_frequencies())),
+    };
+    let mask = score_mask(g, &ids, &attention_mask); // [batch, 1, query, key]
+    let mut x = embedding(g, "wte", &ids, [vocab, hidden])?; // [batch, seq, hidden]
+    for i in 0..config.num_layers {
+        x = g.scope(format!("h.{i}"), |g| block(g, config, i, x, rotation.as_ref(), &mask))?;
+    }
+    let x = layer_norm(g, "ln_f", &x, hidden, LAYER_NORM_EPSILON)?;
+    let scores = linear(g, "lm_head", &x, [hidden, vocab])?; // [batch, seq, vocab]
+    logits(g, scores, vocab);
+    Ok(())
+}
+
+fn block(
+    g: &mut GraphBuilder<'_>,
+    config: &TransformerConfig,
+    layer: usize,
+    x: Value,
+    rotation: Option<&Rotation>,
+    mask: &Value,
+) -> Result<Value, ExportError> {
+    let hidden = config.hidden_size;
+    let normal = layer_norm(g, "ln_1", &x, hidden, LAYER_NORM_EPSILON)?;
+    let y = g.scope("attn", |g| attention(g, config, layer, &normal, rotation, mask))?;
+    let x = g.node("Add", &[&x, &y], &[]);
+    let normal = layer_norm(g, "ln_2", &x, hidden, LAYER_NORM_EPSILON)?;
+    let y = g.scope("mlp", |g| mlp(g, &normal, hidden))?;
+    Ok(g.node("Add", &[&x, &y], &[]))
+}
+
+/// softmax(scale·q·kᵀ + mask)·v between two projections.
+fn attention(
+    g: &mut GraphBuilder<'_>,
+    config: &TransformerConfig,
+    layer: usize,
+    x: &Value,
+    rotation: Option<&Rotation>,
+    mask: &Value,
+) -> Result<Value, ExportError> {
+    let hidden = config.hidden_size;
+    let qkv = conv1d(g, "c_attn", x, [hidden, 3 * hidden])?; // [batch, seq, 3·hidden]
+    let parts: [Value; 3] = g.nodes("Split", &[&qkv], &[("axis", Int(-1)), ("num_outputs", Int(3))]);
+    // in the shape of a Reshape, 0 keeps an axis as it is
+    let heads = g.list("heads", &[0, 0, config.num_heads as i64, config.head_dim() as i64]);
+    let [mut q, mut k, v] = parts.map(|part| {
+        let part = g.node("Reshape", &[&part, &heads], &[]);
+        g.node("Transpose", &[&part], &[("perm", Ints(&[0, 2, 1, 3]))]) // [batch, heads, seq, head_dim]
+    });
+    if let Some(rotation) = rotation {
+        (q, k) = (rotation.apply(g, q), rotation.apply(g, k));
+    }
+    let k = g.node("Transpose", &[&k], &[("perm", Ints(&[0, 1, 3, 2]))]); // [batch, heads, head_dim, seq]
+    let scale = g.scalar("scale", config.attention_scale(layer) as f32);
+    let scores = g.node("MatMul", &[&q, &k], &[]); // [batch, heads, query, key]
+    let scores = g.node("Mul", &[&scores, &scale], &[]);
+    let scores = g.node("Add", &[&scores, mask], &[]);
+    let attended = g.node("Softmax", &[&scores], &[("axis", Int(-1))]);
+    let y = g.node("MatMul", &[&attended, &v], &[]); // [batch, heads, seq, head_dim]
+    let y = g.node("Transpose", &[&y], &[("perm", Ints(&[0, 2, 1, 3]))]);
+    let merged = g.list("merged", &[0, 0, hidden as i64]);
+    let y = g.node("Reshape", &[&y, &merged], &[]); // [batch, seq, hidden]
+    conv1d(g, "c_proj", &y, [hidden, hidden])
+}
+
+fn mlp(g: &mut GraphBuilder<'_>, x: &Value, hidden: usize) -> Result<Value, ExportError> {
+    let x = conv1d(g, "c_fc", x, [hidden, 4 * hidden])?;
+    let x = g.node("Relu", &[&x], &[]);
+    conv1d(g, "c_proj", &x, [4 * hidden, hidden])
+}
+
+/// What every layer adds to its scores, `[batch, 1, query, key]`: the lowest float where the key comes after the query,
+/// and once more where `attention_mask` hides the key.
+///
+/// The model *sets* the scores of later keys to the lowest float and only adds it for hidden ones. Adding both is the
+/// same to the last bit: a score is far too small to change the lowest float, and it costs one operation per layer.
+fn score_mask(g: &mut GraphBuilder<'_>, ids: &Value, attention_mask: &Value) -> Value {
+    g.scope("mask", |g| {
+        let (zero, one) = (g.scalar("zero", 0i64), g.scalar("one", 1i64));
+        let seq = g.node("Shape", &[ids], &[("start", Int(1)), ("end", Int(2))]);
+        let seq = g.node("Squeeze", &[&seq], &[]);
+        let key = g.node("Range", &[&zero, &seq, &one], &[]); // [key]
+        let last_axis = g.list("last_axis", &[1]);
+        let query = g.node("Unsqueeze", &[&key, &last_axis], &[]); // [query, 1]
+        let future = g.node("Greater", &[&key, &query], &[]); // [query, key]
+
+        let (lowest, nothing) = (g.scalar("lowest", f32::MIN), g.scalar("nothing", 0f32));
+        let future = g.node("Where", &[&future, &lowest, &nothing], &[]);
+
+        let hidden = g.node("Sub", &[&one, attention_mask], &[]); // [batch, key]
+        let hidden = g.node("Cast", &[&hidden], &[("to", Int(DataType::Float as i64))]);
+        let hidden = g.node("Mul", &[&hidden, &lowest], &[]);
+        let middle_axes = g.list("middle_axes", &[1, 2]);
+        let hidden = g.node("Unsqueeze", &[&hidden, &middle_axes], &[]); // [batch, 1, 1, key]
+        g.node("Add", &[&future, &hidden], &[])
+    })
+}
+
+/// cos and sin of every position's angles, `[batch, 1, seq, head_dim]`; the second half of the channels repeats the first.
+struct Rotation {
+    cos: Value,
+    sin: Value,
+}
+
+impl Rotation {
+    /// Adds the input `position_ids` and the nodes that all layers share.
+    fn new(g: &mut GraphBuilder<'_>, frequencies: &[f32]) -> Self {
+        let position_ids = g.input("position_ids", "the position of each token", DataType::Int64, &[BATCH, SEQ]);
+        g.scope("rotation", |g| {
+            let frequencies = g.constant("inverse_frequencies", &[frequencies.len()], frequencies);
+            let outer_axes = g.list("head_and_channel_axes", &[1, 3]);
+            let positions = g.node("Cast", &[&position_ids], &[("to", Int(DataType::Float as i64))]);
+            let positions = g.node("Unsqueeze", &[&positions, &outer_axes], &[]); // [batch, 1, seq, 1]
+            let angles = g.node("Mul", &[&positions, &frequencies], &[]); // [batch, 1, seq, head_dim / 2]
+            let angles = g.node("Concat", &[&angles, &angles], &[("axis", Int(-1))]);
+            Self { cos: g.node("Cos", &[&angles], &[]), sin: g.node("Sin", &[&angles], &[]) }
+        })
+    }
+
+    /// t·cos + (−t₂ ‖ t₁)·sin, where t₁ and t₂ are the halves of the channels.
+    fn apply(&self, g: &mut GraphBuilder<'_>, t: Value) -> Value {
+        g.scope("rotation", |g| {
+            let [first, second] = g.nodes("Split", &[&t], &[("axis", Int(-1)), ("num_outputs", Int(2))]);
+            let second = g.node("Neg", &[&second], &[]);
+            let turned = g.node("Concat", &[&second, &first], &[("axis", Int(-1))]);
+            let t = g.node("Mul", &[&t, &self.cos], &[]);
+            let turned = g.node("Mul", &[&turned, &self.sin], &[]);
+            g.node("Add", &[&t, &turned], &[])
+        })
+    }
+}

@@ -1,0 +1,280 @@
+//! What an exported file looks like, read back through the protobuf types. What it computes is checked where ONNX
+//! Runtime is at hand, by `pipeline export`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use exporters::onnx::{GraphProto, ModelProto, NodeProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto};
+use exporters::{ExportError, ExportInfo, export};
+use models::lstm::LstmConfig;
+use models::rnn::RnnConfig;
+use models::transformer::{PositionalEmbedding, TransformerConfig};
+use models::{Cpu, ModelConfig, Weights};
+use prost::Message;
+use std::collections::HashSet;
+
+const VOCAB: usize = 13;
+
+fn rnn(hidden_size: usize, num_layers: usize) -> ModelConfig {
+    ModelConfig::Rnn(RnnConfig { hidden_size, num_layers, ..Default::default() })
+}
+
+fn lstm(hidden_size: usize, num_layers: usize) -> ModelConfig {
+    ModelConfig::Lstm(LstmConfig { hidden_size, num_layers, ..Default::default() })
+}
+
+fn transformer(hidden_size: usize, num_layers: usize, positional_embedding: PositionalEmbedding) -> ModelConfig {
+    ModelConfig::Transformer(TransformerConfig { hidden_size, num_layers, num_heads: 4, positional_embedding })
+}
+
+/// One of each kind.
+fn every_kind(hidden: usize, layers: usize) -> [ModelConfig; 4] {
+    [
+        rnn(hidden, layers),
+        lstm(hidden, layers),
+        transformer(hidden, layers, PositionalEmbedding::None),
+        transformer(hidden, layers, PositionalEmbedding::Rope),
+    ]
+}
+
+fn weights(config: &ModelConfig) -> Weights {
+    Weights::of(&config.init::<Cpu>(VOCAB, 1, &Default::default())).unwrap()
+}
+
+fn info(vocab: usize) -> ExportInfo {
+    ExportInfo {
+        handle: "1123_142530".into(),
+        task: "counting_samesymbol_mod10bos".into(),
+        vocab: (0..vocab).map(|id| format!("\"{id}\"")).collect(),
+        train_max_length: 50,
+        max_position_embeddings: 128,
+        augmentation: "shift".into(),
+        seed: 1234,
+        checkpoint: "epoch-0003-step-93750".into(),
+        precision: "fp32".into(),
+    }
+}
+
+fn exported(config: &ModelConfig) -> ModelProto {
+    let bytes = export(config, &weights(config), &info(VOCAB)).unwrap();
+    ModelProto::decode(&bytes[..]).unwrap()
+}
+
+fn graph(config: &ModelConfig) -> GraphProto {
+    exported(config).graph.unwrap()
+}
+
+fn nodes_of<'a>(graph: &'a GraphProto, op: &str) -> Vec<&'a NodeProto> {
+    graph.node.iter().filter(|node| node.op_type() == op).collect()
+}
+
+/// `input_ids int64 [batch, seq]`, as the contract spells it.
+fn spelled(value: &ValueInfoProto) -> String {
+    let Some(type_proto::Value::TensorType(tensor)) = value.r#type.clone().unwrap().value else { panic!("no tensor") };
+    let element = match tensor.elem_type() {
+        1 => "float",
+        7 => "int64",
+        other => panic!("type {other}"),
+    };
+    let dims: Vec<String> = tensor
+        .shape
+        .unwrap()
+        .dim
+        .into_iter()
+        .map(|dim| match dim.value.unwrap() {
+            dimension::Value::DimParam(name) => name,
+            dimension::Value::DimValue(n) => n.to_string(),
+        })
+        .collect();
+    format!("{} {element} [{}]", value.name(), dims.join(", "))
+}
+
+#[test]
+fn inputs_and_outputs_are_those_of_the_contract() {
+    let ids = "input_ids int64 [batch, seq]";
+    let mask = "attention_mask int64 [batch, seq]";
+    let positions = "position_ids int64 [batch, seq]";
+    let expected: [&[&str]; 4] = [&[ids], &[ids], &[ids, mask], &[ids, mask, positions]];
+    for (config, inputs) in every_kind(16, 2).iter().zip(expected) {
+        let graph = graph(config);
+        assert_eq!(graph.input.iter().map(spelled).collect::<Vec<_>>(), inputs, "{config:?}");
+        assert_eq!(graph.output.iter().map(spelled).collect::<Vec<_>>(), ["logits float [batch, seq, 13]"]);
+    }
+}
+
+#[test]
+fn the_file_says_what_it_is_written_in_and_by_whom() {
+    for config in every_kind(16, 1) {
+        let model = exported(&config);
+        assert_eq!(model.ir_version(), 10);
+        let opsets: Vec<_> = model.opset_import.iter().map(|set| (set.domain(), set.version())).collect();
+        assert_eq!(opsets, [("", 20)]);
+        assert_eq!(model.producer_name(), "inductive-counting pipeline");
+        assert_eq!(model.producer_version(), env!("CARGO_PKG_VERSION"));
+        assert_eq!(model.graph.unwrap().name(), config.arch());
+    }
+}
+
+#[test]
+fn metadata_is_complete() {
+    let model = exported(&transformer(16, 2, PositionalEmbedding::Rope));
+    let found: Vec<_> = model.metadata_props.iter().map(|entry| (entry.key(), entry.value())).collect();
+    let vocab = r#"["\"0\"","\"1\"","\"2\"","\"3\"","\"4\"","\"5\"","\"6\"","\"7\"","\"8\"","\"9\"","\"10\"","\"11\"","\"12\""]"#;
+    let expected = [
+        ("handle", "1123_142530"),
+        ("task", "counting_samesymbol_mod10bos"),
+        ("arch", "transformer"),
+        ("vocab", vocab),
+        ("positional_embedding", "rope"),
+        ("max_position_embeddings", "128"),
+        ("train_max_length", "50"),
+        ("augmentation", "shift"),
+        ("num_layers", "2"),
+        ("hidden_size", "16"),
+        ("seed", "1234"),
+        ("checkpoint", "epoch-0003-step-93750"),
+        ("precision", "fp32"),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_recurrent_layer_is_one_node() {
+    for layers in [1, 3] {
+        assert_eq!(nodes_of(&graph(&rnn(8, layers)), "RNN").len(), layers);
+        assert_eq!(nodes_of(&graph(&lstm(8, layers)), "LSTM").len(), layers);
+    }
+}
+
+#[test]
+fn nothing_is_unrolled_and_every_layer_costs_the_same() {
+    for kind in 0..4 {
+        let count = |hidden, layers| graph(&every_kind(hidden, layers)[kind]).node.len();
+        assert_eq!(count(8, 2), count(32, 2), "width must not add nodes");
+        assert_eq!(count(8, 3) - count(8, 2), count(8, 2) - count(8, 1));
+    }
+}
+
+#[test]
+fn the_layers_of_a_transformer_share_mask_and_rotation() {
+    let graph = graph(&transformer(16, 3, PositionalEmbedding::Rope));
+    for op in ["Range", "Greater", "Where", "Cos", "Sin"] {
+        assert_eq!(nodes_of(&graph, op).len(), 1, "{op}");
+    }
+}
+
+#[test]
+fn names_are_unique_and_edges_lead_somewhere() {
+    for config in every_kind(16, 2) {
+        let graph = graph(&config);
+        let mut names = HashSet::new();
+        assert!(graph.node.iter().all(|node| names.insert(node.name())), "{config:?}");
+        // topological order: whatever a node reads is there before it
+        let mut tensors = HashSet::new();
+        let given = graph.input.iter().map(|input| input.name()).chain(graph.initializer.iter().map(|t| t.name()));
+        for name in given {
+            assert!(tensors.insert(name), "{name} twice");
+        }
+        for node in &graph.node {
+            assert!(node.input.iter().all(|name| tensors.contains(name.as_str())), "{}", node.name());
+            assert!(node.output.iter().all(|name| tensors.insert(name)), "{}", node.name());
+        }
+        assert!(tensors.contains("logits"));
+        let used: HashSet<&String> = graph.node.iter().flat_map(|node| &node.input).collect();
+        let unused: Vec<_> = graph.initializer.iter().filter(|t| !used.contains(&t.name.clone().unwrap())).collect();
+        assert!(unused.is_empty(), "{unused:?}");
+    }
+}
+
+#[test]
+fn a_viewer_shows_the_names_of_the_checkpoint() {
+    let config = transformer(16, 1, PositionalEmbedding::None);
+    let graph = graph(&config);
+    let product = graph.node.iter().find(|node| node.name() == "/h.0/attn/c_attn/MatMul").unwrap();
+    assert_eq!(product.input[1], "h.0.attn.c_attn.weight");
+    let stored = graph.initializer.iter().find(|tensor| tensor.name() == product.input[1]).unwrap();
+    let weights = weights(&config);
+    let weight = weights.get("h.0.attn.c_attn.weight").unwrap();
+    assert_eq!(stored.dims, [16, 48]);
+    assert_eq!(stored.raw_data(), weight.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+}
+
+#[test]
+fn gates_are_reordered_for_onnx() {
+    let config = lstm(2, 1);
+    let graph = graph(&config);
+    let node = nodes_of(&graph, "LSTM")[0];
+    assert_eq!(node.input[1..], ["lstm.weight_ih_l0.iofc", "lstm.weight_hh_l0.iofc", "lstm.bias_l0.iofc"]);
+    let stored = graph.initializer.iter().find(|tensor| tensor.name() == "lstm.weight_ih_l0.iofc").unwrap();
+    assert_eq!(stored.dims, [1, 8, 2]);
+    let weights = weights(&config);
+    let gates: Vec<&[f32]> = weights.get("lstm.weight_ih_l0").unwrap().values.chunks(4).collect(); // i, f, g, o
+    let expected = [gates[0], gates[3], gates[1], gates[2]].concat();
+    assert_eq!(stored.raw_data(), expected.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_file_is_hardly_larger_than_its_weights() {
+    for config in every_kind(128, 2) {
+        let weights = weights(&config);
+        let file = export(&config, &weights, &info(VOCAB)).unwrap().len();
+        let limit = 4 * weights.num_parameters() * 105 / 100 + 4096;
+        assert!(file <= limit, "{file} > {limit} bytes for {config:?}");
+    }
+}
+
+/// Exports `of`'s weights as if they were `config`'s.
+fn refusal(config: &ModelConfig, of: &ModelConfig, vocab: usize) -> ExportError {
+    export(config, &weights(of), &info(vocab)).unwrap_err()
+}
+
+#[test]
+fn a_missing_weight_is_named() {
+    let error = refusal(&lstm(8, 2), &lstm(8, 1), VOCAB);
+    assert_eq!(
+        error.to_string(),
+        "cannot export the model: its weight `lstm.weight_ih_l1`, of shape [32, 8], is not in the checkpoint\n  \
+         hint: do arch and num_layers match the run that saved the checkpoint?"
+    );
+}
+
+#[test]
+fn a_misshaped_weight_is_named() {
+    let error = refusal(&lstm(16, 1), &lstm(8, 1), VOCAB);
+    assert_eq!(
+        error.to_string(),
+        "cannot export the model: its weight `encoder.weight` should have shape [13, 16], but has [13, 8] in the checkpoint\n  \
+         hint: do hidden_size and the task match the run that saved the checkpoint?"
+    );
+}
+
+#[test]
+fn weights_without_a_place_are_named() {
+    let error = refusal(&rnn(8, 1), &rnn(8, 2), VOCAB);
+    assert_eq!(
+        error.to_string(),
+        "cannot export the model: it has no place for `lstm.bias_hh_l1`, `lstm.bias_ih_l1`, `lstm.weight_hh_l1`, \
+         `lstm.weight_ih_l1` of the checkpoint\n  hint: do arch and num_layers match the run that saved the checkpoint?"
+    );
+}
+
+#[test]
+fn the_vocabulary_must_fit_the_logits() {
+    for (config, decoder) in
+        [(rnn(8, 1), "decoder.weight"), (transformer(8, 1, PositionalEmbedding::None), "lm_head.weight")]
+    {
+        let error = refusal(&config, &config, 12);
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "cannot export the model: the vocabulary has 12 tokens, but `{decoder}` scores 13\n  \
+                 hint: was the checkpoint trained on another task?"
+            )
+        );
+    }
+}
+
+#[test]
+fn impossible_sizes_are_refused_by_key() {
+    let possible = transformer(16, 1, PositionalEmbedding::None);
+    let impossible = transformer(18, 1, PositionalEmbedding::None);
+    assert!(matches!(refusal(&impossible, &possible, VOCAB), ExportError::Config(e) if e.key == "num_heads"));
+}

@@ -1,0 +1,169 @@
+//! The command line. Raw arguments are turned into validated values by each command, once.
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use data::Split;
+use evaluators::{Format, Lengths, Provider};
+use std::path::PathBuf;
+
+/// Train sequence models on counting tasks, export them to ONNX, and test them on lengths far beyond training.
+#[derive(Debug, Parser)]
+#[command(name = "pipeline", version, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Where runs are kept
+    #[arg(long, global = true, default_value = "runs", value_hint = ValueHint::DirPath)]
+    pub runs_dir: PathBuf,
+    /// Where datasets are kept
+    #[arg(long, global = true, default_value = "datasets", value_hint = ValueHint::DirPath)]
+    pub data_dir: PathBuf,
+    /// Print one JSON document on standard output instead of tables
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress and no notes on standard error
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// More notes on standard error
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The paper's headline in minutes: train two models on lengths up to 50, sweep both over 1..1000, plot
+    #[cfg(feature = "train")]
+    Quickstart,
+    /// List tasks; generate and look at datasets
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Train a model
+    #[cfg(feature = "train")]
+    Train(TrainArgs),
+    /// Write a trained run as ONNX and check it against the model that was trained
+    #[cfg(feature = "train")]
+    Export(ExportArgs),
+    /// Sweep test lengths through ONNX Runtime
+    Eval(EvalArgs),
+    /// Show what this machine offers: ONNX Runtime, providers, GPUs, CPU features, versions
+    Doctor,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Every task with its family, parameters, vocabulary size and an example
+    List,
+    /// Write the train, val and ood_test splits of a task as Parquet
+    Generate(GenerateArgs),
+    /// Print examples and lengths of a dataset file
+    Show(ShowArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// Task name, see `pipeline data list`
+    #[arg(long)]
+    pub task: String,
+    /// Training examples; enumerated tasks round down to whole copies
+    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
+    pub train: usize,
+    /// Seed of everything that is sampled
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Replace a dataset that is already there
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// A dataset file
+    #[arg(value_hint = ValueHint::FilePath, required_unless_present = "task")]
+    pub file: Option<PathBuf>,
+    /// Instead of a file: this task's dataset under --data-dir
+    #[arg(long, conflicts_with = "file")]
+    pub task: Option<String>,
+    /// Which of the task's splits: train, val or ood_test
+    #[arg(long, default_value = "val", value_parser = |s: &str| s.parse::<Split>())]
+    pub split: Split,
+    /// How many examples to print
+    #[arg(short = 'n', long, default_value_t = 5)]
+    pub examples: usize,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// TOML with the tables [task] [model] [train] [optimizer] [eval]; see configs/
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// Task name; overrides task.name
+    #[arg(long)]
+    pub task: Option<String>,
+    /// Seed of weights, batches and dropout; overrides train.seed
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Where to train: auto, cpu, cuda or cuda:N; overrides train.device
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Override any key, for example --set optimizer.lr=3e-4
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The run; the newest one if left out
+    #[arg(long)]
+    pub handle: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// The run; the newest exported one if left out
+    #[arg(long, conflicts_with = "model")]
+    pub handle: Option<String>,
+    /// Any ONNX model that keeps the contract in the README, instead of a run
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub model: Option<PathBuf>,
+    /// Task name; needed where the model does not say it
+    #[arg(long)]
+    pub task: Option<String>,
+    /// Test lengths: 1..1000 (both ends count), 10..100:10, 10,50,100
+    #[arg(long, default_value = "1..1000")]
+    pub lengths: Lengths,
+    /// Test sequences per length at most; tasks with fewer different ones use all of them
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub samples: u64,
+    /// Seed of sampled test sequences
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Run every length on its own, instead of reading all lengths off one pass
+    #[arg(long)]
+    pub exhaustive: bool,
+    /// Where to run: auto, cpu, cuda or tensorrt
+    #[arg(long, default_value = "auto")]
+    pub provider: Provider,
+    /// Threads of the CPU provider; all cores if left out
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Tokens in one batch at most; bounds the memory
+    #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_tokens: u64,
+    /// Format of the result table: parquet, arrow, csv or json
+    #[arg(long, default_value = "parquet")]
+    pub format: Format,
+    /// Also write one row per sequence: input, gold, predicted
+    #[arg(long)]
+    pub predictions: bool,
+    /// Where to write the result table; its name also names the plot. Default: the run's eval/ folder
+    #[arg(short, long, value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+}

@@ -1,0 +1,89 @@
+//! `pipeline doctor`: what this machine offers.
+
+use super::Context;
+use crate::cuda;
+use anyhow::Result;
+use evaluators::RuntimeLibrary;
+use serde_json::json;
+
+pub fn run(context: &Context) -> Result<()> {
+    let library = RuntimeLibrary::find();
+    let providers = match &library {
+        Ok(Some(_)) => evaluators::available_providers().map_err(|e| e.to_string()),
+        Ok(None) => Err("ONNX Runtime is not there yet".to_owned()),
+        Err(e) => Err(e.to_string()),
+    };
+    let gpu = cuda::driver();
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let features = cpu_features();
+    let training = match (cfg!(feature = "train"), cfg!(feature = "cuda")) {
+        (true, true) => "burn 0.21 on CPU (flex) and CUDA",
+        (true, false) => "burn 0.21 on CPU (flex)",
+        (false, _) => "not built in (evaluation only)",
+    };
+    let version = env!("CARGO_PKG_VERSION");
+
+    let as_json = || {
+        let runtime = match &library {
+            Ok(Some(l)) => json!({ "path": l.path, "version": l.version, "source": l.source.to_string() }),
+            Ok(None) => json!(null),
+            Err(e) => json!({ "error": e.to_string() }),
+        };
+        json!({
+            "version": version,
+            "training": training,
+            "onnx_runtime": runtime,
+            "providers": providers.as_ref().ok(),
+            "cuda": match &gpu {
+                Ok(d) => json!({ "cuda_version": d.cuda_version, "devices": d.devices }),
+                Err(reason) => json!({ "error": reason }),
+            },
+            "cpu": { "arch": std::env::consts::ARCH, "cores": cores, "features": features },
+        })
+    };
+    let as_text = || {
+        let mut lines = vec![
+            format!("pipeline      {version} ({} {})", std::env::consts::OS, std::env::consts::ARCH),
+            format!("training      {training}"),
+        ];
+        lines.push(match &library {
+            Ok(Some(l)) => {
+                let version = l.version.as_deref().unwrap_or("of unknown version");
+                format!("ONNX Runtime  {version}, {}\n              {}", l.source, l.path.display())
+            }
+            Ok(None) => "ONNX Runtime  none yet; the first export or eval fetches it with pip".into(),
+            Err(e) => format!("ONNX Runtime  {e}"),
+        });
+        lines.push(match &providers {
+            Ok(list) => format!("providers     {}", list.join(", ")),
+            Err(reason) => format!("providers     unknown: {reason}"),
+        });
+        lines.push(match &gpu {
+            Ok(d) => format!("CUDA          driver for CUDA {}; {}", d.cuda_version, d.devices.join(", ")),
+            Err(reason) => format!("CUDA          none: {reason}"),
+        });
+        lines.push(format!("CPU           {cores} core(s); {}", features.join(" ")));
+        lines.join("\n")
+    };
+    context.print(as_json, as_text)
+}
+
+/// Those that the products and the runtime make use of.
+#[cfg(target_arch = "x86_64")]
+fn cpu_features() -> Vec<&'static str> {
+    let found = [
+        ("sse4.2", is_x86_feature_detected!("sse4.2")),
+        ("avx", is_x86_feature_detected!("avx")),
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+        ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+    ];
+    found.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_features() -> Vec<&'static str> {
+    if cfg!(target_arch = "aarch64") { vec!["neon"] } else { vec![] }
+}

@@ -1,0 +1,85 @@
+//! Choosing where to train.
+
+use anyhow::{Result, bail};
+
+/// A device that training can run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// All cores of this machine.
+    Cpu,
+    /// The CUDA GPU with this index.
+    #[cfg(feature = "cuda")]
+    Cuda(usize),
+}
+
+impl Device {
+    /// `auto` takes CUDA where a driver and a device are found; an explicit `cuda` without them is an error.
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "cpu" => Ok(Self::Cpu),
+            "auto" => Ok(Self::first_gpu().unwrap_or(Self::Cpu)),
+            _ => match name.strip_prefix("cuda") {
+                Some("") => Self::gpu(0),
+                Some(index) => match index.strip_prefix(':').and_then(|i| i.parse().ok()) {
+                    Some(index) => Self::gpu(index),
+                    None => Self::unknown(name),
+                },
+                None => Self::unknown(name),
+            },
+        }
+    }
+
+    fn unknown(name: &str) -> Result<Self> {
+        bail!("unknown device `{name}`\n  hint: one of auto, cpu, cuda, cuda:N")
+    }
+
+    #[cfg(feature = "cuda")]
+    fn first_gpu() -> Option<Self> {
+        Self::gpu(0).ok()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn gpu(index: usize) -> Result<Self> {
+        let devices = crate::cuda::driver().map(|d| d.devices).map_err(|reason| {
+            anyhow::anyhow!("cannot train on cuda: {reason}\n  hint: install the NVIDIA driver, or use --device cpu")
+        })?;
+        if index < devices.len() {
+            return Ok(Self::Cuda(index));
+        }
+        bail!("there is no device cuda:{index}; the driver lists {}\n  hint: use --device cuda:0 or cpu", devices.len())
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn first_gpu() -> Option<Self> {
+        None
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn gpu(_: usize) -> Result<Self> {
+        bail!("this program was built without CUDA\n  hint: build with the default features, or use --device cpu")
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert_eq!(Device::parse("cpu").unwrap(), Device::Cpu);
+        for bad in ["gpu", "cuda0", "cuda:x", ""] {
+            assert!(Device::parse(bad).unwrap_err().to_string().contains("auto, cpu, cuda, cuda:N"), "{bad}");
+        }
+    }
+}
