@@ -125,14 +125,18 @@ impl Config {
     /// Reads `path` and applies `overrides` (`table.key`, value) in order.
     pub fn load(path: &Path, overrides: &[(String, Value)]) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| {
-            format!("cannot read the config {}\n  hint: the ones that come with the program are in configs/", path.display())
+            format!(
+                "cannot read the config {}\n  hint: the ones that come with the program are in configs/",
+                path.display()
+            )
         })?;
         Self::parse(&text, overrides).with_context(|| format!("in the config {}", path.display()))
     }
 
     /// [`Config::load`] for text that is already in memory.
     pub fn parse(text: &str, overrides: &[(String, Value)]) -> Result<Self> {
-        let mut tables: Table = text.parse().map_err(|e: toml::de::Error| anyhow::anyhow!("{}", e.to_string().trim_end()))?;
+        let mut tables: Table =
+            text.parse().map_err(|e: toml::de::Error| anyhow::anyhow!("{}", e.to_string().trim_end()))?;
         for (key, value) in overrides {
             set(&mut tables, key, value.clone())?;
         }
@@ -187,7 +191,9 @@ impl Config {
 /// Splits a `--set` argument; the value is TOML, or a bare string (`train.device=cpu`).
 pub fn parse_override(argument: &str) -> Result<(String, Value)> {
     let Some((key, text)) = argument.split_once('=') else {
-        bail!("--set {argument}: there is no `=`\n  hint: write --set table.key=value, for example --set optimizer.lr=3e-4");
+        bail!(
+            "--set {argument}: there is no `=`\n  hint: write --set table.key=value, for example --set optimizer.lr=3e-4"
+        );
     };
     let document: Result<Table, _> = format!("value = {text}").parse();
     let value = document.ok().and_then(|mut t| t.remove("value")).unwrap_or_else(|| Value::String(text.trim().into()));

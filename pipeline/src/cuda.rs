@@ -34,7 +34,8 @@ pub fn driver() -> Result<Driver, String> {
         let missing = |e: libloading::Error| format!("the NVIDIA driver is incomplete: {e}");
         let init = library.get::<unsafe extern "C" fn(u32) -> c_int>(b"cuInit").map_err(missing)?;
         call("cuInit", init(0))?;
-        let version = library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDriverGetVersion").map_err(missing)?;
+        let version =
+            library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDriverGetVersion").map_err(missing)?;
         let mut number = 0;
         call("cuDriverGetVersion", version(&mut number))?;
         let count = library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount").map_err(missing)?;

@@ -21,6 +21,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    disable_telemetry();
     let cli = cli::Cli::parse();
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -30,6 +31,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// ONNX Runtime 1.29 and later write a device id into the user's cache, and may send it, unless told not to before they
+/// are loaded.
+#[allow(unsafe_code)]
+fn disable_telemetry() {
+    // SAFETY: the first statement of the program; no other thread exists that could read the environment.
+    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
 }
 
 /// The whole chain of causes, outermost first, each once.

@@ -39,8 +39,11 @@ pub struct MetricsRow {
 
 /// Writes the whole curve; the file appears whole or not at all.
 pub fn write(rows: &[MetricsRow], path: &Path) -> Result<()> {
-    let numbers = |f: fn(&MetricsRow) -> Option<f64>| Arc::new(rows.iter().map(f).collect::<Float64Array>()) as ArrayRef;
-    let counts = |f: fn(&MetricsRow) -> u64| Arc::new(rows.iter().map(f).collect::<Vec<_>>().into_iter().collect::<UInt64Array>()) as ArrayRef;
+    let numbers =
+        |f: fn(&MetricsRow) -> Option<f64>| Arc::new(rows.iter().map(f).collect::<Float64Array>()) as ArrayRef;
+    let counts = |f: fn(&MetricsRow) -> u64| {
+        Arc::new(rows.iter().map(f).collect::<Vec<_>>().into_iter().collect::<UInt64Array>()) as ArrayRef
+    };
     let splits: StringArray = rows.iter().map(|r| Some(r.split)).collect();
     let batch = RecordBatch::try_from_iter([
         ("step", counts(|r| r.step)),
@@ -60,5 +63,7 @@ pub fn write(rows: &[MetricsRow], path: &Path) -> Result<()> {
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None)?;
     writer.write(&batch)?;
     writer.close()?;
-    data::files::write_bytes(path, &bytes).map_err(|e: DataError| anyhow::Error::new(e)).context("cannot keep the training curve")
+    data::files::write_bytes(path, &bytes)
+        .map_err(|e: DataError| anyhow::Error::new(e))
+        .context("cannot keep the training curve")
 }

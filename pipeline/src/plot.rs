@@ -54,8 +54,23 @@ static COLOURS: [RGBColor; 6] = [
 pub fn smoothing_window(points: usize) -> usize {
     match points {
         0..60 => 1,
-        60..300 => 5,
-        _ => 25,
+        60..300 => 11,
+        _ => 41,
+    }
+}
+
+/// How people write an architecture and its positional embedding.
+pub fn display_name(arch: &str, positional_embedding: &str) -> String {
+    let arch = match arch {
+        "rnn" | "lstm" => arch.to_uppercase(),
+        "transformer" => "Transformer".to_owned(),
+        other => other.to_owned(),
+    };
+    match (arch.as_str(), positional_embedding) {
+        ("Transformer", "none") => "Transformer (NoPE)".to_owned(),
+        ("Transformer", "rope") => "Transformer (RoPE)".to_owned(),
+        (_, "none" | "") => arch,
+        (_, other) => format!("{arch} ({other})"),
     }
 }
 
@@ -76,7 +91,8 @@ fn draw(figure: &Figure) -> Result<String> {
     });
     let mut svg = String::new();
     render(figure, SVGBackend::with_string(&mut svg, SIZE)).map_err(|e| anyhow!("cannot draw the plot: {e}"))?;
-    Ok(svg.replace(&format!("font-family=\"{FONT}\""), &format!("font-family=\"{FONT}, Helvetica, Arial, sans-serif\"")))
+    Ok(svg
+        .replace(&format!("font-family=\"{FONT}\""), &format!("font-family=\"{FONT}, Helvetica, Arial, sans-serif\"")))
 }
 
 type DrawResult<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
@@ -91,9 +107,9 @@ fn render<'a>(figure: &Figure, backend: SVGBackend<'a>) -> DrawResult<'a> {
     root.draw(&Text::new(figure.subtitle.clone(), (92, 70), text(20, &GREY)))?;
 
     let longest = figure.series.iter().flat_map(|s| s.points.last()).map(|p| p.0).max().unwrap_or(1).max(2);
-    let right = 40 + 11 * figure.series.iter().map(|s| s.label.chars().count()).max().unwrap_or(0) as u32;
+    let right = 40 + 12 * figure.series.iter().map(|s| s.label.chars().count()).max().unwrap_or(0) as u32;
     let mut chart = ChartBuilder::on(&root)
-        .margin_top(112)
+        .margin_top(126)
         .margin_right(right)
         .margin_left(24)
         .margin_bottom(16)
@@ -120,43 +136,53 @@ fn render<'a>(figure: &Figure, backend: SVGBackend<'a>) -> DrawResult<'a> {
         .label_style(text(18, &GREY))
         .draw()?;
 
+    let mut labels = Vec::new();
     if let Some(chance) = figure.chance {
         chart.draw_series(DashedLineSeries::new([(0.0, chance), (x_end, chance)], 6, 6, GREY.stroke_width(1)))?;
-        let style = text(16, &GREY).pos(Pos::new(HPos::Right, VPos::Bottom));
-        chart.draw_series([Text::new("guessing", (x_end, chance + 0.008), style)])?;
+        labels.push((chance, "guessing".to_owned(), &GREY, 18));
     }
-    let mut taken: Vec<f64> = Vec::new();
-    for (series, colour) in figure.series.iter().zip(COLOURS.iter().cycle()) {
-        let line = smooth(&series.points);
-        let Some(&end) = line.last() else { continue };
-        chart.draw_series(LineSeries::new(line, colour.stroke_width(4)))?;
-        // Names stand at the ends of their lines, moved up where they would overlap.
-        let mut y = end.1;
-        while taken.iter().any(|t| (t - y).abs() < 0.055) {
-            y += 0.01;
+    // The first series last, on top of the others.
+    for (series, colour) in figure.series.iter().zip(COLOURS.iter().cycle()).collect::<Vec<_>>().into_iter().rev() {
+        let pieces = smooth(&series.points, figure.train_max);
+        if let Some(end) = pieces.last().and_then(|piece| piece.last()) {
+            labels.push((end.1, series.label.clone(), colour, 22));
         }
-        taken.push(y);
-        let at = chart.backend_coord(&(end.0, y));
-        let style = text(22, colour).pos(Pos::new(HPos::Left, VPos::Center));
-        root.draw(&Text::new(series.label.clone(), (at.0 + 12, at.1), style))?;
+        chart.draw_series(LineSeries::new(pieces.concat(), colour.stroke_width(4)))?;
+    }
+    // Names stand at the ends of their lines, from the lowest up, each moved clear of the one below.
+    labels.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut free_from = f64::NEG_INFINITY;
+    for (y, label, colour, size) in labels {
+        let y = y.max(free_from);
+        free_from = y + 0.055;
+        let at = chart.backend_coord(&(x_end, y));
+        let style = text(size, colour).pos(Pos::new(HPos::Left, VPos::Center));
+        root.draw(&Text::new(label, (at.0 + 12, at.1), style))?;
     }
     if let Some(train_max) = figure.train_max.map(f64::from).filter(|t| *t < x_end) {
-        let at = chart.backend_coord(&(train_max, 1.04));
+        let at = chart.backend_coord(&(0.0, 1.04));
         let style = text(16, &GREY).pos(Pos::new(HPos::Left, VPos::Bottom));
-        root.draw(&Text::new(format!("trained up to {train_max}"), (at.0 - 4, at.1 - 4), style))?;
+        root.draw(&Text::new(format!("trained on 1–{train_max}"), (at.0, at.1 - 4), style))?;
     }
     root.present()
 }
 
-/// A centred moving average over [`smoothing_window`] lengths, narrower at the ends.
-fn smooth(points: &[(u32, f64)]) -> Vec<(f64, f64)> {
-    let half = smoothing_window(points.len()) / 2;
-    let mean = |i: usize| {
-        let reach = half.min(i).min(points.len() - 1 - i);
-        let window = &points[i - reach..=i + reach];
-        window.iter().map(|p| p.1).sum::<f64>() / window.len() as f64
+/// A moving average over [`smoothing_window`] lengths with triangular weights, cut off at the ends; trained lengths and
+/// longer ones are averaged apart, so that a break at the border stays sharp.
+fn smooth(points: &[(u32, f64)], train_max: Option<u32>) -> Vec<Vec<(f64, f64)>> {
+    let half = (smoothing_window(points.len()) / 2) as i64;
+    let border = train_max.map_or(0, |t| points.partition_point(|p| p.0 <= t));
+    let (trained, longer) = points.split_at(border);
+    let average = |piece: &[(u32, f64)]| -> Vec<(f64, f64)> {
+        let mean = |i: usize| {
+            let window = i.saturating_sub(half as usize)..(i + half as usize + 1).min(piece.len());
+            let weighted = window.map(|j| ((half + 1 - (j as i64 - i as i64).abs()) as f64, piece[j].1));
+            let (weights, sum) = weighted.fold((0.0, 0.0), |(w, s), (weight, y)| (w + weight, s + weight * y));
+            sum / weights
+        };
+        (0..piece.len()).map(|i| (f64::from(piece[i].0), mean(i))).collect()
     };
-    (0..points.len()).map(|i| (f64::from(points[i].0), mean(i))).collect()
+    [trained, longer].into_iter().filter(|piece| !piece.is_empty()).map(average).collect()
 }
 
 /// Twice the SVG's size, so that it is sharp on a projector.
@@ -178,11 +204,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_moving_average_keeps_ends_and_means() {
-        let points: Vec<(u32, f64)> = (1..=400).map(|l| (l, f64::from(l % 2))).collect();
-        let line = smooth(&points);
-        assert_eq!((line.len(), line[0], line[399]), (400, (1.0, 1.0), (400.0, 0.0)));
-        assert!((line[200].1 - 0.5).abs() < 0.03);
+    fn the_moving_average_keeps_means_and_the_break_after_training() {
+        let accuracy = |l| if l <= 50 { 1.0 } else { f64::from(l % 2) };
+        let points: Vec<(u32, f64)> = (1..=400).map(|l| (l, accuracy(l))).collect();
+        let pieces = smooth(&points, Some(50));
+        assert_eq!((pieces[0].len(), pieces[1].len()), (50, 350));
+        assert_eq!(pieces[0][49], (50.0, 1.0));
+        assert!(pieces[1].iter().all(|p| (p.1 - 0.5).abs() < 0.05), "{:?}", pieces[1]);
     }
 
     #[test]

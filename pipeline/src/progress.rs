@@ -36,7 +36,8 @@ impl Progress {
 
     /// A bar over `total` units with a rate, an ETA and room for a live message.
     pub fn bar(&self, what: impl Into<Cow<'static, str>>, total: u64, unit: &str) -> ProgressBar {
-        let template = format!("{{prefix:>14}} {{bar:28}} {{pos}}/{{len}} {unit} · {{per_sec}} · ETA {{eta}} {{wide_msg}}");
+        let template =
+            format!("{{prefix:>14}} {{bar:28}} {{pos}}/{{len}} {unit} · {{per_sec}} · ETA {{eta}} {{wide_msg}}");
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(total).with_prefix(what).with_style(style.progress_chars("━╸─"));
         self.bars.add(bar)

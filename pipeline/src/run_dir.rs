@@ -56,7 +56,9 @@ impl RunDir {
         let mut found = Vec::new();
         for entry in entries.filter_map(Result::ok) {
             let config = entry.path().join("config.toml");
-            if let (Ok(written), Ok(handle)) = (config.metadata().and_then(|m| m.modified()), entry.file_name().into_string()) {
+            if let (Ok(written), Ok(handle)) =
+                (config.metadata().and_then(|m| m.modified()), entry.file_name().into_string())
+            {
                 found.push((written, Self { path: entry.path(), handle }));
             }
         }

@@ -10,7 +10,11 @@ pub fn table(results: &[LengthResult], train_max: Option<u32>) -> Table {
     table.set_header(["length", "last token right", "all tokens right", "worst length", "sequences", "status"]);
     for group in groups(results, train_max) {
         let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
-        let range = if first.length == last.length { first.length.to_string() } else { format!("{}–{}", first.length, last.length) };
+        let range = if first.length == last.length {
+            first.length.to_string()
+        } else {
+            format!("{}–{}", first.length, last.length)
+        };
         let scored: Vec<_> = group.iter().filter_map(|r| Some((r.length, r.score()?))).collect();
         let mean = |of: fn(&evaluators::Score) -> Option<f64>| mean(scored.iter().filter_map(|(_, s)| of(s)));
         let accuracies = scored.iter().filter_map(|(length, s)| Some((*length, s.last_accuracy()?)));

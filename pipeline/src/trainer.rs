@@ -44,7 +44,14 @@ pub struct Outcome {
 }
 
 /// Trains from scratch: checkpoints, curve and progress go to `run`; the same config gives the same weights.
-pub fn train<B>(run: &RunDir, config: &Config, task: &Task, splits: &Splits, device: &B::Device, progress: &Progress) -> Result<Outcome>
+pub fn train<B>(
+    run: &RunDir,
+    config: &Config,
+    task: &Task,
+    splits: &Splits,
+    device: &B::Device,
+    progress: &Progress,
+) -> Result<Outcome>
 where
     B: AutodiffBackend + SequenceOps,
     B::InnerBackend: SequenceOps,
@@ -68,17 +75,18 @@ where
     let start = Instant::now();
     let bar = progress.bar(config.model.arch(), total, "steps");
     let mut curve = Vec::new();
-    let evaluate_now = |model: &Model<B>, step: u64, epoch: u64, curve: &mut Vec<MetricsRow>| -> Result<(Score, Score)> {
-        let model = model.valid();
-        let mut score = |split, examples: &Dataset| -> Result<Score> {
-            let score = evaluate(&model, examples, vocabulary, config.eval.batch_size, device)?;
-            curve.push(evaluation_row(step, epoch, split, &score, start));
-            Ok(score)
+    let evaluate_now =
+        |model: &Model<B>, step: u64, epoch: u64, curve: &mut Vec<MetricsRow>| -> Result<(Score, Score)> {
+            let model = model.valid();
+            let mut score = |split, examples: &Dataset| -> Result<Score> {
+                let score = evaluate(&model, examples, vocabulary, config.eval.batch_size, device)?;
+                curve.push(evaluation_row(step, epoch, split, &score, start));
+                Ok(score)
+            };
+            let scores = (score("val", &splits.val)?, score("ood_test", &splits.ood_test)?);
+            metrics_log::write(curve, &run.metrics())?;
+            Ok(scores)
         };
-        let scores = (score("val", &splits.val)?, score("ood_test", &splits.ood_test)?);
-        metrics_log::write(curve, &run.metrics())?;
-        Ok(scores)
-    };
 
     let (mut val, mut ood_test) = evaluate_now(&model, 0, 0, &mut curve)?;
     let (mut step, mut loss) = (0, f64::NAN);
@@ -161,7 +169,13 @@ fn labels<B: AutodiffBackend>(batch: &Batch, device: &B::Device) -> Tensor<B, 2,
 }
 
 /// Scores every example; examples of similar length share a batch, so little is padded.
-fn evaluate<B: SequenceOps>(model: &Model<B>, examples: &Dataset, vocabulary: &Vocabulary, batch_size: usize, device: &B::Device) -> Result<Score> {
+fn evaluate<B: SequenceOps>(
+    model: &Model<B>,
+    examples: &Dataset,
+    vocabulary: &Vocabulary,
+    batch_size: usize,
+    device: &B::Device,
+) -> Result<Score> {
     let mut order: Vec<usize> = (0..examples.len()).collect();
     order.sort_by_key(|&i| examples.get(i).input_ids.len());
     let mut score = Score::default();

@@ -60,7 +60,13 @@ fn list(context: &Context) -> Result<()> {
     };
     let as_text = || {
         let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(["task", "family", "parameters", "vocab", "example"]);
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header([
+            "task",
+            "family",
+            "parameters",
+            "vocab",
+            "example",
+        ]);
         for task in &tasks {
             let parameters: Vec<String> = parameters(task).iter().map(|(n, v)| format!("{n}={v}")).collect();
             let example: Example = shorten(example(task), 4);
@@ -125,7 +131,12 @@ fn show(context: &Context, args: &ShowArgs) -> Result<()> {
         );
         for example in &shown {
             let (inputs, labels) = decode(*example, &vocabulary);
-            text += &format!("length {:>4}  input  {}\n             labels {}\n", example.length, inputs.join(" "), labels.join(" "));
+            text += &format!(
+                "length {:>4}  input  {}\n             labels {}\n",
+                example.length,
+                inputs.join(" "),
+                labels.join(" ")
+            );
         }
         text += "\nlengths\n";
         let most = lengths.iter().map(|(_, n)| *n).max().unwrap_or(1);

@@ -155,11 +155,8 @@ fn figure(results: &[LengthResult], facts: &SweepFacts, task: &Task, train_max: 
     if points.len() < 2 {
         return None;
     }
-    let model = facts.arch.clone().unwrap_or_else(|| "model".into());
-    let name = match facts.positional_embedding.as_deref() {
-        Some(positions) if positions != "none" => format!("{model}, {positions}"),
-        _ => model,
-    };
+    let positions = facts.positional_embedding.as_deref().unwrap_or_default();
+    let name = plot::display_name(facts.arch.as_deref().unwrap_or("model"), positions);
     Some(Figure {
         title: format!("How far does the {name} count?"),
         subtitle: format!("{} · last-token accuracy{}", task.name, smoothing_note(points.len())),

@@ -132,5 +132,9 @@ fn largest_difference(ours: &TensorData, theirs: &[f32]) -> Result<f32> {
         bail!("the ONNX file gives {} logits where burn gives {}", theirs.len(), ours.len());
     }
     // `max` would swallow a NaN.
-    Ok(ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, |worst, d| if d > worst || d.is_nan() { d } else { worst }))
+    Ok(ours
+        .iter()
+        .zip(theirs)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |worst, d| if d > worst || d.is_nan() { d } else { worst }))
 }

@@ -52,10 +52,7 @@ pub fn run(context: &Context) -> Result<()> {
         subtitle: format!("{} · last-token accuracy{}", task.name, eval::smoothing_note(LONGEST as usize)),
         train_max: Some(train_max),
         chance: eval::chance(task.family.as_ref()),
-        series: finished
-            .iter()
-            .map(|f| Series { label: f.label.clone(), points: eval::points(&f.lengths) })
-            .collect(),
+        series: finished.iter().map(|f| Series { label: f.label.clone(), points: eval::points(&f.lengths) }).collect(),
     };
     let [svg, png] = plot::write(&figure, &context.global.runs_dir.join("quickstart"))?;
     let sentences: Vec<String> = finished.iter().map(|f| sentence(f, train_max)).collect();
@@ -112,10 +109,7 @@ fn sweep(context: &Context, run: RunDir, config: &Config, task: &Task) -> Result
     let path = run.eval().join("sweep.parquet");
     write(&to_record_batch(&result.lengths, &facts)?, Format::Parquet, &path)?;
     context.progress.detail(format!("wrote {}", path.display()));
-    let label = match config.model.positional_embedding() {
-        "none" => config.model.arch().to_uppercase(),
-        positions => format!("{} ({positions})", config.model.arch()),
-    };
+    let label = plot::display_name(config.model.arch(), config.model.positional_embedding());
     Ok(Finished { run, label, lengths: result.lengths })
 }
 

@@ -14,7 +14,8 @@ use toml::Value;
 
 pub fn run(context: &Context, args: TrainArgs) -> Result<()> {
     let config = Config::load(&args.config, &overrides(&args)?)?;
-    let announce = |run: &RunDir| if context.global.json { Ok(()) } else { context.print(|| json!(null), || run.handle().into()) };
+    let announce =
+        |run: &RunDir| if context.global.json { Ok(()) } else { context.print(|| json!(null), || run.handle().into()) };
     let (run, outcome) = train_config(context, config, announce)?;
     let percent = |a: Option<f64>| a.map_or("–".into(), |a| format!("{:.2} %", 100.0 * a));
     let as_json = || {
@@ -95,7 +96,11 @@ fn splits(context: &Context, config: &Config, task: &Task) -> Result<Splits> {
     let (train, seed) = (config.task.train_examples, config.task.data_seed);
     let path = |split| split_path(&context.global.data_dir, &task.name, split);
     if !Split::ALL.iter().all(|&split| path(split).exists()) {
-        context.progress.note(format!("generating the dataset of {} in {}", task.name, context.global.data_dir.display()));
+        context.progress.note(format!(
+            "generating the dataset of {} in {}",
+            task.name,
+            context.global.data_dir.display()
+        ));
         generate_all(context, task, train, seed)?;
     }
     let read = |split| -> Result<Dataset> {
