@@ -125,11 +125,7 @@ impl Dataset {
     /// Example number `index`; panics past the end, as slices do.
     pub fn get(&self, index: usize) -> ExampleRef<'_> {
         let range = index.checked_sub(1).map_or(0, |i| self.ends[i])..self.ends[index];
-        ExampleRef {
-            input_ids: &self.tokens[range.clone()],
-            labels: &self.labels[range],
-            length: self.lengths[index],
-        }
+        ExampleRef { input_ids: &self.tokens[range.clone()], labels: &self.labels[range], length: self.lengths[index] }
     }
 
     /// All examples in order.

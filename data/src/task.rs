@@ -56,9 +56,7 @@ type Preset = (&'static str, fn() -> Box<dyn Family>);
 const PRESETS: &[Preset] = &[
     ("counting_samesymbol_mod10", || Box::new(Modular { modulus: 10, train_max: 50, bos: false })),
     ("counting_samesymbol_mod10bos", || Box::new(Modular { modulus: 10, train_max: 50, bos: true })),
-    ("counting_samesymbol_shiftedstart3", || {
-        Box::new(ShiftedStart { starts: 50, train_length: 50, last_number: 100 })
-    }),
+    ("counting_samesymbol_shiftedstart3", || Box::new(ShiftedStart { starts: 50, train_length: 50, last_number: 100 })),
 ];
 
 impl Task {
@@ -80,8 +78,6 @@ impl Task {
 
     /// The size of a split when `train` training examples are asked for.
     pub fn rows(&self, split: Split, train: usize) -> Result<usize, DataError> {
-        self.family
-            .rows(split, train)
-            .map_err(|reason| DataError::SplitSize { task: self.name.clone(), reason })
+        self.family.rows(split, train).map_err(|reason| DataError::SplitSize { task: self.name.clone(), reason })
     }
 }

@@ -2,7 +2,7 @@ use crate::Model;
 use crate::ops::SequenceOps;
 use burn::module::ParamId;
 use burn::tensor::TensorData;
-use burn_store::{ModuleSnapshot, TensorSnapshot};
+use burn_store::{ApplyError, ModuleSnapshot, TensorSnapshot};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
@@ -74,7 +74,14 @@ impl Weights {
         let result = model.apply(self.0.iter().map(snapshot).collect(), None, None, true);
         let missing = result.missing.iter().map(|(path, _)| format!("{} is missing", checkpoint_name(path)));
         let extra = result.unused.iter().map(|path| format!("{} is not in the model", checkpoint_name(path)));
-        let problems: Vec<String> = missing.chain(extra).chain(result.errors.iter().map(|e| e.to_string())).collect();
+        let misfits = result.errors.iter().map(|error| match error {
+            ApplyError::ShapeMismatch { path, expected, found } => {
+                let (name, found, expected) = (checkpoint_name(path), found.as_slice(), expected.as_slice());
+                format!("{name} is {found:?}, but the model's is {expected:?}")
+            }
+            other => other.to_string(),
+        });
+        let problems: Vec<String> = missing.chain(extra).chain(misfits).collect();
         if problems.is_empty() { Ok(()) } else { Err(WeightError::Mismatch(problems)) }
     }
 

@@ -125,3 +125,39 @@ impl RunDir {
         })
     }
 }
+
+#[cfg(all(test, feature = "train"))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn handles_collide_into_numbers_and_the_newest_is_found() {
+        let runs = tempfile::tempdir().unwrap();
+        let made: Vec<RunDir> = (0..3).map(|_| RunDir::create(runs.path()).unwrap()).collect();
+        let mut handles: Vec<&str> = made.iter().map(RunDir::handle).collect();
+        assert!(handles[0].len() == 11 && handles[0].as_bytes()[4] == b'_', "{handles:?}");
+        handles.dedup();
+        assert_eq!(handles.len(), 3);
+
+        // A folder without a config is not a run yet.
+        assert!(RunDir::all(runs.path()).unwrap().is_empty());
+        made.iter().for_each(|run| fs::write(run.config(), "").unwrap());
+        assert_eq!(RunDir::all(runs.path()).unwrap().len(), 3);
+        assert!(RunDir::newest(runs.path(), "exported run", "export one", |r| r.onnx().exists()).is_err());
+        assert_eq!(RunDir::open(runs.path(), made[1].handle()).unwrap().path(), made[1].path());
+        assert!(RunDir::open(runs.path(), "../elsewhere").is_err());
+    }
+
+    #[test]
+    fn the_last_checkpoint_is_the_one_with_the_most_steps() {
+        let runs = tempfile::tempdir().unwrap();
+        let run = RunDir::create(runs.path()).unwrap();
+        assert!(run.last_checkpoint().unwrap_err().to_string().contains("has no checkpoint"));
+        for (epoch, step) in [(1, 900), (2, 1800), (2, 1000)] {
+            fs::create_dir_all(run.checkpoint(epoch, step)).unwrap();
+        }
+        fs::create_dir_all(run.path().join("checkpoints/.partial-5000")).unwrap();
+        assert_eq!(run.last_checkpoint().unwrap(), run.checkpoint(2, 1800));
+    }
+}

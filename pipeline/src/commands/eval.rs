@@ -142,11 +142,11 @@ pub fn chance(family: &dyn Family) -> Option<f64> {
     (!labels.is_empty()).then(|| 1.0 / labels.len() as f64)
 }
 
-/// "mean over N neighbouring lengths", where the picture averages.
+/// "averaged over N neighbouring lengths", where the picture does that.
 pub fn smoothing_note(points: usize) -> String {
     match plot::smoothing_window(points) {
         1 => String::new(),
-        n => format!(", mean over {n} neighbouring lengths"),
+        n => format!(", averaged over {n} neighbouring lengths"),
     }
 }
 

@@ -12,7 +12,7 @@ use exporters::{ExportInfo, export};
 use models::{Cpu, Model, ModelInput, Weights};
 use rand::RngExt;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The largest difference between burn's logits and ONNX Runtime's that an exported file may have.
 const TOLERANCE: f32 = 1e-4;
@@ -69,37 +69,39 @@ pub fn export_run(context: &Context, run: &RunDir) -> Result<Exported> {
     };
     let bytes = export(&config.model, &weights, &info)?;
 
-    let candidate = run.path().join(".partial-model.onnx");
-    data::files::write_bytes(&candidate, &bytes)?;
     let lengths = vec![1, 2, task.family.train_max_length() as usize, 1000];
-    let checked = compare(&model, &candidate, &lengths, vocab).and_then(|worst| {
-        let (length, difference) = worst;
-        if difference.is_nan() || difference > TOLERANCE {
-            bail!(
-                "the ONNX file of run {} gives other logits than burn: they differ by {difference:.1e} at length {length}, allowed is {TOLERANCE:.0e}\n  \
-                 hint: no file was left; this is a defect of the exporter, please report it with the run's config.toml",
-                run.handle()
-            );
-        }
-        Ok(difference)
-    });
-    let path = run.onnx();
-    let kept = checked.and_then(|difference| {
-        std::fs::rename(&candidate, &path).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(difference)
-    });
-    let largest_difference = kept.inspect_err(|_| {
-        let _ = std::fs::remove_file(&candidate);
-    })?;
+    let largest_difference = write_if_equal(&run.onnx(), &bytes, &model, &lengths, vocab)
+        .with_context(|| format!("cannot export run {}", run.handle()))?;
     context.progress.note(format!(
         "exported {} · ONNX Runtime agrees with burn: largest difference {largest_difference:.1e} at lengths {lengths:?}",
         info.checkpoint
     ));
-    Ok(Exported { path, largest_difference, lengths })
+    Ok(Exported { path: run.onnx(), largest_difference, lengths })
+}
+
+/// Puts an ONNX file in place if it gives the logits of `model`; nothing is left behind if it does not. Returns the largest
+/// difference.
+fn write_if_equal(path: &Path, bytes: &[u8], model: &Model<Cpu>, lengths: &[usize], vocab: usize) -> Result<f32> {
+    let candidate = path.with_file_name(".partial-model.onnx");
+    data::files::write_bytes(&candidate, bytes)?;
+    let place = || {
+        let (length, difference) = compare(model, &candidate, lengths, vocab)?;
+        if difference.is_nan() || difference > TOLERANCE {
+            bail!(
+                "the ONNX file gives other logits than burn: they differ by {difference:.1e} at length {length}, allowed is {TOLERANCE:.0e}\n  \
+                 hint: no file was left; this is a defect of the exporter, please report it with the run's config.toml"
+            );
+        }
+        std::fs::rename(&candidate, path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(difference)
+    };
+    place().inspect_err(|_| {
+        let _ = std::fs::remove_file(&candidate);
+    })
 }
 
 /// Runs random tokens through both at each length; the length with the largest difference, and that difference.
-fn compare(model: &Model<Cpu>, onnx: &std::path::Path, lengths: &[usize], vocab: usize) -> Result<(usize, f32)> {
+fn compare(model: &Model<Cpu>, onnx: &Path, lengths: &[usize], vocab: usize) -> Result<(usize, f32)> {
     let mut session = evaluators::Model::load(onnx, LoadOptions { provider: Provider::Cpu, threads: None })?;
     let mut worst = (0, 0.0f32);
     for &seq in lengths {
@@ -137,4 +139,41 @@ fn largest_difference(ours: &TensorData, theirs: &[f32]) -> Result<f32> {
         .zip(theirs)
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, |worst, d| if d > worst || d.is_nan() { d } else { worst }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use models::ModelConfig;
+    use models::rnn::RnnConfig;
+
+    #[test]
+    fn a_file_with_other_logits_is_refused_and_nothing_is_left() {
+        let config = ModelConfig::Rnn(RnnConfig { hidden_size: 8, ..Default::default() });
+        let vocab = 5;
+        let model: Model<Cpu> = config.init(vocab, 1, &Default::default());
+        let other: Model<Cpu> = config.init(vocab, 2, &Default::default());
+        let info = ExportInfo {
+            handle: "1123_000000".into(),
+            task: "task".into(),
+            vocab: (0..vocab).map(|i| i.to_string()).collect(),
+            train_max_length: 3,
+            max_position_embeddings: 8,
+            augmentation: "none".into(),
+            seed: 1,
+            checkpoint: "epoch-0001-step-1".into(),
+            precision: "fp32".into(),
+        };
+        let bytes = export(&config, &Weights::of(&other).unwrap(), &info).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.onnx");
+
+        let error = write_if_equal(&path, &bytes, &model, &[1, 7], vocab).unwrap_err().to_string();
+        assert!(error.contains("other logits than burn"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+
+        assert!(write_if_equal(&path, &bytes, &other, &[1, 7], vocab).unwrap() < 1e-5);
+        assert!(path.is_file());
+    }
 }

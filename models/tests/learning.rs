@@ -1,0 +1,62 @@
+//! The models learn: modular counting up to 50 from the longest sequence, by the optimizer that training uses.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::prelude::*;
+use burn::tensor::TensorData;
+use data::{Batch, Split, Task};
+use models::lstm::LstmConfig;
+use models::rnn::RnnConfig;
+use models::transformer::{PositionalEmbedding, TransformerConfig};
+use models::{Cpu, Model, ModelConfig, ModelInput, masked_cross_entropy, predictions};
+
+/// Trains until 99 % of the 50 tokens are right, and fails where that takes more than `max_steps`.
+fn learns(config: ModelConfig, lr: f64, max_steps: usize) {
+    let device = Default::default();
+    let task = Task::by_name("counting_samesymbol_mod10bos").unwrap();
+    let longest = task.family.example(Split::Train, 0, 49);
+    assert_eq!(longest.length, 50);
+    let batch = Batch::collate(&[longest.as_ref()], &task.vocabulary);
+    let input = ModelInput::<Autodiff<Cpu>>::new(&batch, &device);
+    let labels = TensorData::new(batch.labels.clone(), [batch.batch, batch.seq]);
+    let labels = Tensor::<Autodiff<Cpu>, 2, Int>::from_data(labels, &device);
+
+    let mut model: Model<Autodiff<Cpu>> = config.init(task.vocabulary.len(), 1, &device);
+    let mut optimizer = AdamWConfig::new().with_weight_decay(0.01).init::<Autodiff<Cpu>, Model<Autodiff<Cpu>>>();
+    assert!(accuracy(&model, &batch) < 0.5, "an untrained {} must not count", config.arch());
+    for step in 1..=max_steps {
+        let loss = masked_cross_entropy(model.forward(input.clone()), labels.clone());
+        let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        model = optimizer.step(lr, model, gradients);
+        if step % 20 == 0 && accuracy(&model, &batch) >= 0.99 {
+            return eprintln!("{}: learned in {step} of at most {max_steps} steps", config.arch());
+        }
+    }
+    panic!("{}: accuracy {} after {max_steps} steps", config.arch(), accuracy(&model, &batch));
+}
+
+fn accuracy(model: &Model<Autodiff<Cpu>>, batch: &Batch) -> f64 {
+    let input = ModelInput::new(batch, &Default::default());
+    let predicted = predictions(model.valid().forward(input)).into_data();
+    let right = predicted.iter::<i64>().zip(&batch.labels).filter(|(p, l)| p == *l).count();
+    right as f64 / batch.labelled() as f64
+}
+
+#[test]
+fn an_rnn_learns_to_count() {
+    learns(ModelConfig::Rnn(RnnConfig { hidden_size: 32, num_layers: 1, dropout: 0.0 }), 3e-3, 2000);
+}
+
+#[test]
+fn an_lstm_learns_to_count() {
+    learns(ModelConfig::Lstm(LstmConfig { hidden_size: 32, num_layers: 1, dropout: 0.0 }), 3e-3, 2000);
+}
+
+#[test]
+fn a_transformer_learns_to_count() {
+    let positional_embedding = PositionalEmbedding::Rope;
+    let config = TransformerConfig { hidden_size: 64, num_layers: 2, num_heads: 4, positional_embedding };
+    learns(ModelConfig::Transformer(config), 1e-3, 2000);
+}

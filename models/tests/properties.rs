@@ -1,0 +1,667 @@
+//! What holds for every architecture whatever its weights are, and what the weights are to begin with.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use burn::backend::Autodiff;
+use burn::module::Module;
+use burn::prelude::*;
+use burn::tensor::TensorData;
+use data::{Batch, Example, PAD, Vocabulary, stream_rng};
+use models::layers::{DropoutSource, dropout};
+use models::lstm::LstmConfig;
+use models::ops::{RecurrentWeights, SequenceOps};
+use models::rnn::RnnConfig;
+use models::transformer::{PositionalEmbedding, TransformerConfig};
+use models::{Cpu, Model, ModelConfig, ModelInput, Weight, WeightError, Weights};
+use rand::RngExt;
+use safetensors::tensor::{Dtype, TensorView};
+use std::path::{Path, PathBuf};
+
+const VOCAB: usize = 13;
+
+fn rnn(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
+    ModelConfig::Rnn(RnnConfig { hidden_size, num_layers, dropout })
+}
+
+fn lstm(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
+    ModelConfig::Lstm(LstmConfig { hidden_size, num_layers, dropout })
+}
+
+fn transformer(
+    hidden_size: usize,
+    num_layers: usize,
+    num_heads: usize,
+    positional_embedding: PositionalEmbedding,
+) -> ModelConfig {
+    ModelConfig::Transformer(TransformerConfig { hidden_size, num_layers, num_heads, positional_embedding })
+}
+
+fn nope() -> ModelConfig {
+    transformer(16, 2, 2, PositionalEmbedding::None)
+}
+
+fn rope() -> ModelConfig {
+    transformer(16, 2, 2, PositionalEmbedding::Rope)
+}
+
+/// Every architecture, two layers of width 16.
+fn all() -> [ModelConfig; 4] {
+    [rnn(16, 2, 0.5), lstm(16, 2, 0.5), nope(), rope()]
+}
+
+fn model(config: &ModelConfig, seed: u64) -> Model<Cpu> {
+    config.init(VOCAB, seed, &Default::default())
+}
+
+fn weights(config: &ModelConfig, seed: u64) -> Weights {
+    Weights::of(&model(config, seed)).unwrap()
+}
+
+/// One example at positions 0, 1, 2 …
+fn input(ids: &[i64]) -> ModelInput<Cpu> {
+    let positions: Vec<i64> = (0..ids.len() as i64).collect();
+    ModelInput { input_ids: ints(ids), position_ids: ints(&positions), attention_mask: None, dropout: None }
+}
+
+fn ints(values: &[i64]) -> Tensor<Cpu, 2, Int> {
+    Tensor::from_data(TensorData::new(values.to_vec(), [1, values.len()]), &Default::default())
+}
+
+fn mask(values: &[f32]) -> Option<Tensor<Cpu, 2>> {
+    Some(Tensor::from_data(TensorData::new(values.to_vec(), [1, values.len()]), &Default::default()))
+}
+
+/// Logits of one example, one row per token.
+fn logits(model: &Model<Cpu>, input: ModelInput<Cpu>) -> Vec<Vec<f32>> {
+    let values: Vec<f32> = model.forward(input).into_data().iter().collect();
+    values.chunks(VOCAB).map(<[f32]>::to_vec).collect()
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    // A plain `max` would pass over NaN.
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
+}
+
+fn flat<const D: usize>(tensor: &Tensor<Cpu, D>) -> Vec<f32> {
+    tensor.to_data().iter().collect()
+}
+
+/// Values uniform on ±`bound`, different for each `index`.
+fn random(n: usize, bound: f32, index: u64) -> Vec<f32> {
+    let mut rng = stream_rng(1, "test values", index);
+    (0..n).map(|_| rng.random_range(-bound..=bound)).collect()
+}
+
+// Sizes ---------------------------------------------------------------------------------------------------------------
+
+/// The trainable parameters of the models of arXiv 2405.20131, with 103 and 13 tokens, at 1, 2 and 4 layers.
+#[test]
+fn parameter_counts_are_those_of_the_paper() {
+    let count = |config: ModelConfig, vocab| config.init::<Cpu>(vocab, 0, &Default::default()).num_params();
+    for (layers, counts) in [(1, [59_392, 36_352]), (2, [92_416, 69_376]), (4, [158_464, 135_424])] {
+        assert_eq!([103, 13].map(|v| count(rnn(128, layers, 0.1), v)), counts, "rnn, {layers} layers");
+    }
+    for (layers, counts) in [(1, [158_464, 135_424]), (2, [290_560, 267_520]), (4, [554_752, 531_712])] {
+        assert_eq!([103, 13].map(|v| count(lstm(128, layers, 0.1), v)), counts, "lstm, {layers} layers");
+    }
+    for (layers, counts) in
+        [(1, [12_809_216, 12_624_896]), (2, [25_405_440, 25_221_120]), (4, [50_597_888, 50_413_568])]
+    {
+        let nope = transformer(1024, layers, 8, PositionalEmbedding::None);
+        assert_eq!([103, 13].map(|v| count(nope.clone(), v)), counts, "transformer, {layers} layers");
+    }
+    let rope = transformer(1024, 1, 8, PositionalEmbedding::Rope);
+    assert_eq!([103, 13].map(|v| count(rope.clone(), v)), [12_809_216, 12_624_896], "rope has no parameters");
+}
+
+#[test]
+fn weights_hold_as_many_numbers_as_the_model_has_parameters() {
+    for config in all() {
+        assert_eq!(weights(&config, 0).num_parameters(), model(&config, 0).num_params(), "{config:?}");
+    }
+}
+
+// Positions -----------------------------------------------------------------------------------------------------------
+
+const IDS: [i64; 9] = [0, 12, 3, 12, 5, 12, 12, 7, 1];
+
+#[test]
+fn a_token_changes_no_logits_before_it() {
+    for config in all() {
+        let model = model(&config, 0);
+        let before = logits(&model, input(&IDS));
+        for t in 0..IDS.len() {
+            let mut ids = IDS;
+            ids[t] = 9;
+            let after = logits(&model, input(&ids));
+            for earlier in 0..t {
+                let change = difference(&before[earlier], &after[earlier]);
+                assert!(change < 1e-6, "{config:?}: token {t} changed the logits of {earlier} by {change}");
+            }
+            for later in t..IDS.len().min(t + 2) {
+                let change = difference(&before[later], &after[later]);
+                assert!(change > 1e-5, "{config:?}: token {t} changed the logits of {later} by only {change}");
+            }
+        }
+    }
+}
+
+#[test]
+fn padding_on_the_right_changes_no_earlier_logits() {
+    let v = Vocabulary::numbers_then(10, &[PAD, "a"]);
+    let example = |ids: &[i64]| Example {
+        input_ids: ids.iter().map(|&id| id as u16).collect(),
+        labels: vec![1; ids.len()],
+        length: ids.len() as u32,
+    };
+    let (short, long) = (example(&IDS[..5]), example(&IDS));
+    let alone = Batch::collate(&[short.as_ref()], &v);
+    let padded = Batch::collate(&[short.as_ref(), long.as_ref()], &v);
+    for config in all() {
+        let model = model(&config, 0);
+        let alone = logits(&model, ModelInput::new(&alone, &Default::default()));
+        let unmasked = ModelInput::new(&padded, &Default::default());
+        assert!(unmasked.attention_mask.is_none(), "padding on the right needs no mask");
+        let ones: Vec<f32> = padded.attention_mask.iter().map(|&m| m as f32).collect();
+        let ones = Tensor::from_data(TensorData::new(ones, [2, IDS.len()]), &Default::default());
+        let masked = ModelInput { attention_mask: Some(ones), ..unmasked.clone() };
+        for input in [unmasked, masked] {
+            let padded = logits(&model, input); // both examples' tokens, the short example's first
+            for (t, row) in alone.iter().enumerate() {
+                let change = difference(row, &padded[t]);
+                assert!(change < 1e-6, "{config:?}: padding changed the logits of token {t} by {change}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_query_sees_a_masked_key() {
+    let at = 4;
+    let mut other = IDS;
+    other[at] = 9;
+    let mut ones = [1.0; IDS.len()];
+    ones[at] = 0.0;
+    for config in [nope(), rope()] {
+        let model = model(&config, 0);
+        let run = |ids, mask| logits(&model, ModelInput { attention_mask: mask, ..input(ids) });
+        let (seen, seen_changed) = (run(&IDS, None), run(&other, None));
+        let (masked, masked_changed) = (run(&IDS, mask(&ones)), run(&other, mask(&ones)));
+        for t in (0..IDS.len()).filter(|&t| t != at) {
+            let change = difference(&masked[t], &masked_changed[t]);
+            assert!(change < 1e-6, "{config:?}: the masked token changed the logits of {t} by {change}");
+        }
+        assert!(difference(&seen[at + 1], &seen_changed[at + 1]) > 1e-5, "{config:?}: unmasked, it is seen");
+    }
+}
+
+#[test]
+fn rope_knows_distances_and_nope_knows_no_positions() {
+    let at = |positions: &[i64]| ModelInput { position_ids: ints(positions), ..input(&IDS) };
+    let plain: Vec<i64> = (0..IDS.len() as i64).collect();
+    let shifted: Vec<i64> = plain.iter().map(|p| p + 40).collect();
+    let stretched: Vec<i64> = plain.iter().map(|p| p * 5).collect();
+    for (config, distances_matter) in [(nope(), false), (rope(), true)] {
+        let mut model = model(&config, 0);
+        // Initial queries and keys are so small that attention hardly depends on them: larger ones show the rotation.
+        edited(&model, "loud", |name, weight| {
+            if name.ends_with("c_attn.weight") {
+                weight.values.iter_mut().for_each(|v| *v *= 30.0);
+            }
+        })
+        .load_into(&mut model)
+        .unwrap();
+        let [plain, shifted, stretched] = [&plain, &shifted, &stretched].map(|p| logits(&model, at(p)).concat());
+        // Angles up to 48 rounded to float32 are off by 2e-6, and the scores here are of order 10.
+        assert!(difference(&plain, &shifted) < 2e-4, "{config:?}: {}", difference(&plain, &shifted));
+        let change = difference(&plain, &stretched);
+        assert_eq!(change > 1e-2, distances_matter, "{config:?}: stretching changed the logits by {change}");
+        assert_eq!(change > 0.0, distances_matter, "{config:?}: stretching changed the logits by {change}");
+    }
+}
+
+// The recurrent state -------------------------------------------------------------------------------------------------
+
+fn recurrent<B: Backend>(gates: usize, input: usize, hidden: usize) -> RecurrentWeights<B> {
+    let matrix = |rows, columns, index| {
+        let values = random(rows * columns, 0.7, index);
+        Tensor::from_data(TensorData::new(values, [rows, columns]), &Default::default())
+    };
+    let rows = gates * hidden;
+    RecurrentWeights {
+        weight_ih: matrix(rows, input, 10),
+        weight_hh: matrix(rows, hidden, 11),
+        bias_ih: matrix(1, rows, 12).reshape([rows]),
+        bias_hh: matrix(1, rows, 13).reshape([rows]),
+    }
+}
+
+/// Feeds 13 steps at once, then 1, 7 and 5 of them with the state carried over; `layer` takes and gives the state as a
+/// list. Returns the largest difference between the outputs, and between the states at the end.
+fn in_pieces(
+    layer: impl Fn(Tensor<Cpu, 3>, Option<Vec<Tensor<Cpu, 2>>>) -> (Tensor<Cpu, 3>, Vec<Tensor<Cpu, 2>>),
+) -> [f32; 2] {
+    let (batch, seq, channels) = (3, 13, 5);
+    let values = TensorData::new(random(batch * seq * channels, 2.0, 14), [batch, seq, channels]);
+    let x = Tensor::<Cpu, 3>::from_data(values, &Default::default());
+    let (whole, last) = layer(x.clone(), None);
+    let (mut state, mut pieces) = (None, vec![]);
+    for steps in [0..1, 1..8, 8..13] {
+        let (out, next) = layer(x.clone().slice([0..batch, steps]), state);
+        pieces.push(out);
+        state = Some(next);
+    }
+    let state_difference = last.iter().zip(state.unwrap()).map(|(a, b)| difference(&flat(a), &flat(&b)));
+    [difference(&flat(&whole), &flat(&Tensor::cat(pieces, 1))), state_difference.fold(0.0, f32::max)]
+}
+
+#[test]
+fn an_rnn_fed_in_pieces_equals_the_whole() {
+    let weights = recurrent::<Cpu>(1, 5, 6);
+    let differences = in_pieces(|x, state| {
+        let (out, h) = Cpu::rnn_layer(x, weights.clone(), state.map(|s| s[0].clone()));
+        (out, vec![h])
+    });
+    assert!(differences.iter().all(|&d| d < 1e-6), "{differences:?}");
+    let forgetful = in_pieces(|x, _| {
+        let (out, h) = Cpu::rnn_layer(x, weights.clone(), None);
+        (out, vec![h])
+    });
+    assert!(forgetful.iter().all(|&d| d > 1e-2), "the state must matter for this test to mean anything: {forgetful:?}");
+}
+
+#[test]
+fn an_lstm_fed_in_pieces_equals_the_whole() {
+    let weights = recurrent::<Cpu>(4, 5, 6);
+    let differences = in_pieces(|x, state| {
+        let (out, (h, c)) = Cpu::lstm_layer(x, weights.clone(), state.map(|s| (s[0].clone(), s[1].clone())));
+        (out, vec![h, c])
+    });
+    assert!(differences.iter().all(|&d| d < 1e-6), "{differences:?}");
+    for kept in [0, 1] {
+        let forgetful = in_pieces(|x, state| {
+            let part = |s: &[Tensor<Cpu, 2>], i: usize| if i == kept { s[i].clone() } else { s[i].zeros_like() };
+            let state = state.map(|s| (part(&s, 0), part(&s, 1)));
+            let (out, (h, c)) = Cpu::lstm_layer(x, weights.clone(), state);
+            (out, vec![h, c])
+        });
+        assert!(forgetful.iter().all(|&d| d > 1e-3), "both h and c must matter: {forgetful:?}");
+    }
+}
+
+#[test]
+fn the_last_state_is_the_last_output() {
+    let x = Tensor::<Cpu, 3>::from_data(TensorData::new(random(30, 2.0, 15), [2, 3, 5]), &Default::default());
+    let last = |out: Tensor<Cpu, 3>| flat(&out.narrow(1, 2, 1));
+    let (out, h) = Cpu::rnn_layer(x.clone(), recurrent(1, 5, 6), None);
+    assert_eq!(last(out), flat(&h));
+    let (out, (h, _)) = Cpu::lstm_layer(x, recurrent(4, 5, 6), None);
+    assert_eq!(last(out), flat(&h));
+}
+
+// Initialisation ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_seed_means_the_same_weights() {
+    for config in all() {
+        assert_eq!(weights(&config, 3), weights(&config, 3), "{config:?}");
+        let training = config.init::<Autodiff<Cpu>>(VOCAB, 3, &Default::default());
+        assert_eq!(weights(&config, 3), Weights::of(&training).unwrap(), "{config:?} on another backend");
+        for ((name, a), (_, b)) in weights(&config, 3).iter().zip(weights(&config, 4).iter()) {
+            let constant = name.contains("ln_") || (name.starts_with("h.") && name.ends_with("bias"));
+            assert_eq!(a == b, constant, "{name} with seeds 3 and 4");
+        }
+    }
+}
+
+/// Mean, standard deviation and largest size of the values.
+fn statistics(weight: &Weight) -> [f64; 3] {
+    let values: Vec<f64> = weight.values.iter().map(|v| f64::from(*v)).collect();
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+    [mean, variance.sqrt(), values.iter().fold(0.0, |m, v| m.max(v.abs()))]
+}
+
+/// N(0, `std`²) to within five standard errors.
+fn assert_normal(name: &str, weight: &Weight, std: f64) {
+    let [mean, found, _] = statistics(weight);
+    let n = weight.values.len() as f64;
+    assert!(mean.abs() < 5.0 * std / n.sqrt(), "{name}: mean {mean}");
+    assert!((found / std - 1.0).abs() < 5.0 / (2.0 * n).sqrt(), "{name}: standard deviation {found}, not {std}");
+    // A normal variable is within one standard deviation with probability 0.683, a uniform one with 0.577.
+    let within = weight.values.iter().filter(|v| f64::from(v.abs()) < std).count() as f64 / n;
+    assert!((within - 0.6827).abs() < 5.0 * (0.2166 / n).sqrt(), "{name}: {within} are within a standard deviation");
+}
+
+/// Uniform on ±`bound`, whose standard deviation is bound/√3, to within five standard errors.
+fn assert_uniform(name: &str, weight: &Weight, bound: f64) {
+    let [mean, found, largest] = statistics(weight);
+    let (n, std) = (weight.values.len() as f64, bound / 3f64.sqrt());
+    assert!(mean.abs() < 5.0 * std / n.sqrt(), "{name}: mean {mean}");
+    assert!((found / std - 1.0).abs() < 5.0 / (5.0 * n).sqrt(), "{name}: standard deviation {found}, not {std}");
+    assert!(largest <= bound * (1.0 + 1e-6) && largest > bound * 0.95, "{name}: largest {largest}, bound {bound}");
+}
+
+#[test]
+fn initial_weights_have_the_documented_distributions() {
+    for config in [rnn(128, 2, 0.1), lstm(128, 2, 0.1)] {
+        for (name, weight) in weights(&config, 5).iter() {
+            match name {
+                "encoder.weight" | "decoder.weight" => assert_normal(name, weight, 0.02),
+                _ => assert_uniform(name, weight, 1.0 / 128f64.sqrt()),
+            }
+        }
+    }
+    let layers = 3;
+    let all = |weight: &Weight, value: f32| weight.values.iter().all(|v| *v == value);
+    for (name, weight) in weights(&transformer(64, layers, 4, PositionalEmbedding::Rope), 5).iter() {
+        let norm = name.contains("ln_");
+        match name.rsplit_once('.').unwrap() {
+            (_, "bias") => assert!(all(weight, 0.0), "{name}"),
+            (_, "weight") if norm => assert!(all(weight, 1.0), "{name}"),
+            (module, _) if module.ends_with("c_proj") => {
+                assert_normal(name, weight, 0.02 / (2.0 * layers as f64).sqrt());
+            }
+            _ => assert_normal(name, weight, 0.02),
+        }
+    }
+}
+
+// Dropout -------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn dropout_keeps_the_expected_part_and_follows_its_source() {
+    let p = 0.3;
+    let source = DropoutSource { seed: 1, step: 2 };
+    let ones = Tensor::<Cpu, 3>::ones([20, 50, 100], &Default::default());
+    let draw = |source, place| flat(&dropout(ones.clone(), p, Some(source), place));
+    let masked = draw(source, 1);
+
+    let keep = 1.0 / (1.0 - p) as f32;
+    assert!(masked.iter().all(|&v| v == 0.0 || (v - keep).abs() < 1e-6), "entries are dropped or scaled by {keep}");
+    let (n, kept) = (masked.len() as f64, masked.iter().filter(|&&v| v != 0.0).count() as f64);
+    let standard_error = (p * (1.0 - p) / n).sqrt();
+    assert!((kept / n - (1.0 - p)).abs() < 5.0 * standard_error, "{} are kept", kept / n);
+
+    assert_eq!(masked, draw(source, 1));
+    for (other, place) in [
+        (DropoutSource { seed: 2, ..source }, 1),
+        (DropoutSource { step: 3, ..source }, 1),
+        (DropoutSource { step: 0, ..source }, 1),
+        (source, 2),
+    ] {
+        assert_ne!(masked, draw(other, place), "{other:?}, place {place}");
+    }
+    assert_eq!(flat(&dropout(ones.clone(), p, None, 1)), flat(&ones), "evaluation");
+    assert_eq!(flat(&dropout(ones.clone(), 0.0, Some(source), 1)), flat(&ones), "probability 0");
+}
+
+#[test]
+fn recurrent_models_drop_between_layers_in_training_only() {
+    let source = DropoutSource { seed: 1, step: 2 };
+    for make in [rnn, lstm] {
+        let run = |layers, p, source: Option<DropoutSource>| {
+            let model = model(&make(16, layers, p), 0);
+            logits(&model, ModelInput { dropout: source, ..input(&IDS) }).concat()
+        };
+        assert_eq!(run(2, 0.5, None), run(2, 0.0, None), "evaluation");
+        assert_ne!(run(2, 0.5, Some(source)), run(2, 0.5, None), "training");
+        assert_eq!(run(2, 0.5, Some(source)), run(2, 0.5, Some(source)), "the same step twice");
+        assert_ne!(run(2, 0.5, Some(source)), run(2, 0.5, Some(DropoutSource { step: 3, ..source })), "the next step");
+        assert_eq!(run(1, 0.5, Some(source)), run(1, 0.5, None), "none after the last layer");
+    }
+}
+
+// Weights on disk -----------------------------------------------------------------------------------------------------
+
+fn scratch(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.safetensors", std::process::id()))
+}
+
+fn read_bytes(name: &str, bytes: &[u8]) -> Result<Weights, WeightError> {
+    let path = scratch(name);
+    std::fs::write(&path, bytes).unwrap();
+    let weights = Weights::read(&path);
+    std::fs::remove_file(&path).unwrap();
+    weights
+}
+
+fn to_bytes(tensors: &[(String, Weight)]) -> Vec<u8> {
+    let bytes = |w: &Weight| w.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let buffers: Vec<_> = tensors.iter().map(|(name, w)| (name, w.shape.clone(), bytes(w))).collect();
+    let views = buffers.iter().map(|(name, shape, b)| (name, TensorView::new(Dtype::F32, shape.clone(), b).unwrap()));
+    safetensors::serialize(views, None).unwrap()
+}
+
+fn tensors(weights: &Weights) -> Vec<(String, Weight)> {
+    weights.iter().map(|(name, weight)| (name.to_owned(), weight.clone())).collect()
+}
+
+/// The model's weights after `edit`.
+fn edited(model: &Model<Cpu>, file: &str, edit: impl Fn(&str, &mut Weight)) -> Weights {
+    let mut tensors = tensors(&Weights::of(model).unwrap());
+    tensors.iter_mut().for_each(|(name, weight)| edit(name, weight));
+    read_bytes(file, &to_bytes(&tensors)).unwrap()
+}
+
+#[test]
+fn weights_survive_a_safetensors_file() {
+    for config in all() {
+        let saved = weights(&config, 0);
+        let file = format!("survive-{}-{}", config.arch(), config.positional_embedding());
+        let read = read_bytes(&file, &saved.to_safetensors().unwrap()).unwrap();
+        assert_eq!(read, saved, "{config:?}");
+
+        let mut other = model(&config, 1);
+        assert_ne!(Weights::of(&other).unwrap(), saved, "{config:?}");
+        read.load_into(&mut other).unwrap();
+        assert_eq!(Weights::of(&other).unwrap(), saved, "{config:?}");
+        assert_eq!(logits(&other, input(&IDS)), logits(&model(&config, 0), input(&IDS)), "{config:?}");
+    }
+}
+
+#[test]
+fn loading_keeps_the_ids_by_which_an_optimizer_finds_its_state() {
+    let config = lstm(16, 2, 0.0);
+    let mut loaded = model(&config, 1);
+    weights(&config, 0).load_into(&mut loaded).unwrap();
+    assert_eq!(burn::module::list_param_ids(&loaded), burn::module::list_param_ids(&model(&config, 2)));
+}
+
+#[test]
+fn weights_that_do_not_fit_are_named_by_their_names_in_the_file() {
+    let mut tensors = tensors(&weights(&lstm(16, 2, 0.0), 0));
+    tensors.retain(|(name, _)| name != "lstm.weight_ih_l0" && name != "decoder.weight");
+    tensors.push(("nonsense".into(), Weight { shape: vec![2], values: vec![0.0; 2] }));
+    tensors.push(("lstm.weight_hh_l2".into(), Weight { shape: vec![64, 16], values: vec![0.0; 1024] }));
+    for (name, weight) in &mut tensors {
+        if name == "encoder.weight" || name == "lstm.weight_hh_l1" {
+            weight.shape.reverse();
+        }
+    }
+    let weights = read_bytes("misfits", &to_bytes(&tensors)).unwrap();
+    let error = weights.load_into(&mut model(&lstm(16, 2, 0.0), 0)).unwrap_err();
+    let WeightError::Mismatch(problems) = &error else { panic!("{error:?}") };
+    assert_eq!(problems.len(), 6, "{problems:#?}");
+    let text = error.to_string();
+    for (name, problem) in [
+        ("lstm.weight_ih_l0", "missing"),
+        ("decoder.weight", "missing"),
+        ("nonsense", "not in the model"),
+        ("lstm.weight_hh_l2", "not in the model"),
+        ("encoder.weight", "[13, 16]"),
+        ("lstm.weight_hh_l1", "[64, 16]"),
+    ] {
+        let found = problems.iter().any(|p| p.contains(name) && p.contains(problem));
+        assert!(found, "nothing says `{name}` and `{problem}` in {problems:#?}");
+        assert!(text.contains(name), "{text}");
+    }
+    assert!(text.contains("hint:"), "{text}");
+}
+
+#[test]
+fn weights_of_another_architecture_do_not_load() {
+    let error = weights(&nope(), 0).load_into(&mut model(&rnn(16, 2, 0.0), 0)).unwrap_err().to_string();
+    assert!(
+        error.contains("lstm.weight_hh_l1 is missing") && error.contains("wte.weight is not in the model"),
+        "{error}"
+    );
+}
+
+#[test]
+fn damaged_weights_are_refused_with_the_name_of_the_file() {
+    let whole = weights(&rnn(16, 1, 0.0), 0).to_safetensors().unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let mut flipped = whole.clone();
+    flipped[8] = b'['; // the JSON no longer begins with a brace
+    let mut endless = whole.clone();
+    endless[..8].copy_from_slice(&u64::MAX.to_le_bytes()); // a header longer than any file
+    let cut = |n: usize| whole[..n].to_vec();
+    let damaged =
+        [0, 4, 8, header / 2, header - 1, header, header + 2, whole.len() / 2, whole.len() - 4, whole.len() - 1];
+    let damaged = damaged.map(|n| (format!("cut after {n} of {} bytes", whole.len()), cut(n)));
+    let others = [("a broken header".to_owned(), flipped), ("an endless header".to_owned(), endless)];
+    let doubles = TensorView::new(Dtype::F64, vec![1], &[0; 8]).unwrap();
+    let doubles = ("64-bit floats".to_owned(), safetensors::serialize([("encoder.weight", doubles)], None).unwrap());
+    for (what, bytes) in damaged.into_iter().chain(others).chain([doubles]) {
+        let error = read_bytes("damaged", &bytes).expect_err(&what);
+        assert!(matches!(error, WeightError::Damaged { .. }), "{what}: {error:?}");
+        let text = error.to_string();
+        assert!(text.contains(&scratch("damaged").display().to_string()) && text.contains("hint:"), "{what}: {text}");
+    }
+    assert!(read_bytes("damaged", &whole).is_ok(), "undamaged, it reads");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = Weights::read(Path::new("nowhere/model.safetensors")).unwrap_err();
+    assert!(matches!(error, WeightError::Io { .. }), "{error:?}");
+    assert!(error.to_string().contains("nowhere/model.safetensors"), "{error}");
+}
+
+#[test]
+fn sizes_that_cannot_be_built_are_refused_by_key() {
+    let heads = |hidden, heads| transformer(hidden, 2, heads, PositionalEmbedding::None);
+    for (config, key) in [
+        (heads(64, 7), "num_heads"),
+        (heads(64, 0), "num_heads"),
+        (transformer(12, 2, 4, PositionalEmbedding::Rope), "num_heads"), // three channels cannot be paired
+        (heads(0, 4), "hidden_size"),
+        (rnn(0, 1, 0.1), "hidden_size"),
+        (lstm(16, 0, 0.1), "num_layers"),
+        (rnn(16, 1, 1.0), "dropout"),
+        (lstm(16, 1, -0.1), "dropout"),
+        (lstm(16, 1, f64::NAN), "dropout"),
+    ] {
+        let error = config.validate().expect_err(&format!("{config:?}"));
+        assert_eq!(error.key, key, "{config:?}");
+        assert!(error.to_string().starts_with(&format!("model.{key}: ")), "{error}");
+    }
+    for config in all().into_iter().chain([heads(12, 4), rnn(1, 1, 0.0)]) {
+        config.validate().unwrap();
+    }
+}
+
+// Gradients of the operations -----------------------------------------------------------------------------------------
+
+type Training = Autodiff<Cpu>;
+type Flat = Tensor<Training, 1>;
+
+/// Compares the gradient of Σ c·f(arguments), c fixed, in every coordinate of every argument with the five-point
+/// difference quotient (8·(f(h) − f(−h)) − (f(2h) − f(−2h))) / 12h.
+///
+/// With h = 0.03 the formula's own error is h⁴/30 = 3e-8 times the fifth derivative, which is below 1e3 here. An output
+/// of size 1 carries a rounding error of about 1e-7, so up to 100 outputs, summed in float64 with |c| ≤ 1, leave
+/// 1.5·√100·1e-7/0.03 = 5e-5. The tolerance is four times the sum of the two; the gradients are of size 0.1 to 5.
+fn check_gradient(what: &str, arguments: &[Vec<f32>], f: impl Fn(Vec<Flat>) -> Flat) {
+    const STEP: f64 = 0.03;
+    const TOLERANCE: f64 = 3e-4;
+    let tensor = |values: &[f32]| Flat::from_data(TensorData::from(values), &Default::default());
+    let inputs: Vec<Flat> = arguments.iter().map(|a| tensor(a).require_grad()).collect();
+    let outputs = f(inputs.clone());
+    let c = random(outputs.dims()[0], 1.0, 99);
+    let gradients = (outputs * tensor(&c)).sum().backward();
+
+    let value = |arguments: &[Vec<f32>]| -> f64 {
+        let outputs = f(arguments.iter().map(|a| tensor(a)).collect()).into_data();
+        outputs.iter::<f64>().zip(&c).map(|(o, c)| o * f64::from(*c)).sum()
+    };
+    for (which, input) in inputs.iter().enumerate() {
+        let analytic: Vec<f64> = input.grad(&gradients).unwrap().into_data().iter().collect();
+        for (i, analytic) in analytic.into_iter().enumerate() {
+            let moved = |by: f64| {
+                let mut arguments = arguments.to_vec();
+                arguments[which][i] = (f64::from(arguments[which][i]) + by) as f32;
+                value(&arguments)
+            };
+            let quotient =
+                (8.0 * (moved(STEP) - moved(-STEP)) - (moved(2.0 * STEP) - moved(-2.0 * STEP))) / (12.0 * STEP);
+            let difference = (analytic - quotient).abs();
+            assert!(difference < TOLERANCE, "{what}: argument {which}, entry {i}: {analytic}, quotient {quotient}");
+        }
+    }
+}
+
+const SHAPES: [(usize, usize); 5] = [(1, 1), (1, 5), (3, 1), (2, 3), (1, 7)];
+
+/// Input, weights and state of a recurrent layer from 3 to 2 channels.
+fn recurrent_arguments(gates: usize, batch: usize, seq: usize, states: usize) -> Vec<Vec<f32>> {
+    let rows = gates * 2;
+    let sizes = [batch * seq * 3, rows * 3, rows * 2, rows, rows].into_iter().chain(vec![batch * 2; states]);
+    sizes.enumerate().map(|(i, n)| random(n, 0.8, i as u64)).collect()
+}
+
+fn recurrent_weights(gates: usize, arguments: &[Flat]) -> RecurrentWeights<Training> {
+    let rows = gates * 2;
+    RecurrentWeights {
+        weight_ih: arguments[1].clone().reshape([rows, 3]),
+        weight_hh: arguments[2].clone().reshape([rows, 2]),
+        bias_ih: arguments[3].clone(),
+        bias_hh: arguments[4].clone(),
+    }
+}
+
+#[test]
+fn gradient_of_rnn_layer() {
+    for (batch, seq) in SHAPES {
+        let what = format!("rnn_layer, batch {batch}, seq {seq}");
+        check_gradient(&what, &recurrent_arguments(1, batch, seq, 1), |a| {
+            let (x, h) = (a[0].clone().reshape([batch, seq, 3]), a[5].clone().reshape([batch, 2]));
+            let (out, h) = Training::rnn_layer(x, recurrent_weights(1, &a), Some(h));
+            Tensor::cat(vec![out.reshape([-1]), h.reshape([-1])], 0)
+        });
+    }
+}
+
+#[test]
+fn gradient_of_lstm_layer() {
+    for (batch, seq) in SHAPES {
+        let what = format!("lstm_layer, batch {batch}, seq {seq}");
+        check_gradient(&what, &recurrent_arguments(4, batch, seq, 2), |a| {
+            let [h, c] = [5, 6].map(|i: usize| a[i].clone().reshape([batch, 2]));
+            let x = a[0].clone().reshape([batch, seq, 3]);
+            let (out, (h, c)) = Training::lstm_layer(x, recurrent_weights(4, &a), Some((h, c)));
+            Tensor::cat(vec![out.reshape([-1]), h.reshape([-1]), c.reshape([-1])], 0)
+        });
+    }
+}
+
+#[test]
+fn gradient_of_causal_attention() {
+    let (heads, dim) = (2, 3);
+    for (batch, seq) in SHAPES {
+        // The first key stays: a query without any allowed key is settled by rounding, which has no derivative.
+        let masked: Vec<f32> = (0..batch * seq).map(|i| if i % seq % 3 == 1 { 0.0 } else { 1.0 }).collect();
+        for mask in [None, Some(masked)] {
+            let what = format!("causal_attention, batch {batch}, seq {seq}, masked {}", mask.is_some());
+            let arguments: Vec<Vec<f32>> = (0..3).map(|i| random(batch * heads * seq * dim, 1.0, i)).collect();
+            check_gradient(&what, &arguments, |a| {
+                let [q, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape([batch, heads, seq, dim]));
+                let mask = mask.as_ref().map(|m| Flat::from_data(TensorData::from(&m[..]), &Default::default()));
+                let mask = mask.map(|m| m.reshape([batch, seq]));
+                Training::causal_attention(q, k, v, mask, 0.7).reshape([-1])
+            });
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The whole road on toy sizes: generate, train, export, sweep; what is written where, and that it is the same again.
+#![cfg(feature = "train")]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{files, ok, repository, tiny_training};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::Value;
+use std::fs::{self, File};
+use std::path::Path;
+
+/// The rows of a Parquet file, and a float column of it.
+fn column(path: &Path, name: &str) -> Vec<Option<f64>> {
+    use arrow::array::AsArray;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).unwrap().build().unwrap();
+    let mut values = Vec::new();
+    for batch in reader {
+        let batch = batch.unwrap();
+        let column = batch.column_by_name(name).unwrap();
+        values.extend(column.as_primitive::<arrow::datatypes::Float64Type>().iter());
+    }
+    values
+}
+
+#[test]
+fn a_run_holds_what_it_should_and_the_sweep_covers_every_length() {
+    for config in ["configs/quickstart.toml", "configs/quickstart-transformer.toml", "configs/lstm.toml"] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = repository(config);
+        let printed = ok(dir.path(), &tiny_training(&config, &["--seed", "7"]));
+        let lines: Vec<&str> = printed.lines().collect();
+        let handle = lines[0];
+        assert_eq!(lines.last().unwrap(), &handle, "the handle is printed first and last");
+
+        assert_eq!(ok(dir.path(), &["export", "--json"]).parse::<Value>().unwrap()["handle"], handle);
+        let table = ok(dir.path(), &["eval", "--lengths", "1..120", "--predictions"]);
+        assert!(table.contains("1–50") && table.contains("eval/sweep.parquet"), "{table}");
+
+        let run = dir.path().join("runs").join(handle);
+        let mut expected: Vec<String> = ["config.toml", "metrics.parquet", "model.onnx"].map(String::from).to_vec();
+        for checkpoint in ["epoch-0001-step-4", "epoch-0002-step-6"] {
+            for file in ["model.safetensors", "optimizer.bin", "state.json"] {
+                expected.push(format!("checkpoints/{checkpoint}/{file}"));
+            }
+        }
+        for file in ["sweep.parquet", "sweep-predictions.parquet", "sweep.png", "sweep.svg"] {
+            expected.push(format!("eval/{file}"));
+        }
+        expected.sort();
+        assert_eq!(files(&run), expected);
+
+        assert!(fs::read_to_string(run.join("config.toml")).unwrap().contains("seed = 7"));
+        assert_eq!(column(&run.join("eval/sweep.parquet"), "last_accuracy").len(), 120);
+        // Before training, after each epoch: validation and out-of-distribution; and every second step.
+        assert_eq!(column(&run.join("metrics.parquet"), "loss").len(), 3 * 2 + 3);
+        assert!(column(&run.join("metrics.parquet"), "loss").iter().all(|l| l.unwrap().is_finite()));
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = repository("configs/quickstart.toml");
+    let weights = |seed: &str| {
+        let printed = ok(dir.path(), &tiny_training(&config, &["--seed", seed, "--json", "--quiet"]));
+        let handle = printed.parse::<Value>().unwrap()["handle"].as_str().unwrap().to_owned();
+        fs::read(dir.path().join("runs").join(handle).join("checkpoints/epoch-0002-step-6/model.safetensors")).unwrap()
+    };
+    let (first, again, other) = (weights("1"), weights("1"), weights("2"));
+    assert!(first == again && first != other);
+}
+
+#[test]
+fn both_plans_and_all_formats_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = repository("configs/quickstart-transformer.toml");
+    ok(dir.path(), &tiny_training(&config, &["--task", "counting_samesymbol_shiftedstart3"]));
+    ok(dir.path(), &["export"]);
+    let sweep = |more: &[&str]| {
+        let mut arguments = vec!["eval", "--lengths", "1..105:3", "--json"];
+        arguments.extend(more);
+        ok(dir.path(), &arguments).parse::<Value>().unwrap()
+    };
+    let accuracies = |v: &Value| -> Vec<(Value, Value, Value)> {
+        let rows = v["lengths"].as_array().unwrap();
+        rows.iter().map(|r| (r["length"].clone(), r["accuracy"].clone(), r["status"].clone())).collect()
+    };
+    let single = sweep(&[]);
+    let exhaustive = sweep(&["--exhaustive", "--max-tokens", "500", "--threads", "1"]);
+    assert_eq!(accuracies(&single), accuracies(&exhaustive));
+    assert_eq!(
+        (&single["lengths"][0]["plan"], &exhaustive["lengths"][0]["plan"]),
+        (&"single_pass".into(), &"exhaustive".into())
+    );
+    let last = single["lengths"].as_array().unwrap().last().unwrap();
+    assert_eq!(last["length"], 103);
+    assert_eq!(last["status"], "past the vocabulary's last number (100)");
+
+    for format in ["arrow", "csv", "json", "parquet"] {
+        sweep(&["--format", format, "-o", &format!("out/table.{format}")]);
+    }
+    let csv = fs::read_to_string(dir.path().join("out/table.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 35);
+    let json: Value = fs::read_to_string(dir.path().join("out/table.json")).unwrap().parse().unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 35);
+    assert_eq!(&fs::read(dir.path().join("out/table.arrow")).unwrap()[..6], b"ARROW1");
+}
+
+#[test]
+fn datasets_are_written_listed_and_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let list: Value = ok(dir.path(), &["data", "list", "--json"]).parse().unwrap();
+    let names: Vec<&str> = list.as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"counting_samesymbol_mod10bos"));
+    assert_eq!(list[0]["vocab_size"], 13);
+
+    ok(dir.path(), &["data", "generate", "--task", names[1], "--train", "1000", "--seed", "3"]);
+    let shown = ok(dir.path(), &["data", "show", "--task", names[1], "--split", "ood_test", "-n", "1"]);
+    assert!(shown.contains("50 examples") && shown.contains("seed 3") && shown.contains("lengths"), "{shown}");
+    assert!(shown.contains("length   51"), "{shown}");
+}
