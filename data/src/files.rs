@@ -56,6 +56,7 @@ fn set_default_permissions(_: &File, _: &Path) -> Result<(), DataError> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

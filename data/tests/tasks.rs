@@ -1,4 +1,5 @@
 //! The three tasks against their written rules, and Parquet round trips.
+#![allow(clippy::unwrap_used)]
 
 use data::{DataError, Dataset, Split, Task, generate_split};
 use proptest::prelude::*;

@@ -100,7 +100,7 @@ pub struct ShowArgs {
 #[cfg(feature = "train")]
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// TOML with the tables [task] [model] [train] [optimizer] [eval]; see configs/
+    /// TOML with the tables task, model, train, optimizer and eval; see configs/
     #[arg(long, value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
     /// Task name; overrides task.name

@@ -72,16 +72,6 @@ impl RunDir {
         found.with_context(|| format!("there is no {what} under {}\n  hint: {hint}", runs.display()))
     }
 
-    /// The handle.
-    pub fn handle(&self) -> &str {
-        &self.handle
-    }
-
-    /// The folder itself.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The exported model.
     pub fn onnx(&self) -> PathBuf {
         self.path.join("model.onnx")
@@ -95,6 +85,16 @@ impl RunDir {
 
 #[cfg(feature = "train")]
 impl RunDir {
+    /// The handle.
+    pub fn handle(&self) -> &str {
+        &self.handle
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The resolved config.
     pub fn config(&self) -> PathBuf {
         self.path.join("config.toml")

@@ -44,6 +44,7 @@ pub fn table(results: &[LengthResult], train_max: Option<u32>) -> Table {
 }
 
 /// Mean last-token accuracy over the scored lengths for which `wanted` holds.
+#[cfg(feature = "train")]
 pub fn mean_last_accuracy(results: &[LengthResult], wanted: impl Fn(u32) -> bool) -> Option<f64> {
     mean(results.iter().filter(|r| wanted(r.length)).filter_map(|r| r.score()?.last_accuracy()))
 }

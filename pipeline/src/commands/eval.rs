@@ -8,7 +8,9 @@ use crate::summary;
 use anyhow::{Context as _, Result, bail};
 use data::Task;
 use data::families::Family;
-use evaluators::{LengthResult, LoadOptions, Model, Sweep, SweepFacts, to_record_batch, write, write_predictions};
+use evaluators::{
+    LengthResult, LoadOptions, Model, RuntimeLibrary, Sweep, SweepFacts, to_record_batch, write, write_predictions,
+};
 use serde_json::json;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,10 @@ use std::time::Instant;
 pub fn run(context: &Context, args: EvalArgs) -> Result<()> {
     let (path, stem) = locate(context, &args)?;
     let mut model = Model::load(&path, LoadOptions { provider: args.provider, threads: args.threads })?;
+    if let Ok(Some(library)) = RuntimeLibrary::find() {
+        let version = library.version.as_deref().unwrap_or("of unknown version");
+        context.progress.detail(format!("ONNX Runtime {version}, {}: {}", library.source, library.path.display()));
+    }
     if let Some(reason) = model.fallback() {
         context.progress.note(format!("running on the CPU: {reason}"));
     }
