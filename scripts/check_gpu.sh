@@ -15,7 +15,7 @@ if [ $# -ge 1 ]; then
 else
   cargo build --release
   pipeline=$root/target/release/pipeline
-  COUNTING_TEST_CUDA=1 cargo test --release --workspace --test parity
+  cargo test --release --workspace --test parity_cuda
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

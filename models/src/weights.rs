@@ -3,6 +3,8 @@ use crate::ops::SequenceOps;
 use burn::module::ParamId;
 use burn::tensor::TensorData;
 use burn_store::{ApplyError, ModuleSnapshot, TensorSnapshot};
+use data::stream_rng;
+use rand::RngExt;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
@@ -95,6 +97,15 @@ impl Weights {
         self.0.iter().map(|(name, weight)| (name.as_str(), weight))
     }
 
+    /// The same weights, each changed in its last bit, up or down at random: what rounding alone may do to them.
+    pub fn nudged(&self, seed: u64) -> Self {
+        let mut rng = stream_rng(seed, "last bits", 0);
+        let mut nudge = |v: &mut f32| if rng.random::<bool>() { v.next_up() } else { v.next_down() };
+        let mut out = self.clone();
+        out.0.values_mut().flat_map(|w| &mut w.values).for_each(|v| *v = nudge(v));
+        out
+    }
+
     /// How many numbers there are in all.
     pub fn num_parameters(&self) -> usize {
         self.0.values().map(|w| w.values.len()).sum()
@@ -127,6 +138,12 @@ impl Weights {
             out.insert(name.to_owned(), Weight { shape: view.shape().to_vec(), values });
         }
         Ok(Self(out))
+    }
+}
+
+impl FromIterator<(String, Weight)> for Weights {
+    fn from_iter<I: IntoIterator<Item = (String, Weight)>>(parameters: I) -> Self {
+        Self(parameters.into_iter().collect())
     }
 }
 

@@ -63,6 +63,9 @@ pub struct TrainConfig {
     /// Save a checkpoint every this many steps, besides the one at each epoch's end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<u64>,
+    /// Evaluate on validation and the out-of-distribution split every this many steps, besides at each epoch's end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_every: Option<u64>,
     /// Write a training row to metrics.parquet every this many steps.
     pub log_every: u64,
 }
@@ -76,6 +79,7 @@ impl Default for TrainConfig {
             seed: 1234,
             device: "auto".into(),
             checkpoint_every: None,
+            eval_every: None,
             log_every: 50,
         }
     }
@@ -167,6 +171,7 @@ impl Config {
             ("train.log_every", self.train.log_every),
             ("train.max_steps", self.train.max_steps.unwrap_or(1)),
             ("train.checkpoint_every", self.train.checkpoint_every.unwrap_or(1)),
+            ("train.eval_every", self.train.eval_every.unwrap_or(1)),
             ("eval.batch_size", self.eval.batch_size as u64),
             ("task.train_examples", self.task.train_examples as u64),
         ];

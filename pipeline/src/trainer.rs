@@ -132,7 +132,11 @@ where
                 (tokens, since) = (0, Instant::now());
             }
             let done = step == total;
-            if settings.checkpoint_every.is_some_and(|every| step.is_multiple_of(every)) && !done {
+            let due = |every: Option<u64>| !done && every.is_some_and(|every| step.is_multiple_of(every));
+            if due(settings.eval_every) {
+                (val, ood_test) = evaluate_now(&model, step, epoch, &mut curve)?;
+            }
+            if due(settings.checkpoint_every) {
                 save_checkpoint(&run.checkpoint(epoch, step), &model, &optimizer.to_record(), epoch, step)?;
             }
             if done {

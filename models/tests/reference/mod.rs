@@ -1,5 +1,7 @@
 //! Reads the reference models: see `tests/fixtures/README.md` for the files.
 
+pub mod parity;
+
 use models::lstm::LstmConfig;
 use models::rnn::RnnConfig;
 use models::transformer::{LAYER_NORM_EPSILON, PositionalEmbedding, TransformerConfig};

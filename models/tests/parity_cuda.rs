@@ -1,0 +1,18 @@
+//! Every architecture against the published PyTorch code, on a CUDA GPU. Takes minutes to compile and needs the card, so
+//! it runs only where it is named: `cargo test --release --workspace --test parity_cuda`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod reference;
+
+use burn::backend::Autodiff;
+
+macro_rules! parity {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            reference::parity::check::<Autodiff<models::Cuda>>(stringify!($name), &Default::default());
+        })*
+    };
+}
+
+parity!(rnn lstm transformer_nope transformer_padhelper_rope transformer_rope_shift);
