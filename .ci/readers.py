@@ -1,6 +1,6 @@
 """Opens what the program wrote with the tools that its users have, and checks what they see.
 
-    python readers.py DATASETS_DIR RUNS_DIR
+    python readers.py QUICKSTART.json DATASETS_DIR RUNS_DIR
 """
 
 import json
@@ -19,6 +19,15 @@ RESULT_COLUMNS = (
     "n_sequences n_tokens accuracy counting_accuracy last_accuracy sequence_accuracy loss last_accuracy_low "
     "last_accuracy_high in_distribution status plan"
 ).split()
+
+
+def check_quickstart(path):
+    """The recurrent model counts at every length up to 1000, the Transformer only at those it was trained on."""
+    rnn, transformer = json.loads(path.read_text())["runs"]
+    assert rnn["model"] == "RNN" and rnn["first_wrong_length"] is None, rnn
+    assert transformer["trained_lengths"] == 1 and transformer["longer_lengths"] < 0.5, transformer
+    for plot in json.loads(path.read_text())["plots"]:
+        assert path.parent.joinpath(plot).stat().st_size > 10_000, plot
 
 
 def check_dataset(path):
@@ -73,7 +82,8 @@ def check_model(path):
 
 
 def main():
-    datasets, runs = map(Path, sys.argv[1:])
+    quickstart, datasets, runs = map(Path, sys.argv[1:])
+    check_quickstart(quickstart)
     files = {
         check_dataset: sorted(datasets.glob("*/*.parquet")),
         check_result: sorted(runs.glob("*/eval/sweep.parquet")),
