@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import load_file
 
 RESULT_COLUMNS = (
     "handle task arch positional_embedding num_layers hidden_size seed checkpoint provider precision split length "
@@ -81,6 +83,27 @@ def check_model(path):
     assert metadata["handle"] == path.parent.name
 
 
+def check_checkpoint(path):
+    names = set(load_file(path))
+    if any(name.startswith("lstm.") for name in names):
+        kinds = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+        assert names == {"encoder.weight", "decoder.weight", *(f"lstm.{kind}_l0" for kind in kinds)}, names
+    else:
+        assert {"wte.weight", "h.0.attn.c_attn.weight", "h.1.mlp.c_proj.bias", "lm_head.weight"} <= names, names
+
+
+def check_readme(path):
+    """The queries in the README run as they stand, here, in the folder that holds runs/."""
+    blocks = re.findall(r"^```(sql|python)\n(.*?)^```", path.read_text(), re.M | re.S)
+    assert len(blocks) == 3, blocks
+    for language, code in blocks:
+        if language == "sql":
+            rows = duckdb.sql(code).fetchall()
+            assert rows[0][0] == "rnn", rows
+        else:
+            exec(code, {})
+
+
 def main():
     quickstart, datasets, runs = map(Path, sys.argv[1:])
     check_quickstart(quickstart)
@@ -88,6 +111,8 @@ def main():
         check_dataset: sorted(datasets.glob("*/*.parquet")),
         check_result: sorted(runs.glob("*/eval/sweep.parquet")),
         check_model: sorted(runs.glob("*/model.onnx")),
+        check_checkpoint: sorted(runs.glob("*/checkpoints/*/model.safetensors")),
+        check_readme: [Path(__file__).parent.parent / "README.md"],
     }
     for check, paths in files.items():
         assert paths, f"nothing to check with {check.__name__}"

@@ -1,23 +1,8 @@
+use crate::error::ConfigError;
 use crate::lstm::LstmConfig;
 use crate::rnn::RnnConfig;
 use crate::transformer::{PositionalEmbedding, TransformerConfig};
 use serde::{Deserialize, Serialize};
-
-/// A setting of `[model]` that cannot be built.
-#[derive(Debug, thiserror::Error)]
-#[error("model.{key}: {reason}")]
-pub struct ConfigError {
-    /// The key in `[model]`.
-    pub key: &'static str,
-    /// What is wrong and what to do.
-    pub reason: String,
-}
-
-impl ConfigError {
-    pub(crate) fn new(key: &'static str, reason: impl Into<String>) -> Self {
-        Self { key, reason: reason.into() }
-    }
-}
 
 /// The `[model]` table of a config: `arch` selects which of the others are read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 use crate::Init;
 use crate::ops::RecurrentWeights;
+use crate::ops::plain::matmul_rows;
 use burn::module::{Module, Param};
 use burn::prelude::*;
 use burn::tensor::{TensorData, module::embedding};
@@ -65,13 +66,6 @@ impl<B: Backend> Conv1d<B> {
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         matmul_rows(x, self.weight.val()) + self.bias.val().unsqueeze()
     }
-}
-
-/// One product over all rows of all examples, `[batch, seq, in] · [in, out]`.
-pub(crate) fn matmul_rows<B: Backend>(x: Tensor<B, 3>, weight: Tensor<B, 2>) -> Tensor<B, 3> {
-    let [batch, seq, input] = x.dims();
-    let output = weight.dims()[1];
-    x.reshape([batch * seq, input]).matmul(weight).reshape([batch, seq, output])
 }
 
 /// Normalisation over the last axis with biased variance, then scale and shift (Ba et al., arXiv 1607.06450).

@@ -11,6 +11,7 @@
 //! parameters by name, in the layout of PyTorch's state dict, and what checkpoints and the exporters hold.
 
 mod config;
+mod error;
 mod init;
 pub mod layers;
 mod loss;
@@ -21,7 +22,8 @@ pub mod rnn;
 pub mod transformer;
 mod weights;
 
-pub use config::{ConfigError, ModelConfig};
+pub use config::ModelConfig;
+pub use error::ConfigError;
 pub use init::Init;
 pub use loss::{masked_cross_entropy, predictions};
 pub use model::{Model, ModelInput};

@@ -3,7 +3,7 @@
 //! Sources: Vaswani et al., arXiv 1706.03762; Radford et al., "Language Models are Unsupervised Multitask Learners",
 //! 2019; rotary positions from Su et al., arXiv 2104.09864; sizes and initialisation of arXiv 2405.20131.
 
-use crate::config::ConfigError;
+use crate::error::ConfigError;
 use crate::layers::{Conv1d, Embedding, LayerNorm, Linear};
 use crate::ops::SequenceOps;
 use crate::{Init, ModelInput};

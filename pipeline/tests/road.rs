@@ -62,13 +62,19 @@ fn a_run_holds_what_it_should_and_the_sweep_covers_every_length() {
 fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     let dir = tempfile::tempdir().unwrap();
     let config = repository("configs/quickstart.toml");
-    let weights = |seed: &str| {
-        let printed = ok(dir.path(), &tiny_training(&config, &["--seed", seed, "--json", "--quiet"]));
-        let handle = printed.parse::<Value>().unwrap()["handle"].as_str().unwrap().to_owned();
-        fs::read(dir.path().join("runs").join(handle).join("checkpoints/epoch-0002-step-6/model.safetensors")).unwrap()
+    let train = |arguments: &[&str]| {
+        let printed: Value = ok(dir.path(), arguments).parse().unwrap();
+        dir.path().join("runs").join(printed["handle"].as_str().unwrap())
     };
-    let (first, again, other) = (weights("1"), weights("1"), weights("2"));
-    assert!(first == again && first != other);
+    let weights = |run: &Path| fs::read(run.join("checkpoints/epoch-0002-step-6/model.safetensors")).unwrap();
+    let first = train(&tiny_training(&config, &["--seed", "1", "--json", "--quiet"]));
+    let again = train(&tiny_training(&config, &["--seed", "1", "--json", "--quiet"]));
+    let other = train(&tiny_training(&config, &["--seed", "2", "--json", "--quiet"]));
+    assert!(weights(&first) == weights(&again) && weights(&first) != weights(&other));
+
+    let resolved = first.join("config.toml");
+    let repeated = train(&["train", "--config", resolved.to_str().unwrap(), "--json", "--quiet"]);
+    assert!(weights(&first) == weights(&repeated));
 }
 
 #[test]

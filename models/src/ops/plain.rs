@@ -1,7 +1,6 @@
 //! Plain-tensor definitions of the sequence operations.
 
 use super::RecurrentWeights;
-use crate::layers::matmul_rows;
 use burn::prelude::*;
 use burn::tensor::activation::{sigmoid, softmax, tanh};
 
@@ -51,6 +50,13 @@ pub fn lstm_layer<B: Backend>(
 fn input_product<B: Backend>(x: Tensor<B, 3>, weights: RecurrentWeights<B>) -> Tensor<B, 3> {
     let bias = weights.bias_ih + weights.bias_hh;
     matmul_rows(x, weights.weight_ih.transpose()) + bias.unsqueeze()
+}
+
+/// One product over all rows of all examples, `[batch, seq, in] · [in, out]`.
+pub(crate) fn matmul_rows<B: Backend>(x: Tensor<B, 3>, weight: Tensor<B, 2>) -> Tensor<B, 3> {
+    let [batch, seq, input] = x.dims();
+    let output = weight.dims()[1];
+    x.reshape([batch * seq, input]).matmul(weight).reshape([batch, seq, output])
 }
 
 /// The time steps of `[batch, seq, channels]`, each `[batch, channels]`.
