@@ -1,16 +1,15 @@
 //! Reads the reference models: see `tests/fixtures/README.md` for the files.
 
+mod npz;
 pub mod parity;
 
 use models::lstm::LstmConfig;
 use models::rnn::RnnConfig;
 use models::transformer::{LAYER_NORM_EPSILON, PositionalEmbedding, TransformerConfig};
 use models::{ModelConfig, Weights};
-use npyz::npz::NpzArchive;
+use npz::Npz;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 /// A model with what the published code computes with it.
@@ -110,27 +109,20 @@ fn cases(folders: &[PathBuf]) -> Vec<Case> {
 }
 
 fn case(path: &Path) -> Case {
-    let mut file = NpzArchive::open(path).unwrap();
-    let (shape, input_ids) = array::<i64>(&mut file, "input_ids").unwrap();
+    let mut file = Npz::open(path);
+    let (shape, input_ids) = file.array::<i64>("input_ids").unwrap();
     let [batch, seq] = shape[..] else { panic!("{}: input_ids {shape:?}", path.display()) };
     Case {
         name: path.file_stem().unwrap().to_str().unwrap().to_owned(),
         batch,
         seq,
         input_ids,
-        labels: array(&mut file, "labels").unwrap().1,
-        attention_mask: array(&mut file, "attention_mask").unwrap().1,
-        position_ids: array(&mut file, "position_ids").map_or_else(|| vec![0; batch * seq], |(_, values)| values),
-        logits: array(&mut file, "logits_f64").unwrap().1,
-        loss: array(&mut file, "loss_f64").map(|(_, values)| values[0]),
+        labels: file.array("labels").unwrap().1,
+        attention_mask: file.array("attention_mask").unwrap().1,
+        position_ids: file.array("position_ids").map_or_else(|| vec![0; batch * seq], |(_, values)| values),
+        logits: file.array("logits_f64").unwrap().1,
+        loss: file.array::<f64>("loss_f64").map(|(_, values)| values[0]),
     }
-}
-
-/// Shape and values of an array, if the archive has it.
-fn array<T: npyz::Deserialize>(file: &mut NpzArchive<BufReader<File>>, name: &str) -> Option<(Vec<usize>, Vec<T>)> {
-    let array = file.by_name(name).unwrap()?;
-    let shape = array.shape().iter().map(|&n| n as usize).collect();
-    Some((shape, array.into_vec().unwrap()))
 }
 
 fn gradients(grads: &Value) -> Vec<Gradient> {
