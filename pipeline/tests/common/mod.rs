@@ -79,9 +79,14 @@ pub fn repository(path: &str) -> String {
 /// A training command that ends within a second: an RNN of width 8, a few steps.
 pub fn tiny_training<'a>(config: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut arguments = vec!["train", "--config", config];
-    for set in
-        ["task.train_examples=100", "train.max_steps=6", "train.epochs=2", "train.log_every=2", "model.hidden_size=8"]
-    {
+    for set in [
+        "task.train_examples=100",
+        "train.batch_size=32",
+        "train.max_steps=6",
+        "train.epochs=2",
+        "train.log_every=2",
+        "model.hidden_size=8",
+    ] {
         arguments.extend(["--set", set]);
     }
     arguments.extend(more);
