@@ -38,7 +38,7 @@ def check_dataset(path):
     assert table.schema.field("input_ids").type == item(pa.uint16()), table.schema
     assert table.schema.field("labels").type == item(pa.int16()), table.schema
     assert table.schema.field("length").type == pa.uint32(), table.schema
-    metadata = {k.decode(): v.decode() for k, v in pq.read_schema(path).metadata.items()}
+    metadata = {k.decode(): v.decode() for k, v in pq.read_metadata(path).metadata.items()}
     vocab = json.loads(metadata["vocab"])
     assert metadata["task"] == path.parent.name and metadata["seed"] == "0" and metadata["generator_version"] == "1"
 
