@@ -6,7 +6,8 @@
 #
 # Needs the NVIDIA driver, CUDA's NVRTC and headers (CUDA_PATH), Python 3, and for the providers `pip install
 # onnxruntime-gpu` or ORT_DYLIB_PATH. Without a binary as argument it builds one and also runs the tests (Rust).
-# A provider that this machine's ONNX Runtime lacks is reported as absent; everything else must agree.
+# A provider that this machine's ONNX Runtime was built without is reported as absent, and so is a TensorRT provider that
+# cannot be loaded (its libraries come separately), each with the reason; a CUDA provider that is there must run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -21,6 +22,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 "$pipeline" doctor
+"$pipeline" doctor --json >doctor.json
 
 failed=0
 for config in rnn lstm transformer; do
@@ -46,7 +48,11 @@ rows = lambda p: [(r["length"], r["accuracy"]) for r in json.load(open(f"{config
 reference = rows("cpu")
 for provider in ("cuda", "tensorrt"):
     if not os.path.exists(f"{config}-eval-{provider}.json"):
-        print(f"{config}: provider {provider}: absent:", open(f"{config}-eval-{provider}.err").read().strip().replace("\n", " "))
+        reason = open(f"{config}-eval-{provider}.err").read().strip().replace("\n", " ")
+        offered = json.load(open("doctor.json"))["providers"] or []
+        broken = provider == "cuda" and "CUDAExecutionProvider" in offered
+        bad |= broken
+        print(f"{config}: provider {provider}: {'FAILED' if broken else 'absent'}: {reason}")
         continue
     differing = [a[0] for a, b in zip(reference, rows(provider)) if abs(a[1] - b[1]) > 0.01]
     bad |= bool(differing)

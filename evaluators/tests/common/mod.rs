@@ -1,5 +1,5 @@
 //! Models that count by construction (written by `fixtures/make.py`), and the tasks they were made for.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used)] // every test file uses some of this
 
 use data::Task;
 use evaluators::{LengthResult, LoadOptions, Model, Provider, Sweep, SweepResult};
