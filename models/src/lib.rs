@@ -12,6 +12,7 @@
 
 mod config;
 mod error;
+mod groups;
 mod init;
 pub mod layers;
 mod loss;
@@ -24,6 +25,7 @@ mod weights;
 
 pub use config::ModelConfig;
 pub use error::ConfigError;
+pub use groups::ParameterGroup;
 pub use init::Init;
 pub use loss::{masked_cross_entropy, predictions};
 pub use model::{Model, ModelInput};
