@@ -55,8 +55,8 @@ pub fn export_run(context: &Context, run: &RunDir) -> Result<Exported> {
     let config = Config::load(&run.config(), &[])?;
     let task = Task::by_name(&config.task.name)?;
     let vocab = task.vocabulary.len();
-    let checkpoint = run.last_checkpoint()?;
-    let weights = Weights::read(&checkpoint.join("model.safetensors"))?;
+    let checkpoint = run.last_checkpoint(|note| context.progress.note(note))?;
+    let weights = checkpoint.weights()?;
     let info = ExportInfo {
         handle: run.handle().to_owned(),
         task: task.name.clone(),
@@ -65,7 +65,7 @@ pub fn export_run(context: &Context, run: &RunDir) -> Result<Exported> {
         max_position_embeddings: task.max_position_embeddings,
         augmentation: "none".into(),
         seed: config.train.seed,
-        checkpoint: checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        checkpoint: checkpoint.name(),
         precision: "fp32".into(),
     };
     let bytes = export(&config.model, &weights, &info)?;
@@ -73,7 +73,7 @@ pub fn export_run(context: &Context, run: &RunDir) -> Result<Exported> {
     let lengths = vec![1, 2, task.family.train_max_length() as usize, 1000];
     let build = |weights: &Weights| -> Result<Model<Cpu>> {
         let mut model = config.model.init(vocab, config.train.seed, &Default::default());
-        weights.load_into(&mut model).with_context(|| format!("in the checkpoint {}", checkpoint.display()))?;
+        weights.load_into(&mut model).with_context(|| format!("in the checkpoint {}", checkpoint.path().display()))?;
         Ok(model)
     };
     let nudged = || build(&weights.nudged(0));
