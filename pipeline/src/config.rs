@@ -201,7 +201,9 @@ impl OptimizerConfig {
             bail!("optimizer.weight_decay must be 0 or a positive number, not {decay}");
         }
         if self.name == OptimizerKind::Adam && decay != 0.0 {
-            bail!("optimizer.weight_decay is {decay}, but adam has none\n  hint: set optimizer.name=adamw, or weight_decay to 0");
+            bail!(
+                "optimizer.weight_decay is {decay}, but adam has none\n  hint: set optimizer.name=adamw, or weight_decay to 0"
+            );
         }
         if let (Schedule::Cosine, Some(total)) = (self.schedule, total_steps)
             && self.warmup_steps >= total
