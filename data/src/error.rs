@@ -17,6 +17,40 @@ pub enum DataError {
         /// The name that was asked for.
         name: String,
     },
+    /// No augmentation has this name.
+    #[error(
+        "there is no position augmentation `{name}`{}\n  hint: none, shift, randomized, scaler+shift or zooming",
+        did_you_mean(.nearest)
+    )]
+    UnknownAugmentation {
+        /// The name that was asked for.
+        name: String,
+        /// The closest existing name, if one is close.
+        nearest: Option<String>,
+    },
+    /// A batch is to be narrower than an example.
+    #[error(
+        "an example has {tokens} tokens, but batches are padded to {pad_to}\n  hint: examples are never cut; pad to at least {tokens} or to the longest of a batch"
+    )]
+    TooLong {
+        /// Tokens of the example.
+        tokens: usize,
+        /// The width of the batch.
+        pad_to: usize,
+    },
+    /// Too few positions to draw from.
+    #[error(
+        "an example has {tokens} tokens, but `{augmentation}` draws {} positions below max_position_embeddings = {max_position_embeddings}\n  hint: one position is spare; raise max_position_embeddings or use shorter examples",
+        .tokens + 1
+    )]
+    PositionRange {
+        /// The augmentation.
+        augmentation: &'static str,
+        /// Tokens of the example other than `<pad>` and `<blk>`.
+        tokens: usize,
+        /// Positions that there are.
+        max_position_embeddings: usize,
+    },
     /// More or fewer examples were asked for than the family can give.
     #[error("task `{task}`: {reason}")]
     SplitSize {

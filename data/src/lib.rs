@@ -6,7 +6,7 @@
 //!
 //! An example is a pure function of (task, split, seed, index), so a dataset has the same bytes however it is
 //! produced. [`Dataset`] holds examples in memory and reads and writes the Parquet files, [`Batch`] pads some of
-//! them into the rectangular arrays that models take, and [`EpochOrder`] is the seeded shuffle.
+//! them into the rectangular arrays that models take and gives them positions ([`Augmentation`]), and [`EpochOrder`] is the seeded shuffle.
 
 mod batch;
 mod dataset;
@@ -14,17 +14,19 @@ mod error;
 mod example;
 pub mod families;
 pub mod files;
+mod positions;
 mod rng;
 pub mod suggest;
 mod task;
 mod track;
 mod vocab;
 
-pub use batch::{Batch, EpochOrder};
+pub use batch::{Batch, Collation, EpochOrder};
 pub use dataset::{Dataset, DatasetInfo, GENERATOR_VERSION, generate_split};
 pub use error::DataError;
 pub use example::{Example, ExampleRef, IGNORE};
 pub use families::Family;
+pub use positions::{Augmentation, BLANK, PositionIds, PositionScheme};
 pub use rng::stream_rng;
 pub use task::{Split, Task};
 pub use track::{LengthLimit, Track};

@@ -1,6 +1,6 @@
 use crate::error::choose;
 use crate::{EvalError, Result, environment};
-use data::{Batch, DataError};
+use data::{Batch, DataError, PositionIds};
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::{HasSelectedOutputs, ModelMetadata, OutputSelector, RunOptions, Session};
 use ort::value::{Outlet, Tensor, TensorElementType, TensorRef, TensorValueType};
@@ -226,7 +226,13 @@ impl Model {
         let tensor = |ids| TensorRef::from_array_view(([batch.batch, batch.seq], ids)).map_err(engine);
         let mut inputs = ort::inputs! { "input_ids" => tensor(batch.input_ids.as_slice())? };
         if self.wants_position_ids {
-            inputs.push(("position_ids".into(), tensor(batch.position_ids.as_slice())?.into()));
+            let positions = match &batch.position_ids {
+                PositionIds::Integers(ids) => tensor(ids)?.into(),
+                PositionIds::Scalars(values) => {
+                    TensorRef::from_array_view(([batch.batch, batch.seq], values.as_slice())).map_err(engine)?.into()
+                }
+            };
+            inputs.push(("position_ids".into(), positions));
         }
         if self.wants_attention_mask {
             inputs.push(("attention_mask".into(), tensor(batch.attention_mask.as_slice())?.into()));
@@ -256,7 +262,7 @@ impl Model {
             seq,
             input_ids: ids.to_vec(),
             labels: vec![-1; ids.len()],
-            position_ids: (0..batch).flat_map(|_| 0..seq as i64).collect(),
+            position_ids: PositionIds::Integers((0..batch).flat_map(|_| 0..seq as i64).collect()),
             attention_mask: vec![1; ids.len()],
         })
     }

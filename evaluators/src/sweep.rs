@@ -1,5 +1,5 @@
 use crate::{EvalError, Lengths, Model, Result, Running, Score};
-use data::{Batch, Dataset, Example, ExampleRef, Task, Track};
+use data::{Batch, Collation, Dataset, Example, ExampleRef, Task, Track};
 use std::ops::Range;
 
 /// How the scores of a length came about.
@@ -221,8 +221,8 @@ impl<'a> Sweep<'a> {
     /// Whether the model's learned position table, if it has one, covers the example.
     fn fits_table(&self, example: ExampleRef<'_>) -> bool {
         let Some(limit) = self.model.info().position_limit else { return true };
-        let positions = Batch::collate(&[example], &self.task.vocabulary).position_ids;
-        positions.into_iter().all(|p| p < i64::from(limit))
+        let Ok(batch) = Batch::collate(&[example], &self.task.vocabulary, &Collation::plain()) else { return false };
+        batch.position_ids.as_integers().is_none_or(|ids| ids.iter().all(|p| *p < i64::from(limit)))
     }
 
     fn table_end(&self) -> Option<String> {
@@ -284,7 +284,7 @@ impl<'a> Sweep<'a> {
     /// One pass through the model; one walk along every row scores all its cuts.
     fn score(&mut self, jobs: &[Job], lengths: &[u32], found: &mut (Vec<Score>, Vec<Prediction>)) -> Result<()> {
         let examples: Vec<_> = jobs.iter().map(|j| j.example.as_ref()).collect();
-        let logits = self.model.run(&Batch::collate(&examples, &self.task.vocabulary))?;
+        let logits = self.model.run(&Batch::collate(&examples, &self.task.vocabulary, &Collation::plain())?)?;
         if logits.vocab() != self.task.vocabulary.len() {
             let (model, task) = (logits.vocab(), self.task.vocabulary.len());
             return Err(self.mismatch(format!("the model's logits are {model} wide, but the task has {task} tokens")));

@@ -88,7 +88,7 @@ fn positions_and_mask_reach_models_that_want_them() {
         seq: 2,
         input_ids: vec![0, 12],
         labels: vec![-1, 1],
-        position_ids: vec![0, 7],
+        position_ids: data::PositionIds::Integers(vec![0, 7]),
         attention_mask: vec![1, 0],
     };
     assert_eq!(model.run(&batch).unwrap().sequence(0)[13], 8.0, "a masked position is labelled 0");

@@ -38,12 +38,20 @@ pub(crate) enum Dim {
 #[derive(Debug, Clone)]
 pub(crate) struct Value(String);
 
+impl Value {
+    /// An optional input of a node that is left out.
+    pub(crate) fn none() -> Self {
+        Self(String::new())
+    }
+}
+
 /// A constant argument of a node.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Attribute<'a> {
     Float(f64),
     Int(i64),
     Ints(&'a [i64]),
+    Graph(&'a GraphProto),
 }
 
 /// A number that a constant tensor can hold.
@@ -75,6 +83,8 @@ pub(crate) struct GraphBuilder<'a> {
     modules: Vec<String>,
     /// How often each name of a node has been asked for.
     names: HashMap<String, usize>,
+    /// They stand behind every other output.
+    state_outputs: Vec<ValueInfoProto>,
     graph: GraphProto,
 }
 
@@ -82,7 +92,14 @@ impl<'a> GraphBuilder<'a> {
     /// An empty graph of a model with these weights.
     pub(crate) fn new(name: &str, weights: &'a Weights) -> Self {
         let graph = GraphProto { name: Some(name.into()), ..Default::default() };
-        Self { weights, used: BTreeSet::new(), modules: Vec::new(), names: HashMap::new(), graph }
+        Self {
+            weights,
+            used: BTreeSet::new(),
+            modules: Vec::new(),
+            names: HashMap::new(),
+            state_outputs: Vec::new(),
+            graph,
+        }
     }
 
     /// Whatever `build` adds belongs to `module`.
@@ -93,16 +110,80 @@ impl<'a> GraphBuilder<'a> {
         built
     }
 
+    /// Whatever `build` adds belongs to no module.
+    fn at_root<T>(&mut self, build: impl FnOnce(&mut Self) -> T) -> T {
+        let modules = std::mem::take(&mut self.modules);
+        let built = build(self);
+        self.modules = modules;
+        built
+    }
+
     /// An input of the graph.
     pub(crate) fn input(&mut self, name: &str, doc: &str, element: DataType, dims: &[Dim]) -> Value {
         self.graph.input.push(value_info(name, doc, element, dims));
         Value(name.into())
     }
 
+    /// A recurrent state that a caller may hand in: the optional input `state_<name>_in` `[1 or batch, dims…]`, zeros where
+    /// it is left out. Returns it as `[batch, dims…]`. [`Self::state_output`] is its other half.
+    pub(crate) fn state_input(&mut self, name: &str, doc: &str, ids: &Value, dims: &[usize]) -> Value {
+        // An input that has an initializer of the same name may be left out. One row of zeros serves every batch.
+        let input = format!("state_{name}_in");
+        let shape: Vec<usize> = [1].iter().chain(dims).copied().collect();
+        let zeros = self.at_root(|g| g.constant(&input, &shape, &vec![0.0f32; shape.iter().product()]));
+        let axes: Vec<Dim> =
+            [Dim::Symbol("state_batch")].into_iter().chain(dims.iter().map(|&n| Dim::Fixed(n))).collect();
+        self.graph.input.push(value_info(&input, doc, DataType::Float, &axes));
+        self.scope(format!("state_{name}"), |g| {
+            let batch = g.node("Shape", &[ids], &[("start", Attribute::Int(0)), ("end", Attribute::Int(1))]);
+            let dims = g.list("dims", &dims.iter().map(|&n| n as i64).collect::<Vec<_>>());
+            let shape = g.node("Concat", &[&batch, &dims], &[("axis", Attribute::Int(0))]);
+            g.node("Expand", &[&zeros, &shape], &[])
+        })
+    }
+
+    /// The state after the last token, as the output `state_<name>_out` `[batch, dims…]`.
+    pub(crate) fn state_output(&mut self, name: &str, doc: &str, value: Value, dims: &[usize]) {
+        let axes: Vec<Dim> = [BATCH].into_iter().chain(dims.iter().map(|&n| Dim::Fixed(n))).collect();
+        let output = format!("state_{name}_out");
+        rename(&mut self.graph.node, &value.0, &output);
+        self.state_outputs.push(value_info(&output, doc, DataType::Float, &axes));
+    }
+
+    /// A loop over the first axis of `inputs`: `body` gets the states and one slice of each input, and returns the next
+    /// states and one slice of each output. Returns the last states and the stacked outputs. `body` may use any value and
+    /// any weight from outside.
+    pub(crate) fn scan<const S: usize, const N: usize, const M: usize>(
+        &mut self,
+        states: [&Value; S],
+        inputs: [&Value; N],
+        body: impl FnOnce(&mut Self, [Value; S], [Value; N]) -> Result<([Value; S], [Value; M]), ExportError>,
+    ) -> Result<([Value; S], [Value; M]), ExportError> {
+        let name = self.node_name("Scan_body");
+        let outside = std::mem::take(&mut self.graph.node);
+        let state: [Value; S] = std::array::from_fn(|i| Value(format!("{name}_state_{i}")));
+        let slice: [Value; N] = std::array::from_fn(|i| Value(format!("{name}_slice_{i}")));
+        let built = body(self, state.clone(), slice.clone());
+        let nodes = std::mem::replace(&mut self.graph.node, outside);
+        let (next, stacked) = built?;
+        // Types inside a body follow from those outside.
+        let named = |value: &Value| ValueInfoProto { name: Some(value.0.clone()), ..Default::default() };
+        let graph = GraphProto {
+            name: Some(name),
+            node: nodes,
+            input: state.iter().chain(&slice).map(named).collect(),
+            output: next.iter().chain(&stacked).map(named).collect(),
+            ..Default::default()
+        };
+        let inputs: Vec<&Value> = states.into_iter().chain(inputs).collect();
+        let attributes = [("num_scan_inputs", Attribute::Int(N as i64)), ("body", Attribute::Graph(&graph))];
+        let outputs = self.node_with(S + M, "Scan", &inputs, &attributes);
+        Ok((std::array::from_fn(|i| outputs[i].clone()), std::array::from_fn(|i| outputs[S + i].clone())))
+    }
+
     /// Makes `value` an output of the graph, called `name`.
     pub(crate) fn output(&mut self, name: &str, doc: &str, value: Value, element: DataType, dims: &[Dim]) {
-        let edges = self.graph.node.iter_mut().flat_map(|node| node.input.iter_mut().chain(&mut node.output));
-        edges.filter(|edge| **edge == value.0).for_each(|edge| *edge = name.into());
+        rename(&mut self.graph.node, &value.0, name);
         self.graph.output.push(value_info(name, doc, element, dims));
     }
 
@@ -161,11 +242,23 @@ impl<'a> GraphBuilder<'a> {
         inputs: &[&Value],
         attributes: &[(&str, Attribute<'_>)],
     ) -> [Value; N] {
+        let outputs = self.node_with(N, op, inputs, attributes);
+        std::array::from_fn(|i| outputs[i].clone())
+    }
+
+    /// A node with as many outputs as `outputs` says.
+    pub(crate) fn node_with(
+        &mut self,
+        outputs: usize,
+        op: &str,
+        inputs: &[&Value],
+        attributes: &[(&str, Attribute<'_>)],
+    ) -> Vec<Value> {
         let name = self.node_name(op);
-        let outputs = std::array::from_fn(|i| Value(format!("{name}_output_{i}")));
+        let outputs: Vec<Value> = (0..outputs).map(|i| Value(format!("{name}_output_{i}"))).collect();
         self.graph.node.push(NodeProto {
             input: inputs.iter().map(|value| value.0.clone()).collect(),
-            output: outputs.iter().map(|value: &Value| value.0.clone()).collect(),
+            output: outputs.iter().map(|value| value.0.clone()).collect(),
             name: Some(name),
             op_type: Some(op.into()),
             attribute: attributes.iter().map(|&(name, value)| attribute(name, value)).collect(),
@@ -174,12 +267,13 @@ impl<'a> GraphBuilder<'a> {
     }
 
     /// The ONNX file. Every weight of the checkpoint must have been asked for.
-    pub(crate) fn finish(self, metadata: &[(&str, String)]) -> Result<Vec<u8>, ExportError> {
+    pub(crate) fn finish(mut self, metadata: &[(&str, String)]) -> Result<Vec<u8>, ExportError> {
         let unused = self.weights.iter().map(|(name, _)| name).filter(|&name| !self.used.contains(name));
         let names: Vec<String> = unused.map(|name| format!("`{name}`")).collect();
         if !names.is_empty() {
             return Err(ExportError::UnusedWeights { names });
         }
+        self.graph.output.append(&mut self.state_outputs);
         let entry = |(key, value): &(&str, String)| StringStringEntryProto {
             key: Some((*key).into()),
             value: Some(value.clone()),
@@ -215,6 +309,16 @@ impl<'a> GraphBuilder<'a> {
     }
 }
 
+/// Renames an edge, also where the body of a loop uses it.
+fn rename(nodes: &mut [NodeProto], from: &str, to: &str) {
+    for node in nodes {
+        let edges = node.input.iter_mut().chain(&mut node.output);
+        edges.filter(|edge| *edge == from).for_each(|edge| *edge = to.into());
+        let bodies = node.attribute.iter_mut().filter_map(|attribute| attribute.g.as_mut());
+        bodies.for_each(|body| rename(&mut body.node, from, to));
+    }
+}
+
 fn value_info(name: &str, doc: &str, element: DataType, dims: &[Dim]) -> ValueInfoProto {
     let dim = |dim: &Dim| Dimension {
         value: Some(match *dim {
@@ -242,6 +346,10 @@ fn attribute(name: &str, value: Attribute<'_>) -> AttributeProto {
         Attribute::Ints(ints) => {
             proto.set_type(AttributeType::Ints);
             proto.ints = ints.to_vec();
+        }
+        Attribute::Graph(graph) => {
+            proto.set_type(AttributeType::Graph);
+            proto.g = Some(graph.clone());
         }
     }
     proto

@@ -82,18 +82,25 @@ pub(crate) fn layer_norm(
     })
 }
 
-/// The gates of a recurrent cell in ONNX's order: the letter ONNX gives each, and its place among PyTorch's.
-pub(crate) type Gates = [(char, usize)];
+/// A recurrent layer that ONNX has an operator for.
+pub(crate) struct Cell {
+    /// The operator.
+    pub(crate) op: &'static str,
+    /// The gates in ONNX's order: the letter ONNX gives each, and its place among PyTorch's.
+    pub(crate) gates: &'static [(char, usize)],
+    /// The states that go from one token to the next, in ONNX's order.
+    pub(crate) states: &'static [&'static str],
+}
 
-/// One recurrent layer as one node, `RNN` or `LSTM`, from a zero state: `[seq, batch, hidden]` → the same shape.
+/// One recurrent layer as one node: `[seq, batch, hidden]` → the same shape. `ids` tells the size of the batch.
 ///
 /// ONNX stacks the gates of PyTorch's matrices in another order and wants an axis of directions in front. Both happen
 /// here, and the initializers tell: `weight_ih_l0.iofc` is PyTorch's `weight_ih_l0` with the gates in that order.
 pub(crate) fn recurrent_layer(
     g: &mut GraphBuilder<'_>,
-    op: &str,
-    gates: &Gates,
+    Cell { op, gates, states }: &Cell,
     layer: usize,
+    ids: &Value,
     x: &Value,
     hidden: usize,
 ) -> Result<Value, ExportError> {
@@ -115,8 +122,21 @@ pub(crate) fn recurrent_layer(
         let bias_hh = g.weight(&format!("bias_hh_l{layer}"), &[rows])?;
         let bias = [reorder(&bias_ih.values, 1), reorder(&bias_hh.values, 1)].concat();
         let bias = g.constant(&format!("bias_l{layer}.{order}"), &[1, 2 * rows], &bias);
-        let states = g.node(op, &[x, &weight_ih, &weight_hh, &bias], &[("hidden_size", Int(hidden as i64))]);
+
+        let front = g.list(&format!("state_direction_axis_l{layer}"), &[0]);
+        let names: Vec<String> = states.iter().map(|state| format!("{state}_l{layer}")).collect();
+        let mut inputs = vec![x.clone(), weight_ih, weight_hh, bias, Value::none()];
+        for name in &names {
+            let state = g.state_input(name, "the state before the first token", ids, &[hidden]);
+            inputs.push(g.node("Unsqueeze", &[&state, &front], &[])); // [1, batch, hidden]
+        }
+        let inputs: Vec<&Value> = inputs.iter().collect();
+        let outputs = g.node_with(1 + names.len(), op, &inputs, &[("hidden_size", Int(hidden as i64))]);
+        for (name, state) in names.iter().zip(&outputs[1..]) {
+            let state = g.node("Squeeze", &[state, &front], &[]); // [batch, hidden]
+            g.state_output(name, "the state after the last token", state, &[hidden]);
+        }
         let direction = g.list(&format!("direction_axis_l{layer}"), &[1]);
-        Ok(g.node("Squeeze", &[&states, &direction], &[])) // [seq, 1, batch, hidden] → [seq, batch, hidden]
+        Ok(g.node("Squeeze", &[&outputs[0], &direction], &[])) // [seq, 1, batch, hidden] → [seq, batch, hidden]
     })
 }

@@ -95,8 +95,30 @@ fn inputs_and_outputs_are_those_of_the_contract() {
     let expected: [&[&str]; 4] = [&[ids], &[ids], &[ids, mask], &[ids, mask, positions]];
     for (config, inputs) in every_kind(16, 2).iter().zip(expected) {
         let graph = graph(config);
-        assert_eq!(graph.input.iter().map(spelled).collect::<Vec<_>>(), inputs, "{config:?}");
-        assert_eq!(graph.output.iter().map(spelled).collect::<Vec<_>>(), ["logits float [batch, seq, 13]"]);
+        let required = graph.input.iter().filter(|input| !input.name().starts_with("state_"));
+        assert_eq!(required.map(spelled).collect::<Vec<_>>(), inputs, "{config:?}");
+        assert_eq!(spelled(&graph.output[0]), "logits float [batch, seq, 13]");
+    }
+}
+
+/// A state may be handed in and is handed out again; an initializer of one row makes it optional.
+#[test]
+fn recurrent_states_are_optional_inputs_and_trailing_outputs() {
+    let expected: [&[&str]; 4] = [&["h_l0", "h_l1"], &["h_l0", "c_l0", "h_l1", "c_l1"], &[], &[]];
+    for (config, states) in every_kind(16, 2).iter().zip(expected) {
+        let graph = graph(config);
+        let inputs = graph.input.iter().filter(|input| input.name().starts_with("state_"));
+        let spell = |end: &str, batch: &str| -> Vec<String> {
+            states.iter().map(|state| format!("state_{state}_{end} float [{batch}, 16]")).collect()
+        };
+        assert_eq!(inputs.map(spelled).collect::<Vec<_>>(), spell("in", "state_batch"), "{config:?}");
+        assert_eq!(graph.output[1..].iter().map(spelled).collect::<Vec<_>>(), spell("out", "batch"));
+        for state in states {
+            let name = format!("state_{state}_in");
+            let zeros = graph.initializer.iter().find(|tensor| tensor.name() == name).unwrap();
+            assert_eq!(zeros.dims, [1, 16]);
+            assert!(zeros.raw_data().iter().all(|&byte| byte == 0));
+        }
     }
 }
 
@@ -169,12 +191,19 @@ fn names_are_unique_and_edges_lead_somewhere() {
         assert!(graph.node.iter().all(|node| names.insert(node.name())), "{config:?}");
         // topological order: whatever a node reads is there before it
         let mut tensors = HashSet::new();
-        let given = graph.input.iter().map(|input| input.name()).chain(graph.initializer.iter().map(|t| t.name()));
-        for name in given {
+        let initializers: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
+        assert_eq!(initializers.len(), graph.initializer.len());
+        // an optional input is both
+        let inputs = graph.input.iter().map(|input| input.name()).filter(|name| !initializers.contains(name));
+        for name in inputs.chain(graph.initializer.iter().map(|t| t.name())) {
             assert!(tensors.insert(name), "{name} twice");
         }
         for node in &graph.node {
-            assert!(node.input.iter().all(|name| tensors.contains(name.as_str())), "{}", node.name());
+            assert!(
+                node.input.iter().all(|name| name.is_empty() || tensors.contains(name.as_str())),
+                "{}",
+                node.name()
+            );
             assert!(node.output.iter().all(|name| tensors.insert(name)), "{}", node.name());
         }
         assert!(tensors.contains("logits"));
@@ -202,7 +231,7 @@ fn gates_are_reordered_for_onnx() {
     let config = lstm(2, 1);
     let graph = graph(&config);
     let node = nodes_of(&graph, "LSTM")[0];
-    assert_eq!(node.input[1..], ["lstm.weight_ih_l0.iofc", "lstm.weight_hh_l0.iofc", "lstm.bias_l0.iofc"]);
+    assert_eq!(node.input[1..4], ["lstm.weight_ih_l0.iofc", "lstm.weight_hh_l0.iofc", "lstm.bias_l0.iofc"]);
     let stored = graph.initializer.iter().find(|tensor| tensor.name() == "lstm.weight_ih_l0.iofc").unwrap();
     assert_eq!(stored.dims, [1, 8, 2]);
     let weights = weights(&config);

@@ -9,7 +9,7 @@ use crate::{Init, ModelConfig};
 use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use data::Batch;
+use data::{Batch, PositionIds};
 
 /// What a forward pass takes.
 #[derive(Debug, Clone)]
@@ -36,7 +36,10 @@ impl<B: Backend> ModelInput<B> {
         let attention_mask = batch.mask_matters().then(|| ints(&batch.attention_mask).float());
         Self {
             input_ids: ints(&batch.input_ids),
-            position_ids: ints(&batch.position_ids),
+            position_ids: match &batch.position_ids {
+                PositionIds::Integers(ids) => ints(ids),
+                PositionIds::Scalars(values) => ints(&vec![0; values.len()]), // no model takes scalar positions
+            },
             attention_mask,
             dropout: None,
         }

@@ -6,7 +6,7 @@ use burn::module::AutodiffModule;
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use data::{Batch, Split, Task};
+use data::{Batch, Collation, Split, Task};
 use models::lstm::LstmConfig;
 use models::rnn::RnnConfig;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
@@ -18,7 +18,7 @@ fn learns(config: ModelConfig, lr: f64, max_steps: usize) {
     let task = Task::by_name("counting_samesymbol_mod10bos").unwrap();
     let longest = task.family.example(Split::Train, 0, 49);
     assert_eq!(longest.length, 50);
-    let batch = Batch::collate(&[longest.as_ref()], &task.vocabulary);
+    let batch = Batch::collate(&[longest.as_ref()], &task.vocabulary, &Collation::plain()).unwrap();
     let input = ModelInput::<Autodiff<Cpu>>::new(&batch, &device);
     let labels = TensorData::new(batch.labels.clone(), [batch.batch, batch.seq]);
     let labels = Tensor::<Autodiff<Cpu>, 2, Int>::from_data(labels, &device);

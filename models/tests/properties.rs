@@ -5,7 +5,7 @@ use burn::backend::Autodiff;
 use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use data::{Batch, Example, PAD, Vocabulary, stream_rng};
+use data::{Batch, Collation, Example, PAD, Vocabulary, stream_rng};
 use models::layers::{DropoutSource, dropout};
 use models::lstm::LstmConfig;
 use models::ops::{RecurrentWeights, SequenceOps};
@@ -155,8 +155,8 @@ fn padding_on_the_right_changes_no_earlier_logits() {
         length: ids.len() as u32,
     };
     let (short, long) = (example(&IDS[..5]), example(&IDS));
-    let alone = Batch::collate(&[short.as_ref()], &v);
-    let padded = Batch::collate(&[short.as_ref(), long.as_ref()], &v);
+    let alone = Batch::collate(&[short.as_ref()], &v, &Collation::plain()).unwrap();
+    let padded = Batch::collate(&[short.as_ref(), long.as_ref()], &v, &Collation::plain()).unwrap();
     for config in all() {
         let model = model(&config, 0);
         let alone = logits(&model, ModelInput::new(&alone, &Default::default()));

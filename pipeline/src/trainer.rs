@@ -10,7 +10,7 @@ use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::record::{BinBytesRecorder, FullPrecisionSettings, Recorder};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{ElementConversion, Int, Tensor, TensorData};
-use data::{Batch, Dataset, EpochOrder, ExampleRef, Task, Vocabulary};
+use data::{Batch, Collation, Dataset, EpochOrder, ExampleRef, Task, Vocabulary};
 use evaluators::{Running, Score};
 use models::layers::DropoutSource;
 use models::ops::SequenceOps;
@@ -96,7 +96,7 @@ where
         for index in 0..order.steps(settings.batch_size) {
             let examples = order.batch(index, settings.batch_size);
             let examples: Vec<ExampleRef> = examples.iter().map(|&i| splits.train.get(i as usize)).collect();
-            let batch = Batch::collate(&examples, vocabulary);
+            let batch = Batch::collate(&examples, vocabulary, &Collation::plain())?;
 
             let input = ModelInput::new(&batch, device).training(DropoutSource { seed, step });
             let mean_loss = masked_cross_entropy(model.forward(input), labels(&batch, device));
@@ -185,7 +185,7 @@ fn evaluate<B: SequenceOps>(
     let mut score = Score::default();
     for chunk in order.chunks(batch_size) {
         let chunk: Vec<ExampleRef> = chunk.iter().map(|&i| examples.get(i)).collect();
-        let batch = Batch::collate(&chunk, vocabulary);
+        let batch = Batch::collate(&chunk, vocabulary, &Collation::plain())?;
         let logits = model.forward(ModelInput::new(&batch, device)).into_data();
         let logits = logits.into_vec::<f32>().map_err(|e| anyhow::anyhow!("cannot read the logits back: {e:?}"))?;
         let row = batch.seq * vocabulary.len();

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::run_dir::RunDir;
 use anyhow::{Context as _, Result, bail};
 use burn::tensor::TensorData;
-use data::{Batch, Task, stream_rng};
+use data::{Batch, PositionIds, Task, stream_rng};
 use evaluators::{LoadOptions, Provider};
 use exporters::{ExportInfo, export};
 use models::{Cpu, Model, ModelInput, Weights};
@@ -180,7 +180,7 @@ fn random_batch(batch: usize, seq: usize, vocab: usize) -> Batch {
         seq,
         input_ids: (0..batch * seq).map(|_| rng.random_range(0..vocab as i64)).collect(),
         labels: vec![-1; batch * seq],
-        position_ids: (0..batch).flat_map(|_| 0..seq as i64).collect(),
+        position_ids: PositionIds::Integers((0..batch).flat_map(|_| 0..seq as i64).collect()),
         attention_mask: vec![1; batch * seq],
     }
 }
