@@ -2,7 +2,7 @@
 //!
 //! | file | what it writes |
 //! |---|---|
-//! | `rnn.rs`, `lstm.rs`, `transformer.rs` | one architecture each, in the order of the file of that name in `models` |
+//! | `rnn.rs`, `lstm.rs`, `rwkv5.rs`, `rwkv6.rs`, `transformer.rs` | one architecture each, in the order of the file of that name in `models` |
 //! | `layers.rs` | the layers they share, as `models::layers` |
 //! | `graph.rs` | the builder: names, initializers, nodes, the file |
 //! | [`onnx`] | the protobuf types, generated from `proto/onnx.proto` |
@@ -28,6 +28,9 @@ pub mod onnx {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
 mod rnn;
+mod rwkv;
+mod rwkv5;
+mod rwkv6;
 mod transformer;
 
 pub use error::ExportError;
@@ -67,6 +70,8 @@ pub fn export(config: &ModelConfig, weights: &Weights, info: &ExportInfo) -> Res
     match config {
         ModelConfig::Rnn(c) => rnn::lower(c, vocab, &mut g)?,
         ModelConfig::Lstm(c) => lstm::lower(c, vocab, &mut g)?,
+        ModelConfig::Rwkv5(c) => rwkv5::lower(c, vocab, &mut g)?,
+        ModelConfig::Rwkv6(c) => rwkv6::lower(c, vocab, &mut g)?,
         ModelConfig::Transformer(c) => transformer::lower(c, vocab, &mut g)?,
     }
     g.finish(&metadata(config, info))
@@ -76,6 +81,7 @@ pub fn export(config: &ModelConfig, weights: &Weights, info: &ExportInfo) -> Res
 fn check_vocabulary(config: &ModelConfig, weights: &Weights, vocab: usize) -> Result<(), ExportError> {
     let decoder = match config {
         ModelConfig::Rnn(_) | ModelConfig::Lstm(_) => "decoder.weight",
+        ModelConfig::Rwkv5(_) | ModelConfig::Rwkv6(_) => "head.weight",
         ModelConfig::Transformer(_) => "lm_head.weight",
     };
     match weights.get(decoder).and_then(|weight| weight.shape.first()) {
