@@ -13,6 +13,7 @@
 
 mod config;
 mod error;
+mod groups;
 mod init;
 pub mod layers;
 mod loss;
@@ -28,6 +29,7 @@ mod weights;
 
 pub use config::ModelConfig;
 pub use error::ConfigError;
+pub use groups::ParameterGroup;
 pub use init::Init;
 pub use loss::{l2_wrap, masked_cross_entropy, predictions};
 pub use model::{Model, ModelInput};

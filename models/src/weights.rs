@@ -155,7 +155,7 @@ const RECURRENT: [&str; 4] = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"];
 
 /// Module paths are checkpoint names, except that PyTorch appends a recurrent layer's number to the parameter:
 /// `lstm.0.weight_ih` is called `lstm.weight_ih_l0`.
-fn checkpoint_name(path: &str) -> String {
+pub(crate) fn checkpoint_name(path: &str) -> String {
     let parts: Vec<&str> = path.split('.').collect();
     match parts[..] {
         ["lstm", layer, kind] if RECURRENT.contains(&kind) => format!("lstm.{kind}_l{layer}"),
