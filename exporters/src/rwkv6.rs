@@ -45,12 +45,10 @@ fn time_mix(
     let d = g.node("Sub", &[&predecessor, x], &[]);
     let [w, k, v, r, gate] = mixtures(g, x, &d, hidden)?;
 
-    let w1 = g.parameter("time_decay_w1", &[hidden, DECAY_RANK])?;
-    let w2 = g.parameter("time_decay_w2", &[DECAY_RANK, hidden])?;
-    let w0 = g.parameter("time_decay", &[1, 1, hidden])?;
-    let w = g.node("MatMul", &[&w, &w1], &[]);
+    let w = product(g, "time_decay_w1", &w, &[hidden, DECAY_RANK])?;
     let w = g.node("Tanh", &[&w], &[]);
-    let w = g.node("MatMul", &[&w, &w2], &[]);
+    let w = product(g, "time_decay_w2", &w, &[DECAY_RANK, hidden])?;
+    let w0 = g.parameter("time_decay", &[1, 1, hidden])?;
     let w = g.node("Add", &[&w, &w0], &[]);
     let w = g.node("Exp", &[&w], &[]);
     let log_decay = g.node("Neg", &[&w], &[]);
@@ -70,15 +68,16 @@ fn time_mix(
 /// x + d·(μ_j + m_j) for j = w, k, v, r, g, where m_j is of low rank in x + d·μ_x; all five at once, `[5, batch, seq, …]`.
 fn mixtures(g: &mut GraphBuilder<'_>, x: &Value, d: &Value, hidden: usize) -> Result<[Value; MIXES], ExportError> {
     let base = mixture(g, "time_maa_x", x, d, hidden)?;
-    let w1 = g.parameter("time_maa_w1", &[hidden, MIXES * MIX_RANK])?;
-    let m = g.node("MatMul", &[&base, &w1], &[]);
+    let m = product(g, "time_maa_w1", &base, &[hidden, MIXES * MIX_RANK])?;
     let m = g.node("Tanh", &[&m], &[]);
     let apart = g.list("apart", &[0, 0, MIXES as i64, MIX_RANK as i64]);
     let m = g.node("Reshape", &[&m, &apart], &[]);
     let m = g.node("Transpose", &[&m], &[("perm", Ints(&[2, 0, 1, 3]))]); // [5, batch, seq, 32]
     let w2 = g.weight("time_maa_w2", &[MIXES, MIX_RANK, hidden])?;
-    let w2 = g.constant("time_maa_w2", &[MIXES, 1, MIX_RANK, hidden], &w2.values);
+    let w2 = g.factor("time_maa_w2", &[MIXES, 1, MIX_RANK, hidden], &w2.values);
+    let m = g.narrow(&m);
     let m = g.node("MatMul", &[&m, &w2], &[]); // [5, batch, seq, hidden]
+    let m = g.widen(&m);
     let mut parts: Vec<f32> = Vec::new();
     for name in ["time_maa_w", "time_maa_k", "time_maa_v", "time_maa_r", "time_maa_g"] {
         parts.extend(&g.weight(name, &[1, 1, hidden])?.values);
@@ -90,6 +89,15 @@ fn mixtures(g: &mut GraphBuilder<'_>, x: &Value, d: &Value, hidden: usize) -> Re
     let first_axis = g.list("mixture_axis", &[0]);
     let mixed: [Value; MIXES] = g.nodes("Split", &[&m], &[("axis", Int(0)), ("num_outputs", Int(MIXES as i64))]);
     Ok(mixed.map(|m| g.node("Squeeze", &[&m, &first_axis], &[])))
+}
+
+/// x·W, where the weight W is stored `[in, out]`.
+fn product(g: &mut GraphBuilder<'_>, name: &str, x: &Value, shape: &[usize; 2]) -> Result<Value, ExportError> {
+    let weight = g.weight(name, shape)?;
+    let weight = g.factor(name, shape, &weight.values);
+    let x = g.narrow(x);
+    let y = g.node("MatMul", &[&x, &weight], &[]);
+    Ok(g.widen(&y))
 }
 
 fn channel_mix(
