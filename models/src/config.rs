@@ -1,6 +1,8 @@
 use crate::error::ConfigError;
 use crate::lstm::LstmConfig;
+use crate::mamba::MambaConfig;
 use crate::rnn::RnnConfig;
+use crate::s4::S4Config;
 use crate::transformer::{PositionalEmbedding, TransformerConfig};
 use serde::{Deserialize, Serialize};
 
@@ -12,19 +14,25 @@ pub enum ModelConfig {
     Rnn(RnnConfig),
     /// See [`crate::lstm`].
     Lstm(LstmConfig),
+    /// See [`crate::s4`].
+    S4(S4Config),
+    /// See [`crate::mamba`].
+    Mamba(MambaConfig),
     /// See [`crate::transformer`].
     Transformer(TransformerConfig),
 }
 
 impl ModelConfig {
     /// The values of `arch`.
-    pub const ARCHITECTURES: [&'static str; 3] = ["rnn", "lstm", "transformer"];
+    pub const ARCHITECTURES: [&'static str; 5] = ["rnn", "lstm", "s4", "mamba", "transformer"];
 
     /// The architecture's name.
     pub fn arch(&self) -> &'static str {
         match self {
             Self::Rnn(_) => "rnn",
             Self::Lstm(_) => "lstm",
+            Self::S4(_) => "s4",
+            Self::Mamba(_) => "mamba",
             Self::Transformer(_) => "transformer",
         }
     }
@@ -34,6 +42,8 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => c.hidden_size,
             Self::Lstm(c) => c.hidden_size,
+            Self::S4(c) => c.hidden_size,
+            Self::Mamba(c) => c.hidden_size,
             Self::Transformer(c) => c.hidden_size,
         }
     }
@@ -43,6 +53,8 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => c.num_layers,
             Self::Lstm(c) => c.num_layers,
+            Self::S4(c) => c.num_layers,
+            Self::Mamba(c) => c.num_layers,
             Self::Transformer(c) => c.num_layers,
         }
     }
@@ -50,7 +62,7 @@ impl ModelConfig {
     /// The name of the positional embedding; `none` for recurrent models, which need no positions.
     pub fn positional_embedding(&self) -> &'static str {
         match self {
-            Self::Rnn(_) | Self::Lstm(_) => "none",
+            Self::Rnn(_) | Self::Lstm(_) | Self::S4(_) | Self::Mamba(_) => "none",
             Self::Transformer(c) => match c.positional_embedding {
                 PositionalEmbedding::None => "none",
                 PositionalEmbedding::Rope => "rope",
@@ -68,6 +80,8 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => check_dropout(c.dropout),
             Self::Lstm(c) => check_dropout(c.dropout),
+            Self::S4(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
+            Self::Mamba(c) => c.validate(),
             Self::Transformer(c) => c.validate(),
         }
     }

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`rnn`] | Elman RNN with tanh |
 //! | [`lstm`] | LSTM |
+//! | [`s4`] | S4: a structured state space per channel, trained as a convolution |
+//! | [`mamba`] | Mamba: a selective state space |
 //! | [`transformer`] | causal Transformer, pre-norm, ReLU MLP; no positional embedding or rotary |
 //!
 //! What is costly and sequential sits behind [`ops::SequenceOps`], a trait over burn's `Backend` with a plain-tensor
@@ -12,13 +14,17 @@
 
 mod config;
 mod error;
+pub mod hippo;
 mod init;
 pub mod layers;
 mod loss;
 pub mod lstm;
+pub mod mamba;
 mod model;
 pub mod ops;
 pub mod rnn;
+pub mod s4;
+pub mod state_space;
 pub mod transformer;
 mod weights;
 
