@@ -4,23 +4,23 @@
 //! called after it: in `h.0`, `attn`, `c_attn`, the weight `weight` is the checkpoint's `h.0.attn.c_attn.weight` and the
 //! node that multiplies by it is `/h.0/attn/c_attn/MatMul`.
 
-use crate::ExportError;
 use crate::onnx::attribute_proto::AttributeType;
-use crate::onnx::tensor_proto::DataType;
+use crate::onnx::tensor_proto::{DataLocation, DataType};
 use crate::onnx::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
     TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
+use crate::{ExportError, ExportOptions, OnnxFile, Precision, WEIGHTS_FILE};
+use half::{bf16, f16};
 use models::{Weight, Weights};
 use prost::Message;
 use std::collections::{BTreeSet, HashMap};
 
-/// The version of ONNX's operators: new enough for `LayerNormalization` (17) and `Split` into equal parts (18), and the
-/// newest that every TensorRT 10 reads.
-const OPSET: i64 = 20;
 /// The version of the file format, of early 2024.
 const IR_VERSION: i64 = 10;
+/// Smaller constants stay in the message when the weights go to a second file: shape inference reads them.
+const SMALLEST_EXTERNAL: usize = 1024;
 
 /// The axis of examples; its size is up to each call.
 pub(crate) const BATCH: Dim = Dim::Symbol("batch");
@@ -77,6 +77,7 @@ impl Element for i64 {
 /// See the [module documentation](self).
 pub(crate) struct GraphBuilder<'a> {
     weights: &'a Weights,
+    options: ExportOptions,
     /// Weights that the graph has taken in.
     used: BTreeSet<String>,
     /// The modules entered and not yet left.
@@ -90,10 +91,11 @@ pub(crate) struct GraphBuilder<'a> {
 
 impl<'a> GraphBuilder<'a> {
     /// An empty graph of a model with these weights.
-    pub(crate) fn new(name: &str, weights: &'a Weights) -> Self {
+    pub(crate) fn new(name: &str, weights: &'a Weights, options: &ExportOptions) -> Self {
         let graph = GraphProto { name: Some(name.into()), ..Default::default() };
         Self {
             weights,
+            options: options.clone(),
             used: BTreeSet::new(),
             modules: Vec::new(),
             names: HashMap::new(),
@@ -207,16 +209,66 @@ impl<'a> GraphBuilder<'a> {
 
     /// A constant tensor, row-major.
     pub(crate) fn constant<T: Element>(&mut self, name: &str, shape: &[usize], values: &[T]) -> Value {
-        let name = self.initializer_name(name);
         let mut raw_data = Vec::with_capacity(size_of_val(values));
         values.iter().for_each(|value| value.extend(&mut raw_data));
+        self.initializer(name, shape, T::TYPE, raw_data)
+    }
+
+    fn initializer(&mut self, name: &str, shape: &[usize], element: DataType, raw_data: Vec<u8>) -> Value {
+        let name = self.initializer_name(name);
         self.graph.initializer.push(TensorProto {
             dims: shape.iter().map(|&n| n as i64).collect(),
-            data_type: Some(T::TYPE.into()),
+            data_type: Some(element.into()),
             name: Some(name.clone()),
             raw_data: Some(raw_data),
+            ..Default::default()
         });
         Value(name)
+    }
+
+    /// A matrix that activations are multiplied by, in the precision of the export. [`Self::narrow`] brings them to it.
+    pub(crate) fn factor(&mut self, name: &str, shape: &[usize], values: &[f32]) -> Value {
+        let element = self.options.precision.element();
+        let factor = match self.options.precision {
+            Precision::Fp32 => return self.constant(name, shape, values),
+            Precision::Fp16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+            Precision::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        };
+        let factor = self.initializer(name, shape, element, factor);
+        if self.options.float32_products { self.cast(&factor, DataType::Float) } else { factor }
+    }
+
+    /// Whatever `build` adds computes its products in float32 if the precision is bfloat16, for operators that do not
+    /// take it.
+    pub(crate) fn without_bf16<T>(&mut self, build: impl FnOnce(&mut Self) -> T) -> T {
+        let before = self.options.float32_products;
+        self.options.float32_products |= self.options.precision == Precision::Bf16;
+        let built = build(self);
+        self.options.float32_products = before;
+        built
+    }
+
+    /// Float activations in the precision of products.
+    pub(crate) fn narrow(&mut self, value: &Value) -> Value {
+        match self.options.precision {
+            Precision::Fp32 => value.clone(),
+            _ if self.options.float32_products => value.clone(),
+            narrow => self.cast(value, narrow.element()),
+        }
+    }
+
+    /// The float32 value of a product's result.
+    pub(crate) fn widen(&mut self, value: &Value) -> Value {
+        match self.options.precision {
+            Precision::Fp32 => value.clone(),
+            _ if self.options.float32_products => value.clone(),
+            _ => self.cast(value, DataType::Float),
+        }
+    }
+
+    /// The same numbers as another type.
+    pub(crate) fn cast(&mut self, value: &Value, to: DataType) -> Value {
+        self.node("Cast", &[value], &[("to", Attribute::Int(to as i64))])
     }
 
     /// A constant without axes.
@@ -267,30 +319,25 @@ impl<'a> GraphBuilder<'a> {
     }
 
     /// The ONNX file. Every weight of the checkpoint must have been asked for.
-    pub(crate) fn finish(mut self, metadata: &[(&str, String)]) -> Result<Vec<u8>, ExportError> {
+    pub(crate) fn finish(mut self, metadata: &[(&str, String)]) -> Result<OnnxFile, ExportError> {
         let unused = self.weights.iter().map(|(name, _)| name).filter(|&name| !self.used.contains(name));
         let names: Vec<String> = unused.map(|name| format!("`{name}`")).collect();
         if !names.is_empty() {
             return Err(ExportError::UnusedWeights { names });
         }
         self.graph.output.append(&mut self.state_outputs);
-        let entry = |(key, value): &(&str, String)| StringStringEntryProto {
-            key: Some((*key).into()),
-            value: Some(value.clone()),
-        };
-        let model = ModelProto {
+        let entry = |(key, value): &(&str, String)| entry(key, value);
+        let mut model = ModelProto {
             ir_version: Some(IR_VERSION),
-            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }],
+            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(self.options.opset) }],
             producer_name: Some("inductive-counting pipeline".into()),
             producer_version: Some(env!("CARGO_PKG_VERSION").into()),
             graph: Some(self.graph),
             metadata_props: metadata.iter().map(entry).collect(),
         };
-        let bytes = model.encoded_len();
-        if i32::try_from(bytes).is_err() {
-            return Err(ExportError::TooLarge { bytes });
-        }
-        Ok(model.encode_to_vec())
+        let too_large = model.encoded_len() > self.options.largest_message;
+        let weights = model.graph.as_mut().filter(|_| too_large).map(move_out);
+        Ok(OnnxFile { model: model.encode_to_vec(), weights })
     }
 
     /// `h.0.attn.c_attn.weight`, as in the checkpoint.
@@ -307,6 +354,31 @@ impl<'a> GraphBuilder<'a> {
         *count += 1;
         if *count == 1 { name } else { format!("{name}_{}", *count - 1) }
     }
+}
+
+fn entry(key: &str, value: &str) -> StringStringEntryProto {
+    StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) }
+}
+
+/// Takes the large constants out of the message; it then says where in [`WEIGHTS_FILE`] they are.
+fn move_out(graph: &mut GraphProto) -> Vec<u8> {
+    let mut file = Vec::new();
+    for tensor in &mut graph.initializer {
+        if tensor.raw_data().len() < SMALLEST_EXTERNAL {
+            continue;
+        }
+        let Some(raw_data) = tensor.raw_data.take() else { continue };
+        // Readers that map the file into memory like pages of 4 KiB.
+        file.resize(usize::next_multiple_of(file.len(), 4096), 0);
+        tensor.external_data = vec![
+            entry("location", WEIGHTS_FILE),
+            entry("offset", &file.len().to_string()),
+            entry("length", &raw_data.len().to_string()),
+        ];
+        tensor.set_data_location(DataLocation::External);
+        file.extend(raw_data);
+    }
+    file
 }
 
 /// Renames an edge, also where the body of a loop uses it.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use exporters::onnx::{GraphProto, ModelProto, NodeProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto};
-use exporters::{ExportError, ExportInfo, export};
+use exporters::{ExportError, ExportInfo, ExportOptions, OnnxFile, Precision, export};
 use models::lstm::LstmConfig;
 use models::rnn::RnnConfig;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
@@ -49,12 +49,11 @@ fn info(vocab: usize) -> ExportInfo {
         augmentation: "shift".into(),
         seed: 1234,
         checkpoint: "epoch-0003-step-93750".into(),
-        precision: "fp32".into(),
     }
 }
 
 fn exported(config: &ModelConfig) -> ModelProto {
-    let bytes = export(config, &weights(config), &info(VOCAB)).unwrap();
+    let bytes = export(config, &weights(config), &info(VOCAB), &Default::default()).unwrap().model;
     ModelProto::decode(&bytes[..]).unwrap()
 }
 
@@ -244,7 +243,7 @@ fn gates_are_reordered_for_onnx() {
 fn the_file_is_hardly_larger_than_its_weights() {
     for config in every_kind(128, 2) {
         let weights = weights(&config);
-        let file = export(&config, &weights, &info(VOCAB)).unwrap().len();
+        let file = export(&config, &weights, &info(VOCAB), &Default::default()).unwrap().model.len();
         let limit = 4 * weights.num_parameters() * 105 / 100 + 4096;
         assert!(file <= limit, "{file} > {limit} bytes for {config:?}");
     }
@@ -252,7 +251,7 @@ fn the_file_is_hardly_larger_than_its_weights() {
 
 /// Exports `of`'s weights as if they were `config`'s.
 fn refusal(config: &ModelConfig, of: &ModelConfig, vocab: usize) -> ExportError {
-    export(config, &weights(of), &info(vocab)).unwrap_err()
+    export(config, &weights(of), &info(vocab), &Default::default()).unwrap_err()
 }
 
 #[test]
@@ -306,4 +305,58 @@ fn impossible_sizes_are_refused_by_key() {
     let possible = transformer(16, 1, PositionalEmbedding::None);
     let impossible = transformer(18, 1, PositionalEmbedding::None);
     assert!(matches!(refusal(&impossible, &possible, VOCAB), ExportError::Config(e) if e.key == "num_heads"));
+}
+
+fn with(options: ExportOptions) -> impl Fn(&ModelConfig) -> OnnxFile {
+    move |config| export(config, &weights(config), &info(VOCAB), &options).unwrap()
+}
+
+#[test]
+fn half_precision_halves_the_file_and_keeps_the_interface() {
+    for config in every_kind(128, 2) {
+        let full = with(ExportOptions::default())(&config).model;
+        for precision in [Precision::Fp16, Precision::Bf16] {
+            let half = with(ExportOptions { precision, ..Default::default() })(&config).model;
+            assert!(half.len() < full.len() * 6 / 10, "{} of {} bytes for {config:?}", half.len(), full.len());
+            let (half, full) = (ModelProto::decode(&half[..]).unwrap(), ModelProto::decode(&full[..]).unwrap());
+            let interface = |model: &ModelProto| {
+                let graph = model.graph.as_ref().unwrap();
+                graph.input.iter().chain(&graph.output).map(spelled).collect::<Vec<_>>()
+            };
+            assert_eq!(interface(&half), interface(&full));
+            let said = half.metadata_props.iter().find(|entry| entry.key() == "precision").unwrap();
+            assert_eq!(said.value(), precision.name());
+        }
+    }
+}
+
+#[test]
+fn weights_too_large_for_a_message_go_to_a_second_file() {
+    let config = lstm(32, 1);
+    let whole = with(ExportOptions::default())(&config);
+    assert_eq!(whole.weights, None);
+    let apart = with(ExportOptions { largest_message: 10_000, ..Default::default() })(&config);
+    let (file, data) = (ModelProto::decode(&apart.model[..]).unwrap(), apart.weights.unwrap());
+    assert!(apart.model.len() < whole.model.len() / 4);
+    let tensors = |model: &ModelProto| model.graph.clone().unwrap().initializer;
+    for (moved, inside) in tensors(&file).iter().zip(tensors(&ModelProto::decode(&whole.model[..]).unwrap())) {
+        let field = |key| moved.external_data.iter().find(|e| e.key() == key).map(|e| e.value().to_owned());
+        let Some(location) = field("location") else {
+            assert_eq!(moved.raw_data(), inside.raw_data());
+            continue;
+        };
+        assert_eq!(location, "model.onnx.data");
+        let [offset, length] = ["offset", "length"].map(|key| field(key).unwrap().parse::<usize>().unwrap());
+        assert_eq!(&data[offset..offset + length], inside.raw_data(), "{}", moved.name());
+    }
+}
+
+#[test]
+fn the_opset_is_a_choice_within_limits() {
+    let config = rnn(8, 1);
+    let file = with(ExportOptions { opset: 23, ..Default::default() })(&config).model;
+    assert_eq!(ModelProto::decode(&file[..]).unwrap().opset_import[0].version(), 23);
+    let options = ExportOptions { opset: 12, ..Default::default() };
+    let error = export(&config, &weights(&config), &info(VOCAB), &options).unwrap_err();
+    assert_eq!(error.to_string(), "cannot export the model in opset 12\n  hint: give one of 20 to 23");
 }

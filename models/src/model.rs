@@ -3,6 +3,8 @@ use crate::lstm::Lstm;
 use crate::mamba::Mamba;
 use crate::ops::SequenceOps;
 use crate::rnn::Rnn;
+use crate::rwkv5::Rwkv5;
+use crate::rwkv6::Rwkv6;
 use crate::s4::S4;
 use crate::transformer::Transformer;
 use crate::{Init, ModelConfig};
@@ -65,6 +67,10 @@ pub enum Model<B: Backend> {
     S4(S4<B>),
     /// See [`crate::mamba`].
     Mamba(Mamba<B>),
+    /// See [`crate::rwkv5`].
+    Rwkv5(Rwkv5<B>),
+    /// See [`crate::rwkv6`].
+    Rwkv6(Rwkv6<B>),
     /// See [`crate::transformer`].
     Transformer(Transformer<B>),
 }
@@ -78,6 +84,8 @@ impl ModelConfig {
             Self::Lstm(c) => Model::Lstm(c.init(vocab, init)),
             Self::S4(c) => Model::S4(c.init(vocab, init)),
             Self::Mamba(c) => Model::Mamba(c.init(vocab, init)),
+            Self::Rwkv5(c) => Model::Rwkv5(c.init(vocab, init)),
+            Self::Rwkv6(c) => Model::Rwkv6(c.init(vocab, init)),
             Self::Transformer(c) => Model::Transformer(c.init(vocab, init)),
         }
     }
@@ -91,6 +99,8 @@ impl<B: SequenceOps> Model<B> {
             Self::Lstm(m) => m.forward(input),
             Self::S4(m) => m.forward(input),
             Self::Mamba(m) => m.forward(input),
+            Self::Rwkv5(m) => m.forward(input),
+            Self::Rwkv6(m) => m.forward(input),
             Self::Transformer(m) => m.forward(input),
         }
     }

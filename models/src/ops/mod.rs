@@ -4,6 +4,7 @@
 pub mod plain;
 pub mod s4;
 pub mod scan;
+pub mod wkv;
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -73,6 +74,20 @@ pub trait SequenceOps: Backend {
     /// `[batch, seq, channels]`, and the last state. See [`scan::selective_scan`] for the definition.
     fn selective_scan(inputs: SelectiveScan<Self>, h: Option<Tensor<Self, 3>>) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
         scan::selective_scan(inputs, h)
+    }
+
+    /// RWKV's matrix state with decays, from `state` `[batch, heads, size, size]` (zero if `None`): `r`, `k`, `v` and
+    /// `decay` (in 0..=1) `[batch, heads, seq, size]`, `bonus` `[heads, size]` → outputs `[batch, heads, seq, size]`, and
+    /// the last state. See [`wkv::recurrent`] for the definition.
+    fn wkv(
+        r: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        decay: Tensor<Self, 4>,
+        bonus: Tensor<Self, 2>,
+        state: Option<Tensor<Self, 4>>,
+    ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
+        wkv::chunked(r, k, v, decay, bonus, state)
     }
 }
 
