@@ -44,6 +44,32 @@ impl<'a, B: Backend> Init<'a, B> {
         self.param(vec![value; n], shape)
     }
 
+    /// Computed, not drawn: row-major `values`, as many as the shape says.
+    pub fn values<const D: usize>(&mut self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<B, D>> {
+        self.param(values, shape)
+    }
+
+    /// `gain` times a matrix whose rows (or columns, where there are fewer of them) are orthonormal, uniform among all
+    /// such matrices (Saxe et al., arXiv 1312.6120).
+    pub fn orthogonal(&mut self, [rows, columns]: [usize; 2], gain: f64) -> Param<Tensor<B, 2>> {
+        let (few, many) = (rows.min(columns), rows.max(columns));
+        let mut basis: Vec<Vec<f64>> = Vec::with_capacity(few);
+        for _ in 0..few {
+            let mut v: Vec<f64> = (0..many).map(|_| StandardNormal.sample(&mut self.rng)).collect();
+            // Gram-Schmidt: what rounding leaves of the others the first time goes the second time.
+            for other in basis.iter().chain(&basis) {
+                let along: f64 = v.iter().zip(other).map(|(a, b)| a * b).sum();
+                v.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
+            }
+            let norm = v.iter().map(|a| a * a).sum::<f64>().sqrt();
+            v.iter_mut().for_each(|a| *a /= norm);
+            basis.push(v);
+        }
+        let at = |i: usize, j: usize| if rows <= columns { basis[i][j] } else { basis[j][i] };
+        let entries = (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j)));
+        self.param(entries.map(|(i, j)| (gain * at(i, j)) as f32).collect(), [rows, columns])
+    }
+
     fn param<const D: usize>(&mut self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<B, D>> {
         self.made += 1;
         let tensor = Tensor::from_data(TensorData::new(values, shape), self.device);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`rnn`] | Elman RNN with tanh |
 //! | [`lstm`] | LSTM |
+//! | [`rwkv5`], [`rwkv6`] | RWKV-5 "Eagle" and RWKV-6 "Finch"; what they share is in [`rwkv`] |
 //! | [`transformer`] | causal Transformer, pre-norm, ReLU MLP; no positional embedding or rotary |
 //!
 //! What is costly and sequential sits behind [`ops::SequenceOps`], a trait over burn's `Backend` with a plain-tensor
@@ -12,6 +13,7 @@
 
 mod config;
 mod error;
+mod groups;
 mod init;
 pub mod layers;
 mod loss;
@@ -19,13 +21,17 @@ pub mod lstm;
 mod model;
 pub mod ops;
 pub mod rnn;
+pub mod rwkv;
+pub mod rwkv5;
+pub mod rwkv6;
 pub mod transformer;
 mod weights;
 
 pub use config::ModelConfig;
 pub use error::ConfigError;
+pub use groups::ParameterGroup;
 pub use init::Init;
-pub use loss::{masked_cross_entropy, predictions};
+pub use loss::{l2_wrap, masked_cross_entropy, predictions};
 pub use model::{Model, ModelInput};
 pub use weights::{Weight, WeightError, Weights};
 

@@ -2,6 +2,8 @@ use crate::layers::DropoutSource;
 use crate::lstm::Lstm;
 use crate::ops::SequenceOps;
 use crate::rnn::Rnn;
+use crate::rwkv5::Rwkv5;
+use crate::rwkv6::Rwkv6;
 use crate::transformer::Transformer;
 use crate::{Init, ModelConfig};
 use burn::module::Module;
@@ -58,6 +60,10 @@ pub enum Model<B: Backend> {
     Rnn(Rnn<B>),
     /// See [`crate::lstm`].
     Lstm(Lstm<B>),
+    /// See [`crate::rwkv5`].
+    Rwkv5(Rwkv5<B>),
+    /// See [`crate::rwkv6`].
+    Rwkv6(Rwkv6<B>),
     /// See [`crate::transformer`].
     Transformer(Transformer<B>),
 }
@@ -69,6 +75,8 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => Model::Rnn(c.init(vocab, init)),
             Self::Lstm(c) => Model::Lstm(c.init(vocab, init)),
+            Self::Rwkv5(c) => Model::Rwkv5(c.init(vocab, init)),
+            Self::Rwkv6(c) => Model::Rwkv6(c.init(vocab, init)),
             Self::Transformer(c) => Model::Transformer(c.init(vocab, init)),
         }
     }
@@ -80,6 +88,8 @@ impl<B: SequenceOps> Model<B> {
         match self {
             Self::Rnn(m) => m.forward(input),
             Self::Lstm(m) => m.forward(input),
+            Self::Rwkv5(m) => m.forward(input),
+            Self::Rwkv6(m) => m.forward(input),
             Self::Transformer(m) => m.forward(input),
         }
     }

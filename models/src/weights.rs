@@ -124,17 +124,21 @@ impl Weights {
         safetensors::serialize(views, None).map_err(failed)
     }
 
-    /// Reads a safetensors file of 32-bit floats.
+    /// Reads a safetensors file of 32-bit floats or of bfloat16s.
     pub fn read(path: &Path) -> Result<Self, WeightError> {
         let bytes = std::fs::read(path).map_err(|source| WeightError::Io { path: path.into(), source })?;
         let damaged = |reason: String| WeightError::Damaged { path: path.into(), reason };
         let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
         let mut out = BTreeMap::new();
         for (name, view) in file.iter() {
-            if view.dtype() != Dtype::F32 {
-                return Err(damaged(format!("{name} is {:?}, not F32", view.dtype())));
-            }
-            let values = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            let values = match view.dtype() {
+                Dtype::F32 => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+                // bfloat16 is the upper half of a 32-bit float
+                Dtype::BF16 => {
+                    view.data().as_chunks().0.iter().map(|&[a, b]| f32::from_le_bytes([0, 0, a, b])).collect()
+                }
+                other => return Err(damaged(format!("{name} is {other:?}, not F32 or BF16"))),
+            };
             out.insert(name.to_owned(), Weight { shape: view.shape().to_vec(), values });
         }
         Ok(Self(out))
@@ -151,7 +155,7 @@ const RECURRENT: [&str; 4] = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"];
 
 /// Module paths are checkpoint names, except that PyTorch appends a recurrent layer's number to the parameter:
 /// `lstm.0.weight_ih` is called `lstm.weight_ih_l0`.
-fn checkpoint_name(path: &str) -> String {
+pub(crate) fn checkpoint_name(path: &str) -> String {
     let parts: Vec<&str> = path.split('.').collect();
     match parts[..] {
         ["lstm", layer, kind] if RECURRENT.contains(&kind) => format!("lstm.{kind}_l{layer}"),

@@ -15,6 +15,8 @@ mod device;
 #[cfg(feature = "train")]
 mod metrics_log;
 #[cfg(feature = "train")]
+mod onnx_check;
+#[cfg(feature = "train")]
 mod trainer;
 
 use clap::Parser;

