@@ -90,6 +90,7 @@ pub fn export(
         ModelConfig::Lstm(c) => lstm::lower(c, vocab, &mut g)?,
         ModelConfig::Rwkv5(c) => rwkv5::lower(c, vocab, &mut g)?,
         ModelConfig::Rwkv6(c) => rwkv6::lower(c, vocab, &mut g)?,
+        ModelConfig::S4(_) | ModelConfig::Mamba(_) => unimplemented!(),
         ModelConfig::Transformer(c) => transformer::lower(c, vocab, &mut g)?,
     }
     g.finish(&metadata(config, info, options))
@@ -98,9 +99,9 @@ pub fn export(
 /// The lowerings would find this too, but as a matter of shapes.
 fn check_vocabulary(config: &ModelConfig, weights: &Weights, vocab: usize) -> Result<(), ExportError> {
     let decoder = match config {
-        ModelConfig::Rnn(_) | ModelConfig::Lstm(_) => "decoder.weight",
+        ModelConfig::Rnn(_) | ModelConfig::Lstm(_) | ModelConfig::S4(_) => "decoder.weight",
         ModelConfig::Rwkv5(_) | ModelConfig::Rwkv6(_) => "head.weight",
-        ModelConfig::Transformer(_) => "lm_head.weight",
+        ModelConfig::Transformer(_) | ModelConfig::Mamba(_) => "lm_head.weight",
     };
     match weights.get(decoder).and_then(|weight| weight.shape.first()) {
         Some(&rows) if rows != vocab => Err(ExportError::Vocabulary { vocab, decoder, rows }),
