@@ -3,20 +3,20 @@
 use crate::ExportError;
 use crate::graph::Attribute::Ints;
 use crate::graph::GraphBuilder;
-use crate::layers::{Gates, embedding, input_ids, linear, logits, recurrent_layer};
+use crate::layers::{Cell, embedding, input_ids, linear, logits, recurrent_layer};
 use models::rnn::RnnConfig;
 
 /// ONNX calls an RNN's only gate i.
-const GATES: &Gates = &[('i', 0)];
+const CELL: Cell = Cell { op: "RNN", gates: &[('i', 0)], states: &["h"] };
 
 pub(crate) fn lower(config: &RnnConfig, vocab: usize, g: &mut GraphBuilder<'_>) -> Result<(), ExportError> {
     let hidden = config.hidden_size;
     // ONNX's RNN has time on the first axis. Ids and logits are the narrowest tensors, so it is those that are turned.
     let ids = input_ids(g); // [batch, seq]
-    let ids = g.node("Transpose", &[&ids], &[("perm", Ints(&[1, 0]))]); // [seq, batch]
-    let mut x = embedding(g, "encoder", &ids, [vocab, hidden])?; // [seq, batch, hidden]
+    let turned = g.node("Transpose", &[&ids], &[("perm", Ints(&[1, 0]))]); // [seq, batch]
+    let mut x = embedding(g, "encoder", &turned, [vocab, hidden])?; // [seq, batch, hidden]
     for layer in 0..config.num_layers {
-        x = recurrent_layer(g, "RNN", GATES, layer, &x, hidden)?;
+        x = recurrent_layer(g, &CELL, layer, &ids, &x, hidden)?;
     }
     let scores = linear(g, "decoder", &x, [hidden, vocab])?; // [seq, batch, vocab]
     let scores = g.node("Transpose", &[&scores], &[("perm", Ints(&[1, 0, 2]))]); // [batch, seq, vocab]

@@ -166,6 +166,21 @@ pub struct ExportArgs {
     /// The run; the newest one if left out
     #[arg(long)]
     pub handle: Option<String>,
+    /// Every run of the runs folder whose model is not newer than its checkpoint
+    #[arg(long, conflicts_with = "handle")]
+    pub all: bool,
+    /// last, best, epoch-N, or the name of a checkpoint's folder
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub checkpoint: Option<String>,
+    /// Precision of the products: fp32, fp16 or bf16; the rest stays in float32
+    #[arg(long, default_value = "fp32")]
+    pub precision: String,
+    /// Version of ONNX's operators, 20 to 23; 20 is what every TensorRT 10 reads
+    #[arg(long)]
+    pub opset: Option<i64>,
+    /// Do not compare the file with burn in ONNX Runtime
+    #[arg(long)]
+    pub no_verify: bool,
 }
 
 #[derive(Debug, Args)]

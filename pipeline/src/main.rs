@@ -21,6 +21,8 @@ mod evaluation;
 #[cfg(feature = "train")]
 mod metrics_log;
 #[cfg(feature = "train")]
+mod onnx_check;
+#[cfg(feature = "train")]
 mod optimizer;
 #[cfg(feature = "train")]
 mod stop;

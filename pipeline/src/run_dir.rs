@@ -121,6 +121,37 @@ impl RunDir {
         self.path.join("checkpoints").join(format!("epoch-{epoch:04}-step-{step}"))
     }
 
+    /// The checkpoint that `choice` names: `last` (the default), `best`, `epoch-N` for the last one of epoch N, or the name
+    /// of its folder. `note` is told of damaged ones that were passed over.
+    pub fn choose_checkpoint(&self, choice: Option<&str>, note: impl FnMut(String)) -> Result<Checkpoint> {
+        let wanted = match choice {
+            None | Some("last") => return self.last_checkpoint(note),
+            Some("best") => self.best_checkpoint().with_context(|| {
+                format!(
+                    "no checkpoint of run `{}` was evaluated, so that none is the best\n  hint: export its last one, or train with train.eval_every",
+                    self.handle
+                )
+            })?,
+            Some(name) => {
+                let called = |path: &Path| path.file_name().is_some_and(|f| f.to_string_lossy() == name);
+                let epoch: Option<u64> = name.strip_prefix("epoch-").and_then(|n| n.parse().ok());
+                let of_epoch = |path: &Path| {
+                    let folder = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    epoch.is_some_and(|n| folder.starts_with(&format!("epoch-{n:04}-")))
+                };
+                let all = self.checkpoints();
+                let found = all.iter().rev().find(|(_, path)| called(path) || of_epoch(path));
+                let (_, path) = found.with_context(|| {
+                    let names = all.iter().filter_map(|(_, path)| Some(path.file_name()?.to_string_lossy().into_owned()));
+                    let names: Vec<_> = ["last".to_owned(), "best".to_owned()].into_iter().chain(names).collect();
+                    format!("run `{}` has no checkpoint `{name}`\n  hint: there are {}", self.handle, names.join(", "))
+                })?;
+                path.clone()
+            }
+        };
+        Checkpoint::open(&wanted)
+    }
+
     /// The folders of all checkpoints with their steps, fewest first; whole or not.
     pub fn checkpoints(&self) -> Vec<(u64, PathBuf)> {
         let entries = fs::read_dir(self.path.join("checkpoints")).into_iter().flatten().filter_map(Result::ok);

@@ -5,6 +5,8 @@ pub mod parity;
 
 use models::lstm::LstmConfig;
 use models::rnn::RnnConfig;
+use models::rwkv5::Rwkv5Config;
+use models::rwkv6::Rwkv6Config;
 use models::transformer::{LAYER_NORM_EPSILON, PositionalEmbedding, TransformerConfig};
 use models::{ModelConfig, Weights};
 use npz::Npz;
@@ -20,6 +22,8 @@ pub struct Reference {
     pub cases: Vec<Case>,
     /// The gradients of the case called `case`.
     pub gradients: Vec<Gradient>,
+    /// The same with RWKV's extra term in the loss; empty for other architectures.
+    pub gradients_l2_wrap: Vec<Gradient>,
 }
 
 /// One batch; integers are row-major `[batch, seq]`.
@@ -54,12 +58,14 @@ impl Reference {
             return None;
         };
         let config = json(&folder.join("config.json"));
+        let grads = json(&folder.join("grads.json"));
         Some(Self {
             vocab: config["vocab"].as_array().unwrap().len(),
             config: model_config(&config),
             weights: Weights::read(&folder.join("model.safetensors")).unwrap(),
             cases: cases(&folders),
-            gradients: gradients(&json(&folder.join("grads.json"))),
+            gradients: gradients(&grads["params"]),
+            gradients_l2_wrap: gradients(&grads["params_l2wrap"]),
         })
     }
 }
@@ -79,12 +85,21 @@ fn json(path: &Path) -> Value {
 fn model_config(config: &Value) -> ModelConfig {
     let size = |key: &str| config[key].as_u64().unwrap() as usize;
     let on = |key: &str| config[key].as_bool().unwrap();
-    assert!(!on("tie_word_embeddings") && !on("freeze_null_emb"));
+    assert!(config["arch"] == "rwkv" || !on("tie_word_embeddings") && !on("freeze_null_emb"));
     let (hidden_size, num_layers) = (size("hidden_size"), size("num_hidden_layers"));
     let dropout = config["dropout"].as_f64();
     match config["arch"].as_str().unwrap() {
         "RNN" => ModelConfig::Rnn(RnnConfig { hidden_size, num_layers, dropout: dropout.unwrap() }),
         "LSTM" => ModelConfig::Lstm(LstmConfig { hidden_size, num_layers, dropout: dropout.unwrap() }),
+        "rwkv" => {
+            assert_eq!(size("head_size_divisor"), 8);
+            let (head_size, dropout) = (size("head_size_a"), dropout.unwrap());
+            match config["my_testing"].as_str().unwrap() {
+                "x052" => ModelConfig::Rwkv5(Rwkv5Config { hidden_size, num_layers, head_size, dropout }),
+                "x060" => ModelConfig::Rwkv6(Rwkv6Config { hidden_size, num_layers, head_size, dropout }),
+                other => panic!("no block is called {other}"),
+            }
+        }
         "transformer" => {
             assert!(on("scale_attn_weights") && on("scale_attn_by_inverse_layer_idx"));
             assert!(!on("must_attend_to_identity") && !on("absolute_posemb") && !on("sinusoidal_posemb"));
@@ -125,8 +140,8 @@ fn case(path: &Path) -> Case {
     }
 }
 
-fn gradients(grads: &Value) -> Vec<Gradient> {
-    let trained = grads["params"].as_array().unwrap().iter().filter(|p| p["frozen"] != true);
+fn gradients(params: &Value) -> Vec<Gradient> {
+    let trained = params.as_array().into_iter().flatten().filter(|p| p["frozen"] != true);
     trained
         .map(|p| Gradient {
             name: p["name"].as_str().unwrap().to_owned(),
