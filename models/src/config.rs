@@ -1,8 +1,10 @@
 use crate::error::ConfigError;
 use crate::lstm::LstmConfig;
+use crate::mamba::MambaConfig;
 use crate::rnn::RnnConfig;
 use crate::rwkv5::Rwkv5Config;
 use crate::rwkv6::Rwkv6Config;
+use crate::s4::S4Config;
 use crate::transformer::{PositionalEmbedding, TransformerConfig};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +16,10 @@ pub enum ModelConfig {
     Rnn(RnnConfig),
     /// See [`crate::lstm`].
     Lstm(LstmConfig),
+    /// See [`crate::s4`].
+    S4(S4Config),
+    /// See [`crate::mamba`].
+    Mamba(MambaConfig),
     /// See [`crate::rwkv5`].
     Rwkv5(Rwkv5Config),
     /// See [`crate::rwkv6`].
@@ -24,13 +30,15 @@ pub enum ModelConfig {
 
 impl ModelConfig {
     /// The values of `arch`.
-    pub const ARCHITECTURES: [&'static str; 5] = ["rnn", "lstm", "rwkv5", "rwkv6", "transformer"];
+    pub const ARCHITECTURES: [&'static str; 7] = ["rnn", "lstm", "s4", "mamba", "rwkv5", "rwkv6", "transformer"];
 
     /// The architecture's name.
     pub fn arch(&self) -> &'static str {
         match self {
             Self::Rnn(_) => "rnn",
             Self::Lstm(_) => "lstm",
+            Self::S4(_) => "s4",
+            Self::Mamba(_) => "mamba",
             Self::Rwkv5(_) => "rwkv5",
             Self::Rwkv6(_) => "rwkv6",
             Self::Transformer(_) => "transformer",
@@ -42,6 +50,8 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => c.hidden_size,
             Self::Lstm(c) => c.hidden_size,
+            Self::S4(c) => c.hidden_size,
+            Self::Mamba(c) => c.hidden_size,
             Self::Rwkv5(c) => c.hidden_size,
             Self::Rwkv6(c) => c.hidden_size,
             Self::Transformer(c) => c.hidden_size,
@@ -53,6 +63,8 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => c.num_layers,
             Self::Lstm(c) => c.num_layers,
+            Self::S4(c) => c.num_layers,
+            Self::Mamba(c) => c.num_layers,
             Self::Rwkv5(c) => c.num_layers,
             Self::Rwkv6(c) => c.num_layers,
             Self::Transformer(c) => c.num_layers,
@@ -62,7 +74,7 @@ impl ModelConfig {
     /// The name of the positional embedding; `none` for recurrent models, which need no positions.
     pub fn positional_embedding(&self) -> &'static str {
         match self {
-            Self::Rnn(_) | Self::Lstm(_) | Self::Rwkv5(_) | Self::Rwkv6(_) => "none",
+            Self::Rnn(_) | Self::Lstm(_) | Self::S4(_) | Self::Mamba(_) | Self::Rwkv5(_) | Self::Rwkv6(_) => "none",
             Self::Transformer(c) => match c.positional_embedding {
                 PositionalEmbedding::None => "none",
                 PositionalEmbedding::Rope => "rope",
@@ -80,6 +92,8 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => check_dropout(c.dropout),
             Self::Lstm(c) => check_dropout(c.dropout),
+            Self::S4(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
+            Self::Mamba(c) => c.validate(),
             Self::Rwkv5(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
             Self::Rwkv6(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
             Self::Transformer(c) => c.validate(),

@@ -25,16 +25,24 @@ impl<'a, B: Backend> Init<'a, B> {
 
     /// Uniform on ±`bound`.
     pub fn uniform<const D: usize>(&mut self, shape: [usize; D], bound: f64) -> Param<Tensor<B, D>> {
-        let n = shape.iter().product();
-        let values = (0..n).map(|_| self.rng.random_range(-bound..=bound) as f32).collect();
+        let values = self.draw_uniform(shape.iter().product(), -bound, bound);
         self.param(values, shape)
+    }
+
+    /// Values uniform on `low..=high`, for what is computed from draws.
+    pub fn draw_uniform(&mut self, n: usize, low: f64, high: f64) -> Vec<f32> {
+        (0..n).map(|_| self.rng.random_range(low..=high) as f32).collect()
+    }
+
+    /// Values normal with mean 0 and standard deviation `std`, for what is computed from draws.
+    pub fn draw_normal(&mut self, n: usize, std: f64) -> Vec<f32> {
+        let draw = |rng: &mut ChaCha8Rng| -> f64 { StandardNormal.sample(rng) };
+        (0..n).map(|_| (draw(&mut self.rng) * std) as f32).collect()
     }
 
     /// Normal with mean 0 and standard deviation `std`.
     pub fn normal<const D: usize>(&mut self, shape: [usize; D], std: f64) -> Param<Tensor<B, D>> {
-        let n = shape.iter().product();
-        let draw = |rng: &mut ChaCha8Rng| -> f64 { StandardNormal.sample(rng) };
-        let values = (0..n).map(|_| (draw(&mut self.rng) * std) as f32).collect();
+        let values = self.draw_normal(shape.iter().product(), std);
         self.param(values, shape)
     }
 

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`rnn`] | Elman RNN with tanh |
 //! | [`lstm`] | LSTM |
+//! | [`s4`] | S4: a structured state space per channel, trained as a convolution |
+//! | [`mamba`] | Mamba: a selective state space |
 //! | [`rwkv5`], [`rwkv6`] | RWKV-5 "Eagle" and RWKV-6 "Finch"; what they share is in [`rwkv`] |
 //! | [`transformer`] | causal Transformer, pre-norm, ReLU MLP; no positional embedding or rotary |
 //!
@@ -14,16 +16,20 @@
 mod config;
 mod error;
 mod groups;
+pub mod hippo;
 mod init;
 pub mod layers;
 mod loss;
 pub mod lstm;
+pub mod mamba;
 mod model;
 pub mod ops;
 pub mod rnn;
 pub mod rwkv;
 pub mod rwkv5;
 pub mod rwkv6;
+pub mod s4;
+pub mod state_space;
 pub mod transformer;
 mod weights;
 

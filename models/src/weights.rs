@@ -19,9 +19,16 @@ pub struct Weight {
     pub values: Vec<f32>,
 }
 
-/// A model's parameters by their names in the original's checkpoints, for example `lstm.weight_ih_l0`.
+/// A model's parameters by their names in the original's checkpoints, for example `lstm.weight_ih_l0`, and its integer
+/// buffers. A tensor that files hold under two names is here once.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Weights(BTreeMap<String, Weight>);
+pub struct Weights {
+    tensors: BTreeMap<String, Weight>,
+    integers: BTreeMap<String, usize>,
+}
+
+/// Tensors that files hold a second time, as PyTorch saves shared ones: (second name, name).
+const SHARED: [(&str, &str); 1] = [("lm_head.weight", "backbone.embedding.weight")];
 
 /// Weights that cannot be read, or that are not those of the model they are meant for.
 #[derive(Debug, thiserror::Error)]
@@ -56,14 +63,14 @@ pub enum WeightError {
 impl Weights {
     /// The parameters of `model`, copied to the CPU.
     pub fn of<B: SequenceOps>(model: &Model<B>) -> Result<Self, WeightError> {
-        let mut out = BTreeMap::new();
+        let mut tensors = BTreeMap::new();
         for snapshot in model.collect(None, None, true) {
             let name = checkpoint_name(&snapshot.full_path());
             let data = snapshot.to_data().map_err(|e| WeightError::Mismatch(vec![format!("{name}: {e:?}")]))?;
             let shape = data.shape.iter().copied().collect();
-            out.insert(name, Weight { shape, values: data.iter::<f32>().collect() });
+            tensors.insert(name, Weight { shape, values: data.iter::<f32>().collect() });
         }
-        Ok(Self(out))
+        Ok(Self { tensors, integers: model.integers().collect() })
     }
 
     /// Puts the weights into `model`; either every parameter fits or nothing is claimed to.
@@ -73,7 +80,7 @@ impl Weights {
             let data = TensorData::new(weight.values.clone(), weight.shape.clone());
             TensorSnapshot::from_data(data, path, vec![], ParamId::new())
         };
-        let result = model.apply(self.0.iter().map(snapshot).collect(), None, None, true);
+        let result = model.apply(self.tensors.iter().map(snapshot).collect(), None, None, true);
         let missing = result.missing.iter().map(|(path, _)| format!("{} is missing", checkpoint_name(path)));
         let extra = result.unused.iter().map(|path| format!("{} is not in the model", checkpoint_name(path)));
         let misfits = result.errors.iter().map(|error| match error {
@@ -83,18 +90,42 @@ impl Weights {
             }
             other => other.to_string(),
         });
-        let problems: Vec<String> = missing.chain(extra).chain(misfits).collect();
-        if problems.is_empty() { Ok(()) } else { Err(WeightError::Mismatch(problems)) }
+        let mut problems: Vec<String> = missing.chain(extra).chain(misfits).collect();
+        let integers: BTreeMap<String, usize> = model.integers().collect();
+        let absent = integers.keys().filter(|name| !self.integers.contains_key(*name));
+        problems.extend(absent.map(|name| format!("{name} is missing")));
+        let unknown = self.integers.keys().filter(|name| !integers.contains_key(*name));
+        problems.extend(unknown.map(|name| format!("{name} is not in the model")));
+        if !problems.is_empty() {
+            return Err(WeightError::Mismatch(problems));
+        }
+        model.set_integers(&self.integers);
+        Ok(())
     }
 
     /// The parameter called `name`.
     pub fn get(&self, name: &str) -> Option<&Weight> {
-        self.0.get(name)
+        self.tensors.get(name)
+    }
+
+    /// The integer buffer called `name`.
+    pub fn integer(&self, name: &str) -> Option<usize> {
+        self.integers.get(name).copied()
+    }
+
+    /// The integer buffers by name.
+    pub fn integers(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.integers.iter().map(|(name, value)| (name.as_str(), *value))
+    }
+
+    /// The same weights with these integer buffers.
+    pub fn with_integers(self, integers: impl IntoIterator<Item = (String, usize)>) -> Self {
+        Self { integers: integers.into_iter().collect(), ..self }
     }
 
     /// Names and parameters, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Weight)> {
-        self.0.iter().map(|(name, weight)| (name.as_str(), weight))
+        self.tensors.iter().map(|(name, weight)| (name.as_str(), weight))
     }
 
     /// The same weights, each changed in its last bit, up or down at random: what rounding alone may do to them.
@@ -102,35 +133,46 @@ impl Weights {
         let mut rng = stream_rng(seed, "last bits", 0);
         let mut nudge = |v: &mut f32| if rng.random::<bool>() { v.next_up() } else { v.next_down() };
         let mut out = self.clone();
-        out.0.values_mut().flat_map(|w| &mut w.values).for_each(|v| *v = nudge(v));
+        out.tensors.values_mut().flat_map(|w| &mut w.values).for_each(|v| *v = nudge(v));
         out
     }
 
-    /// How many numbers there are in all.
+    /// How many numbers the parameters have in all.
     pub fn num_parameters(&self) -> usize {
-        self.0.values().map(|w| w.values.len()).sum()
+        self.tensors.values().map(|w| w.values.len()).sum()
     }
 
-    /// The safetensors file with these weights, 32-bit floats.
+    /// The safetensors file with these weights: 32-bit floats, and 64-bit integers without axes.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, WeightError> {
         let failed = |e: safetensors::SafeTensorError| WeightError::Mismatch(vec![e.to_string()]);
         let bytes = |w: &Weight| w.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let buffers: Vec<(&String, &Weight, Vec<u8>)> = self.0.iter().map(|(n, w)| (n, w, bytes(w))).collect();
-        let views = buffers.iter().map(|(name, w, bytes)| {
-            let view = TensorView::new(Dtype::F32, w.shape.clone(), bytes).map_err(failed)?;
-            Ok((name.as_str(), view))
+        let tensor = |(name, w): (&String, &Weight)| (name.clone(), Dtype::F32, w.shape.clone(), bytes(w));
+        let second = SHARED.iter().filter_map(|(second, name)| Some((second.to_string(), self.tensors.get(*name)?)));
+        let second: Vec<_> = second.collect();
+        let tensors = self.tensors.iter().chain(second.iter().map(|(name, w)| (name, *w))).map(tensor);
+        let integers = self.integers.iter();
+        let integers = integers.map(|(name, v)| (name.clone(), Dtype::I64, vec![], (*v as i64).to_le_bytes().to_vec()));
+        let buffers: Vec<_> = tensors.chain(integers).collect();
+        let views = buffers.iter().map(|(name, dtype, shape, bytes)| {
+            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).map_err(failed)?))
         });
         let views: Vec<_> = views.collect::<Result<_, WeightError>>()?;
         safetensors::serialize(views, None).map_err(failed)
     }
 
-    /// Reads a safetensors file of 32-bit floats or of bfloat16s.
+    /// Reads a safetensors file of 32-bit floats or of bfloat16s, and of single 64-bit integers.
     pub fn read(path: &Path) -> Result<Self, WeightError> {
         let bytes = std::fs::read(path).map_err(|source| WeightError::Io { path: path.into(), source })?;
         let damaged = |reason: String| WeightError::Damaged { path: path.into(), reason };
         let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
-        let mut out = BTreeMap::new();
+        let (mut tensors, mut integers) = (BTreeMap::new(), BTreeMap::new());
         for (name, view) in file.iter() {
+            if let (Dtype::I64, &[integer]) = (view.dtype(), view.data().as_chunks().0) {
+                let integer = usize::try_from(i64::from_le_bytes(integer));
+                let integer = integer.map_err(|_| damaged(format!("{name} is negative")))?;
+                integers.insert(name.to_owned(), integer);
+                continue;
+            }
             let values = match view.dtype() {
                 Dtype::F32 => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
                 // bfloat16 is the upper half of a 32-bit float
@@ -139,15 +181,21 @@ impl Weights {
                 }
                 other => return Err(damaged(format!("{name} is {other:?}, not F32 or BF16"))),
             };
-            out.insert(name.to_owned(), Weight { shape: view.shape().to_vec(), values });
+            tensors.insert(name.to_owned(), Weight { shape: view.shape().to_vec(), values });
         }
-        Ok(Self(out))
+        Ok(tensors.into_iter().collect::<Self>().with_integers(integers))
     }
 }
 
 impl FromIterator<(String, Weight)> for Weights {
     fn from_iter<I: IntoIterator<Item = (String, Weight)>>(parameters: I) -> Self {
-        Self(parameters.into_iter().collect())
+        let mut tensors: BTreeMap<String, Weight> = parameters.into_iter().collect();
+        for (second, name) in SHARED {
+            if tensors.contains_key(name) && tensors.get(second) == tensors.get(name) {
+                tensors.remove(second);
+            }
+        }
+        Self { tensors, integers: BTreeMap::new() }
     }
 }
 

@@ -240,6 +240,8 @@ fn decode_model(mut table: Table) -> Result<ModelConfig> {
     match arch.as_str() {
         "rnn" => decode("model", table).map(ModelConfig::Rnn),
         "lstm" => decode("model", table).map(ModelConfig::Lstm),
+        "s4" => decode("model", table).map(ModelConfig::S4),
+        "mamba" => decode("model", table).map(ModelConfig::Mamba),
         "rwkv5" => decode("model", table).map(ModelConfig::Rwkv5),
         "rwkv6" => decode("model", table).map(ModelConfig::Rwkv6),
         "transformer" => decode("model", table).map(ModelConfig::Transformer),
