@@ -35,7 +35,7 @@ mod rwkv6;
 mod transformer;
 
 pub use error::ExportError;
-pub use options::{ExportOptions, OPSETS, Precision};
+pub use options::{ExportOptions, OPSETS, Precision, Target};
 
 use graph::GraphBuilder;
 use models::{ModelConfig, Weights};
