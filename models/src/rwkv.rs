@@ -10,6 +10,12 @@ use crate::layers::{Embedding, Linear};
 use burn::module::{Module, Param};
 use burn::prelude::*;
 
+/// LayerNorm's ε.
+pub const LAYER_NORM_EPSILON: f64 = 1e-5;
+
+/// ε of the normalisation of heads: RWKV-5 divides their outputs by 8 and normalises with 1e-5, which is the same.
+pub const HEAD_NORM_EPSILON: f64 = 1e-5 * 64.0;
+
 /// What one block remembers of the tokens before.
 #[derive(Debug, Clone)]
 pub struct RwkvState<B: Backend> {
@@ -56,13 +62,12 @@ pub(crate) fn shift<B: Backend>(x: &Tensor<B, 3>, last: Option<Tensor<B, 3>>) ->
 pub(crate) struct GroupNorm<B: Backend> {
     weight: Param<Tensor<B, 1>>,
     bias: Param<Tensor<B, 1>>,
-    epsilon: f64,
 }
 
 impl<B: Backend> GroupNorm<B> {
     /// Weight `scale`, bias 0.
-    pub(crate) fn new(init: &mut Init<'_, B>, hidden: usize, scale: f32, epsilon: f64) -> Self {
-        Self { weight: init.constant([hidden], scale), bias: init.constant([hidden], 0.0), epsilon }
+    pub(crate) fn new(init: &mut Init<'_, B>, hidden: usize, scale: f32) -> Self {
+        Self { weight: init.constant([hidden], scale), bias: init.constant([hidden], 0.0) }
     }
 
     /// `[batch, heads, seq, head_size]` → `[batch, seq, hidden]`.
@@ -70,7 +75,7 @@ impl<B: Backend> GroupNorm<B> {
         let [batch, heads, seq, size] = x.dims();
         let centred = x.clone() - x.mean_dim(3);
         let variance = centred.clone().square().mean_dim(3); // [batch, heads, seq, 1]
-        let normal = centred / (variance + self.epsilon).sqrt();
+        let normal = centred / (variance + HEAD_NORM_EPSILON).sqrt();
         let merged = normal.swap_dims(1, 2).reshape([batch, seq, heads * size]);
         merged * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
     }

@@ -7,7 +7,7 @@
 use crate::error::ConfigError;
 use crate::layers::{Embedding, LayerNorm, Linear, dropout};
 use crate::ops::SequenceOps;
-use crate::rwkv::{self, Depth, GroupNorm, RwkvState, ffn_size, shift, split_heads};
+use crate::rwkv::{self, Depth, GroupNorm, LAYER_NORM_EPSILON, RwkvState, ffn_size, shift, split_heads};
 use crate::{Init, ModelInput};
 use burn::module::{Module, Param};
 use burn::prelude::*;
@@ -33,12 +33,6 @@ impl Default for Rwkv5Config {
         Self { hidden_size: 128, num_layers: 4, head_size: 64, dropout: 0.1 }
     }
 }
-
-/// LayerNorm's ε.
-pub const LAYER_NORM_EPSILON: f64 = 1e-5;
-
-/// What the outputs of the heads are divided by before they are normalised.
-pub const HEAD_DIVISOR: f64 = 8.0;
 
 impl Rwkv5Config {
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
@@ -78,7 +72,7 @@ impl Rwkv5Config {
                 value: rwkv::orthogonal(init, hidden, hidden, 1.0),
                 output: rwkv::zero(init, hidden, hidden),
                 gate: rwkv::orthogonal(init, hidden, hidden, 0.1),
-                ln_x: GroupNorm::new(init, hidden, depth.head_scale(), LAYER_NORM_EPSILON),
+                ln_x: GroupNorm::new(init, hidden, depth.head_scale()),
             },
             ffn: ChannelMix {
                 time_mix_k: mix(init, depth.mix()),
@@ -207,7 +201,7 @@ impl<B: SequenceOps> TimeMix<B> {
         let [r, k, v] = [r, k, v].map(|x| split_heads(x, head_size)); // [batch, heads, seq, head_size]
         let decay = decay.expand(r.dims());
         let (y, matrices) = B::wkv(r, k, v, decay, self.time_faaaa.val(), matrices);
-        let gated = self.ln_x.forward(y / HEAD_DIVISOR) * g;
+        let gated = self.ln_x.forward(y) * g;
         (self.output.forward(gated), (last, matrices))
     }
 }

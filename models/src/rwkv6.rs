@@ -8,7 +8,7 @@ use crate::error::ConfigError;
 use crate::layers::{Embedding, LayerNorm, Linear, dropout};
 use crate::ops::SequenceOps;
 use crate::ops::plain::matmul_rows;
-use crate::rwkv::{self, Depth, GroupNorm, RwkvState, ffn_size, shift, split_heads};
+use crate::rwkv::{self, Depth, GroupNorm, LAYER_NORM_EPSILON, RwkvState, ffn_size, shift, split_heads};
 use crate::{Init, ModelInput};
 use burn::module::{Module, Param};
 use burn::prelude::*;
@@ -34,12 +34,6 @@ impl Default for Rwkv6Config {
         Self { hidden_size: 128, num_layers: 4, head_size: 64, dropout: 0.1 }
     }
 }
-
-/// LayerNorm's ε.
-pub const LAYER_NORM_EPSILON: f64 = 1e-5;
-
-/// ε of the normalisation of heads, whose inputs are 8 times too large for 1e-5.
-pub const HEAD_NORM_EPSILON: f64 = 1e-5 * 64.0;
 
 /// The mixtures of a token with its predecessor, in the order of their low-rank matrices: w, k, v, r, g.
 pub const MIXES: usize = 5;
@@ -96,7 +90,7 @@ impl Rwkv6Config {
                 value: rwkv::orthogonal(init, hidden, hidden, 1.0),
                 output: rwkv::zero(init, hidden, hidden),
                 gate: rwkv::orthogonal(init, hidden, hidden, 0.1),
-                ln_x: GroupNorm::new(init, hidden, depth.head_scale(), HEAD_NORM_EPSILON),
+                ln_x: GroupNorm::new(init, hidden, depth.head_scale()),
             },
             ffn: ChannelMix {
                 time_maa_k: maa(init, depth.mix()),

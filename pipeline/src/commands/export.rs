@@ -8,7 +8,6 @@ use crate::run_dir::RunDir;
 use anyhow::{Context as _, Result, bail};
 use data::Task;
 use exporters::{ExportInfo, ExportOptions, OnnxFile, Precision, WEIGHTS_FILE, export};
-use models::Weights;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -111,7 +110,7 @@ fn export_all(context: &Context, plan: &ExportPlan) -> Result<()> {
 fn is_current(run: &RunDir, plan: &ExportPlan) -> Result<bool> {
     let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
     let checkpoint = run.choose_checkpoint(plan.checkpoint.as_deref(), |_| ())?;
-    let (model, weights) = (modified(&run.onnx()), modified(&checkpoint.join("model.safetensors")));
+    let (model, weights) = (modified(&run.onnx()), modified(&checkpoint.path().join("model.safetensors")));
     Ok(model.zip(weights).is_some_and(|(model, weights)| model > weights))
 }
 
@@ -121,7 +120,7 @@ pub fn export_run(context: &Context, run: &RunDir, plan: &ExportPlan) -> Result<
     let config = Config::load(&run.config(), &[])?;
     let task = Task::by_name(&config.task.name)?;
     let checkpoint = run.choose_checkpoint(plan.checkpoint.as_deref(), |note| context.progress.note(note))?;
-    let weights = Weights::read(&checkpoint.join("model.safetensors"))?;
+    let weights = checkpoint.weights()?;
     let info = ExportInfo {
         handle: run.handle().to_owned(),
         task: task.name.clone(),
@@ -130,7 +129,7 @@ pub fn export_run(context: &Context, run: &RunDir, plan: &ExportPlan) -> Result<
         max_position_embeddings: task.max_position_embeddings,
         augmentation: "none".into(),
         seed: config.train.seed,
-        checkpoint: checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        checkpoint: checkpoint.name(),
     };
     let file = export(&config.model, &weights, &info, &plan.options).with_context(doing)?;
     if plan.unchecked {

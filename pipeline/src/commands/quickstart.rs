@@ -7,7 +7,7 @@ use crate::run_dir::RunDir;
 use crate::summary::{mean_last_accuracy, percent, table};
 use anyhow::{Context as _, Result};
 use data::{Split, Task};
-use evaluators::{Format, LengthResult, LoadOptions, Model, Sweep, SweepFacts, to_record_batch, write};
+use evaluators::{Format, LengthResult, LoadOptions, Model, Sweep, write};
 use serde_json::json;
 use std::thread;
 use std::time::Instant;
@@ -103,11 +103,9 @@ fn train_side_by_side(context: &Context, configs: &[Config]) -> Result<Vec<RunDi
 
 fn sweep(context: &Context, run: RunDir, config: &Config, task: &Task) -> Result<Finished> {
     let mut model = Model::load(&run.onnx(), LoadOptions::default())?;
-    let lengths: evaluators::Lengths = format!("1..{LONGEST}").parse()?;
-    let result = Sweep::new(&mut model, task).lengths(lengths).run(|_, _| {})?;
-    let facts = SweepFacts::new(&model, task, "sweep");
+    let result = Sweep::new(&mut model).task(task).lengths(1..=LONGEST).results()?;
     let path = run.eval().join("sweep.parquet");
-    write(&to_record_batch(&result.lengths, &facts)?, Format::Parquet, &path)?;
+    write(&result.to_record_batch()?, Format::Parquet, &path)?;
     context.progress.detail(format!("wrote {}", path.display()));
     let label = plot::display_name(config.model.arch(), config.model.positional_embedding());
     Ok(Finished { run, label, lengths: result.lengths })
