@@ -8,9 +8,11 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use data::{Batch, Collation, Split, Task, stream_rng};
 use models::lstm::LstmConfig;
+use models::mamba::MambaConfig;
 use models::rnn::RnnConfig;
 use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
+use models::s4::S4Config;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
 use models::{Cpu, Model, ModelConfig, ModelInput, masked_cross_entropy, predictions};
 use rand::RngExt;
@@ -55,6 +57,18 @@ fn an_rnn_learns_to_count() {
 #[test]
 fn an_lstm_learns_to_count() {
     learns(ModelConfig::Lstm(LstmConfig { hidden_size: 32, num_layers: 1, dropout: 0.0 }), 3e-3, 1000);
+}
+
+#[test]
+fn s4_learns_to_count() {
+    let config = S4Config { hidden_size: 32, num_layers: 1, dropout: 0.0, kernel_length: 64 };
+    learns(ModelConfig::S4(config), 3e-3, 1000);
+}
+
+#[test]
+fn mamba_learns_to_count() {
+    let config = MambaConfig { hidden_size: 32, num_layers: 1, ..Default::default() };
+    learns(ModelConfig::Mamba(config), 3e-3, 1000);
 }
 
 #[test]
