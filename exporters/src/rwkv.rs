@@ -66,12 +66,6 @@ pub(crate) fn group_norm(
     })
 }
 
-/// y·σ(y), which ONNX has no operator for.
-pub(crate) fn silu(g: &mut GraphBuilder<'_>, y: &Value) -> Value {
-    let gate = g.node("Sigmoid", &[y], &[]);
-    g.node("Mul", &[y, &gate], &[])
-}
-
 /// Time steps that are worked on at once; then the state moves on by one step of a loop.
 const CHUNK: usize = 16;
 
