@@ -37,7 +37,7 @@ mod s4;
 mod transformer;
 
 pub use error::ExportError;
-pub use options::{ExportOptions, OPSETS, Precision};
+pub use options::{ExportOptions, OPSETS, Precision, Target};
 
 use graph::GraphBuilder;
 use models::{ModelConfig, Weights};
