@@ -15,4 +15,4 @@ macro_rules! parity {
     };
 }
 
-parity!(rnn lstm rwkv5 rwkv5_x052 rwkv5_bf16ckpt transformer_nope transformer_padhelper_rope transformer_rope_shift);
+parity!(rnn lstm s4 mamba rwkv5 rwkv5_x052 rwkv5_bf16ckpt transformer_nope transformer_padhelper_rope transformer_rope_shift);

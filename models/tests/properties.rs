@@ -8,8 +8,12 @@ use burn::tensor::TensorData;
 use data::{Batch, Collation, Example, PAD, Vocabulary, stream_rng};
 use models::layers::{DropoutSource, dropout};
 use models::lstm::LstmConfig;
+use models::mamba::MambaConfig;
+use models::ops::s4::S4Kernel;
+use models::ops::scan::SelectiveScan;
 use models::ops::{RecurrentWeights, SequenceOps};
 use models::rnn::RnnConfig;
+use models::s4::S4Config;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
 use models::{Cpu, Model, ModelConfig, ModelInput, Weight, WeightError, Weights};
 use rand::RngExt;
@@ -24,6 +28,14 @@ fn rnn(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
 
 fn lstm(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
     ModelConfig::Lstm(LstmConfig { hidden_size, num_layers, dropout })
+}
+
+fn s4(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
+    ModelConfig::S4(S4Config { hidden_size, num_layers, dropout, kernel_length: 64 })
+}
+
+fn mamba(hidden_size: usize, num_layers: usize) -> ModelConfig {
+    ModelConfig::Mamba(MambaConfig { hidden_size, num_layers, ..Default::default() })
 }
 
 fn transformer(
@@ -44,8 +56,8 @@ fn rope() -> ModelConfig {
 }
 
 /// Every architecture, two layers of width 16.
-fn all() -> [ModelConfig; 4] {
-    [rnn(16, 2, 0.5), lstm(16, 2, 0.5), nope(), rope()]
+fn all() -> [ModelConfig; 6] {
+    [rnn(16, 2, 0.5), lstm(16, 2, 0.5), s4(16, 2, 0.5), mamba(16, 2), nope(), rope()]
 }
 
 fn model(config: &ModelConfig, seed: u64) -> Model<Cpu> {
@@ -103,6 +115,12 @@ fn parameter_counts_are_those_of_the_paper() {
     }
     for (layers, counts) in [(1, [158_464, 135_424]), (2, [290_560, 267_520]), (4, [554_752, 531_712])] {
         assert_eq!([103, 13].map(|v| count(lstm(128, layers, 0.1), v)), counts, "lstm, {layers} layers");
+    }
+    for (layers, counts) in [(1, [92_672, 69_632]), (2, [158_976, 135_936]), (4, [291_584, 268_544])] {
+        assert_eq!([103, 13].map(|v| count(s4(128, layers, 0.1), v)), counts, "s4, {layers} layers");
+    }
+    for (layers, counts) in [(1, [129_920, 118_400]), (2, [246_528, 235_008]), (4, [479_744, 468_224])] {
+        assert_eq!([103, 13].map(|v| count(mamba(128, layers), v)), counts, "mamba, {layers} layers");
     }
     for (layers, counts) in
         [(1, [12_809_216, 12_624_896]), (2, [25_405_440, 25_221_120]), (4, [50_597_888, 50_413_568])]
@@ -308,7 +326,11 @@ fn a_seed_means_the_same_weights() {
         let training = config.init::<Autodiff<Cpu>>(VOCAB, 3, &Default::default());
         assert_eq!(weights(&config, 3), Weights::of(&training).unwrap(), "{config:?} on another backend");
         for ((name, a), (_, b)) in weights(&config, 3).iter().zip(weights(&config, 4).iter()) {
-            let constant = name.contains("ln_") || (name.starts_with("h.") && name.ends_with("bias"));
+            let last = name.rsplit('.').next().unwrap();
+            let norm = name.contains("ln_") || name.contains("norm") || (name.starts_with("h.") && last == "bias");
+            let constant = norm
+                || matches!((&config, last), (ModelConfig::S4(_), "A_real" | "A_imag" | "B" | "P"))
+                || matches!((&config, last), (ModelConfig::Mamba(_), "A_log" | "D"));
             assert_eq!(a == b, constant, "{name} with seeds 3 and 4");
         }
     }
@@ -343,6 +365,12 @@ fn assert_uniform(name: &str, weight: &Weight, bound: f64) {
     assert!(largest <= bound * (1.0 + 1e-6) && largest > bound * 0.95, "{name}: largest {largest}, bound {bound}");
 }
 
+fn assert_uniform_between(name: &str, weight: &Weight, [low, high]: [f64; 2]) {
+    let middle = ((low + high) / 2.0) as f32;
+    let centred = weight.values.iter().map(|v| v - middle).collect();
+    assert_uniform(name, &Weight { shape: weight.shape.clone(), values: centred }, (high - low) / 2.0);
+}
+
 #[test]
 fn initial_weights_have_the_documented_distributions() {
     for config in [rnn(128, 2, 0.1), lstm(128, 2, 0.1)] {
@@ -355,6 +383,41 @@ fn initial_weights_have_the_documented_distributions() {
     }
     let layers = 3;
     let all = |weight: &Weight, value: f32| weight.values.iter().all(|v| *v == value);
+    let steps = [0.001f64.ln(), 0.1f64.ln()];
+    for (name, weight) in weights(&s4(128, 2, 0.1), 5).iter() {
+        match name.rsplit('.').next().unwrap() {
+            "C" => {} // truncated: see the tests of state spaces
+            "D" => assert_normal(name, weight, 1.0),
+            "inv_dt" => assert_uniform_between(name, weight, steps),
+            "A_real" => assert!(all(weight, 0.5f32.ln()), "{name}"),
+            "A_imag" => assert!(weight.values.iter().all(|v| *v > 0.1), "{name}"),
+            "B" => assert!(weight.values.chunks(2).all(|b| b[1].abs() <= 2.0), "{name}"),
+            "P" => assert!(weight.values.iter().all(|v| v.is_finite()), "{name}"),
+            _ if name == "encoder.weight" => assert_normal(name, weight, 1.0),
+            "weight" if name.starts_with("norms.") => assert!(all(weight, 1.0), "{name}"),
+            "bias" if name.starts_with("norms.") => assert!(all(weight, 0.0), "{name}"),
+            _ => assert_uniform(name, weight, 1.0 / 128f64.sqrt()),
+        }
+    }
+    for (name, weight) in weights(&mamba(128, layers), 5).iter() {
+        match name.split_once("mixer.").map_or(name, |(_, rest)| rest) {
+            "backbone.embedding.weight" => assert_normal(name, weight, 0.02),
+            "in_proj.weight" => assert_uniform(name, weight, 1.0 / 128f64.sqrt()),
+            "out_proj.weight" => assert_uniform(name, weight, 1.0 / (256.0 * layers as f64).sqrt()),
+            "x_proj.weight" => assert_uniform(name, weight, 1.0 / 256f64.sqrt()),
+            "conv1d.weight" | "conv1d.bias" => assert_uniform(name, weight, 0.5),
+            "dt_proj.weight" => assert_uniform(name, weight, 1.0 / 8f64.sqrt()),
+            "dt_proj.bias" => {
+                let logs = weight.values.iter().map(|v| v.exp().ln_1p().ln()).collect();
+                assert_uniform_between(name, &Weight { shape: weight.shape.clone(), values: logs }, steps);
+            }
+            "A_log" => {
+                let right = weight.values.iter().enumerate().all(|(i, v)| (v.exp() - (i % 16 + 1) as f32).abs() < 1e-5);
+                assert!(right, "{name}");
+            }
+            _ => assert!(all(weight, 1.0), "{name}"), // D and the norms
+        }
+    }
     for (name, weight) in weights(&transformer(64, layers, 4, PositionalEmbedding::Rope), 5).iter() {
         let norm = name.contains("ln_");
         match name.rsplit_once('.').unwrap() {
@@ -553,6 +616,11 @@ fn sizes_that_cannot_be_built_are_refused_by_key() {
         (rnn(16, 1, 1.0), "dropout"),
         (lstm(16, 1, -0.1), "dropout"),
         (lstm(16, 1, f64::NAN), "dropout"),
+        (s4(16, 1, 1.5), "dropout"),
+        (ModelConfig::S4(S4Config { kernel_length: 0, ..Default::default() }), "kernel_length"),
+        (ModelConfig::Mamba(MambaConfig { state_size: 0, ..Default::default() }), "state_size"),
+        (ModelConfig::Mamba(MambaConfig { conv_kernel: 1, ..Default::default() }), "conv_kernel"),
+        (ModelConfig::Mamba(MambaConfig { expand: 0, ..Default::default() }), "expand"),
     ] {
         let error = config.validate().expect_err(&format!("{config:?}"));
         assert_eq!(error.key, key, "{config:?}");
@@ -663,5 +731,70 @@ fn gradient_of_causal_attention() {
                 Training::causal_attention(q, k, v, mask, 0.7).reshape([-1])
             });
         }
+    }
+}
+
+#[test]
+fn gradient_of_s4_kernel() {
+    let (hidden, modes) = (2, 2);
+    let pairs = hidden * modes * 2;
+    let sizes = [hidden, hidden * modes, hidden * modes, pairs, pairs, pairs];
+    let arguments: Vec<Vec<f32>> = (0u64..).zip(sizes).map(|(i, n)| random(n, 0.8, i)).collect();
+    // shorter than the stored kernel, as long, and so long that it is doubled once and twice; odd and even
+    for (l_kernel, length) in [(7, 1), (7, 5), (8, 8), (7, 9), (6, 20)] {
+        check_gradient(&format!("s4_kernel, {length} of {l_kernel}"), &arguments, |a| {
+            let pair = |i: usize| a[i].clone().reshape([1, hidden, modes, 2]);
+            let kernel = S4Kernel {
+                inv_dt: a[0].clone().reshape([hidden, 1]),
+                a_real: a[1].clone().reshape([hidden, modes]),
+                a_imag: a[2].clone().reshape([hidden, modes]),
+                b: pair(3),
+                c: pair(4),
+                p: pair(5),
+                l_kernel,
+            };
+            Training::s4_kernel(kernel, length).reshape([-1])
+        });
+    }
+}
+
+#[test]
+fn gradient_of_causal_convolution() {
+    let hidden = 2;
+    for (batch, seq) in SHAPES {
+        let arguments = [random(batch * seq * hidden, 1.0, 0), random(seq * hidden, 1.0, 1)];
+        check_gradient(&format!("causal_convolution, batch {batch}, seq {seq}"), &arguments, |a| {
+            let (u, k) = (a[0].clone().reshape([batch, seq, hidden]), a[1].clone().reshape([hidden, seq]));
+            Training::causal_convolution(u, k).reshape([-1])
+        });
+    }
+    // two blocks and a rest; few coordinates, for each takes four evaluations
+    let seq = 130;
+    let u = random(seq, 0.3, 2);
+    check_gradient("causal_convolution over several blocks", &[random(seq, 0.3, 3)], |a| {
+        let u = Flat::from_data(TensorData::from(&u[..]), &Default::default()).reshape([1, seq, 1]);
+        Training::causal_convolution(u, a[0].clone().reshape([1, seq])).reshape([-1])
+    });
+}
+
+#[test]
+fn gradient_of_selective_scan() {
+    let (channels, state) = (3, 2);
+    for (batch, seq) in SHAPES {
+        let (x, gate) = (batch * seq * channels, batch * seq * state);
+        let sizes = [x, x, channels * state, gate, gate, batch * channels * state];
+        let arguments: Vec<Vec<f32>> = (0u64..).zip(sizes).map(|(i, n)| random(n, 0.8, i)).collect();
+        check_gradient(&format!("selective_scan, batch {batch}, seq {seq}"), &arguments, |a| {
+            let inputs = SelectiveScan {
+                u: a[0].clone().reshape([batch, seq, channels]),
+                delta: a[1].clone().reshape([batch, seq, channels]),
+                a: a[2].clone().reshape([channels, state]),
+                b: a[3].clone().reshape([batch, seq, state]),
+                c: a[4].clone().reshape([batch, seq, state]),
+            };
+            let h = a[5].clone().reshape([batch, channels, state]);
+            let (y, h) = Training::selective_scan(inputs, Some(h));
+            Tensor::cat(vec![y.reshape([-1]), h.reshape([-1])], 0)
+        });
     }
 }

@@ -4,9 +4,11 @@ mod npz;
 pub mod parity;
 
 use models::lstm::LstmConfig;
+use models::mamba::{MambaConfig, RMS_NORM_EPSILON};
 use models::rnn::RnnConfig;
 use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
+use models::s4::S4Config;
 use models::transformer::{LAYER_NORM_EPSILON, PositionalEmbedding, TransformerConfig};
 use models::{ModelConfig, Weights};
 use npz::Npz;
@@ -85,12 +87,25 @@ fn json(path: &Path) -> Value {
 fn model_config(config: &Value) -> ModelConfig {
     let size = |key: &str| config[key].as_u64().unwrap() as usize;
     let on = |key: &str| config[key].as_bool().unwrap();
-    assert!(config["arch"] == "rwkv" || !on("tie_word_embeddings") && !on("freeze_null_emb"));
+    match config["arch"].as_str().unwrap() {
+        "rwkv" => {}
+        "mamba" => assert!(on("tie_word_embeddings")),
+        _ => assert!(!on("tie_word_embeddings") && !on("freeze_null_emb")),
+    }
     let (hidden_size, num_layers) = (size("hidden_size"), size("num_hidden_layers"));
     let dropout = config["dropout"].as_f64();
     match config["arch"].as_str().unwrap() {
         "RNN" => ModelConfig::Rnn(RnnConfig { hidden_size, num_layers, dropout: dropout.unwrap() }),
         "LSTM" => ModelConfig::Lstm(LstmConfig { hidden_size, num_layers, dropout: dropout.unwrap() }),
+        "S4" => {
+            let (dropout, kernel_length) = (dropout.unwrap(), size("max_seq_len"));
+            ModelConfig::S4(S4Config { hidden_size, num_layers, dropout, kernel_length })
+        }
+        "mamba" => {
+            assert!(on("rms_norm") && config["norm_epsilon"] == RMS_NORM_EPSILON);
+            let (state_size, conv_kernel, expand) = (size("d_state"), size("d_conv"), size("expand"));
+            ModelConfig::Mamba(MambaConfig { hidden_size, num_layers, state_size, conv_kernel, expand })
+        }
         "rwkv" => {
             assert_eq!(size("head_size_divisor"), 8);
             let (head_size, dropout) = (size("head_size_a"), dropout.unwrap());
