@@ -23,7 +23,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let target = rest.get(1).map_or("portable", String::as_str).parse()?;
     let config: ModelConfig = serde_json::from_str(config)?;
     let weights = Weights::read(Path::new(input))?;
-    let decoder = ["decoder.weight", "lm_head.weight", "head.weight"].iter().find_map(|name| weights.get(name));
+    let decoder = ["decoder.weight", "lm_head.weight", "head.weight", "backbone.embedding.weight"]
+        .iter()
+        .find_map(|name| weights.get(name));
     let vocab = decoder.and_then(|weight| weight.shape.first()).ok_or("the file has no decoder")?;
     let info = ExportInfo {
         handle: "none".into(),

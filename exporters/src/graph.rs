@@ -207,6 +207,12 @@ impl<'a> GraphBuilder<'a> {
         Ok(weight)
     }
 
+    /// The current module's integer buffer `name`.
+    pub(crate) fn integer(&mut self, name: &str) -> Result<usize, ExportError> {
+        let name = self.initializer_name(name);
+        self.weights.integer(&name).ok_or(ExportError::MissingWeight { name, expected: vec![] })
+    }
+
     /// The current module's weight `name` as a tensor of the graph, exactly as it is in the checkpoint.
     pub(crate) fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Value, ExportError> {
         let weight = self.weight(name, shape)?;

@@ -66,12 +66,6 @@ pub(crate) fn group_norm(
     })
 }
 
-/// y·σ(y), which ONNX has no operator for.
-pub(crate) fn silu(g: &mut GraphBuilder<'_>, y: &Value) -> Value {
-    let gate = g.node("Sigmoid", &[y], &[]);
-    g.node("Mul", &[y, &gate], &[])
-}
-
 /// The WKV operation of `models::ops::wkv` from and to the state `<name>` `[batch, heads, key, value]`: `r`, `k`, `v` and
 /// `log_decay` (at most 0), all `[batch, seq, hidden]`, `bonus` `[heads, head_size]` → `[batch, seq, heads, head_size]`.
 pub(crate) fn wkv(

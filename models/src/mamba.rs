@@ -53,9 +53,10 @@ impl MambaConfig {
 
     /// Refuses sizes that cannot be built, naming the key.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        let sizes = [("state_size", self.state_size), ("conv_kernel", self.conv_kernel), ("expand", self.expand)];
-        match sizes.into_iter().find(|(_, size)| *size == 0) {
-            Some((key, _)) => Err(ConfigError::new(key, "must be at least 1")),
+        let sizes =
+            [("state_size", self.state_size, 1), ("conv_kernel", self.conv_kernel, 2), ("expand", self.expand, 1)];
+        match sizes.into_iter().find(|(_, size, least)| size < least) {
+            Some((key, _, least)) => Err(ConfigError::new(key, format!("must be at least {least}"))),
             None => Ok(()),
         }
     }
