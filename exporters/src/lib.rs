@@ -14,7 +14,7 @@
 //! checkpoint.
 //!
 //! Every file has the input `input_ids` `[batch, seq]` and the output `logits` `[batch, seq, vocab]`. The Transformer
-//! also takes `attention_mask` and, with rotary positions, `position_ids`, both `[batch, seq]`. Whoever runs the file
+//! also takes `attention_mask` and, unless it has no positional embedding, `position_ids`, both `[batch, seq]`. Whoever runs the file
 //! finds the vocabulary, the positional embedding and where the model comes from in its metadata: see [`ExportInfo`].
 
 mod error;

@@ -44,7 +44,8 @@ impl<'a, B: Backend> Init<'a, B> {
         self.param(vec![value; n], shape)
     }
 
-    fn param<const D: usize>(&mut self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<B, D>> {
+    /// These values, row-major.
+    pub fn param<const D: usize>(&mut self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<B, D>> {
         self.made += 1;
         let tensor = Tensor::from_data(TensorData::new(values, shape), self.device);
         Param::initialized(ParamId::from(self.made), tensor.require_grad())

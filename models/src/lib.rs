@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`rnn`] | Elman RNN with tanh |
 //! | [`lstm`] | LSTM |
-//! | [`transformer`] | causal Transformer, pre-norm, ReLU MLP; no positional embedding or rotary |
+//! | [`transformer`] | causal Transformer, pre-norm, ReLU MLP; none, absolute, sinusoidal, rotary or scalar positions |
 //!
 //! What is costly and sequential sits behind [`ops::SequenceOps`], a trait over burn's `Backend` with a plain-tensor
 //! default for each operation. [`Model`] is any of the architectures, built from a [`ModelConfig`]; [`Weights`] are its
@@ -18,15 +18,17 @@ mod loss;
 pub mod lstm;
 mod model;
 pub mod ops;
+pub mod original;
 pub mod rnn;
+mod torch;
 pub mod transformer;
 mod weights;
 
 pub use config::ModelConfig;
-pub use error::ConfigError;
+pub use error::{ConfigError, InputError};
 pub use init::Init;
 pub use loss::{masked_cross_entropy, predictions};
-pub use model::{Model, ModelInput};
+pub use model::{Model, ModelInput, Positions};
 pub use weights::{Weight, WeightError, Weights};
 
 /// The CPU backend.

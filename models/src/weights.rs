@@ -1,13 +1,14 @@
 use crate::Model;
 use crate::ops::SequenceOps;
+use crate::torch;
 use burn::module::ParamId;
-use burn::tensor::TensorData;
+use burn::tensor::{TensorData, bf16, f16};
 use burn_store::{ApplyError, ModuleSnapshot, TensorSnapshot};
 use data::stream_rng;
 use rand::RngExt;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// One parameter: row-major values, as in PyTorch's state dict.
@@ -19,9 +20,14 @@ pub struct Weight {
     pub values: Vec<f32>,
 }
 
-/// A model's parameters by their names in the original's checkpoints, for example `lstm.weight_ih_l0`.
+/// A model's parameters by their names in the original's checkpoints, for example `lstm.weight_ih_l0`. A parameter that
+/// two modules share is there under both names, as in PyTorch's state dict.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Weights(BTreeMap<String, Weight>);
+pub struct Weights {
+    all: BTreeMap<String, Weight>,
+    /// The names of those that are integers, of a buffer rather than a parameter.
+    integers: BTreeSet<String>,
+}
 
 /// Weights that cannot be read, or that are not those of the model they are meant for.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +40,10 @@ pub enum WeightError {
         /// The reason the operating system gave.
         source: std::io::Error,
     },
-    /// Not a safetensors file, or a damaged one.
+    /// Neither a safetensors file nor a state dict of `torch.save`, or a damaged one.
     #[error(
-        "cannot read the weights {}: {reason}\n  hint: the file is damaged or not safetensors; use another checkpoint of the run",
+        "cannot read the weights {}: {reason}\n  \
+         hint: the file is damaged, or neither safetensors nor a state dict of torch.save; use another checkpoint of the run",
         .path.display()
     )]
     Damaged {
@@ -56,26 +63,44 @@ pub enum WeightError {
 impl Weights {
     /// The parameters of `model`, copied to the CPU.
     pub fn of<B: SequenceOps>(model: &Model<B>) -> Result<Self, WeightError> {
-        let mut out = BTreeMap::new();
+        let mut out = Self::default();
         for snapshot in model.collect(None, None, true) {
             let name = checkpoint_name(&snapshot.full_path());
             let data = snapshot.to_data().map_err(|e| WeightError::Mismatch(vec![format!("{name}: {e:?}")]))?;
             let shape = data.shape.iter().copied().collect();
-            out.insert(name, Weight { shape, values: data.iter::<f32>().collect() });
+            if data.dtype.is_int() {
+                out.integers.insert(name.clone());
+            }
+            out.all.insert(name, Weight { shape, values: data.iter::<f32>().collect() });
         }
-        Ok(Self(out))
+        if let Some([decoder, embedding]) = model.tied()
+            && let Some(weight) = out.all.get(embedding).cloned()
+        {
+            out.all.insert(decoder.to_owned(), weight);
+        }
+        Ok(out)
     }
 
-    /// Puts the weights into `model`; either every parameter fits or nothing is claimed to.
+    /// Puts the weights into `model`; either every parameter fits or nothing is claimed to. Buffers that the model can do
+    /// without, such as a saved mask, are passed over.
     pub fn load_into<B: SequenceOps>(&self, model: &mut Model<B>) -> Result<(), WeightError> {
-        let snapshot = |(name, weight): (&String, &Weight)| {
+        let mut weights: BTreeMap<&str, &Weight> = self.iter().collect();
+        let mut problems = Vec::new();
+        if let Some([decoder, embedding]) = model.tied()
+            && let Some(weight) = weights.remove(decoder)
+            && *weights.entry(embedding).or_insert(weight) != weight
+        {
+            problems.push(format!("{decoder} and {embedding} differ, but the model ties them"));
+        }
+        let snapshot = |(name, weight): (&str, &Weight)| {
             let path = module_path(name).split('.').map(str::to_owned).collect();
             let data = TensorData::new(weight.values.clone(), weight.shape.clone());
             TensorSnapshot::from_data(data, path, vec![], ParamId::new())
         };
-        let result = model.apply(self.0.iter().map(snapshot).collect(), None, None, true);
+        let result = model.apply(weights.into_iter().map(snapshot).collect(), None, None, true);
         let missing = result.missing.iter().map(|(path, _)| format!("{} is missing", checkpoint_name(path)));
-        let extra = result.unused.iter().map(|path| format!("{} is not in the model", checkpoint_name(path)));
+        let extra = result.unused.iter().map(|path| checkpoint_name(path)).filter(|name| !self.is_buffer(name));
+        let extra = extra.map(|name| format!("{name} is not in the model"));
         let misfits = result.errors.iter().map(|error| match error {
             ApplyError::ShapeMismatch { path, expected, found } => {
                 let (name, found, expected) = (checkpoint_name(path), found.as_slice(), expected.as_slice());
@@ -83,18 +108,24 @@ impl Weights {
             }
             other => other.to_string(),
         });
-        let problems: Vec<String> = missing.chain(extra).chain(misfits).collect();
+        problems.extend(missing.chain(extra).chain(misfits));
         if problems.is_empty() { Ok(()) } else { Err(WeightError::Mismatch(problems)) }
+    }
+
+    /// Whether `name` is nothing that is trained: integers, or one of the buffers that PyTorch models save.
+    fn is_buffer(&self, name: &str) -> bool {
+        const BUFFERS: [&str; 4] = ["sine.pe", "attn.bias", "attn.masked_bias", "inv_freq"];
+        self.integers.contains(name) || BUFFERS.iter().any(|buffer| name.ends_with(buffer))
     }
 
     /// The parameter called `name`.
     pub fn get(&self, name: &str) -> Option<&Weight> {
-        self.0.get(name)
+        self.all.get(name)
     }
 
     /// Names and parameters, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Weight)> {
-        self.0.iter().map(|(name, weight)| (name.as_str(), weight))
+        self.all.iter().map(|(name, weight)| (name.as_str(), weight))
     }
 
     /// The same weights, each changed in its last bit, up or down at random: what rounding alone may do to them.
@@ -102,48 +133,83 @@ impl Weights {
         let mut rng = stream_rng(seed, "last bits", 0);
         let mut nudge = |v: &mut f32| if rng.random::<bool>() { v.next_up() } else { v.next_down() };
         let mut out = self.clone();
-        out.0.values_mut().flat_map(|w| &mut w.values).for_each(|v| *v = nudge(v));
+        let floats = out.all.iter_mut().filter(|(name, _)| !out.integers.contains(*name));
+        floats.flat_map(|(_, w)| &mut w.values).for_each(|v| *v = nudge(v));
         out
     }
 
     /// How many numbers there are in all.
     pub fn num_parameters(&self) -> usize {
-        self.0.values().map(|w| w.values.len()).sum()
+        self.all.values().map(|w| w.values.len()).sum()
     }
 
-    /// The safetensors file with these weights, 32-bit floats.
+    /// The safetensors file with these weights: 32-bit floats, and 64-bit integers for what is integer.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, WeightError> {
         let failed = |e: safetensors::SafeTensorError| WeightError::Mismatch(vec![e.to_string()]);
-        let bytes = |w: &Weight| w.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let buffers: Vec<(&String, &Weight, Vec<u8>)> = self.0.iter().map(|(n, w)| (n, w, bytes(w))).collect();
-        let views = buffers.iter().map(|(name, w, bytes)| {
-            let view = TensorView::new(Dtype::F32, w.shape.clone(), bytes).map_err(failed)?;
-            Ok((name.as_str(), view))
+        let buffers: Vec<(&str, &Weight, Dtype, Vec<u8>)> = self
+            .iter()
+            .map(|(name, w)| match self.integers.contains(name) {
+                true => (name, w, Dtype::I64, w.values.iter().flat_map(|v| (*v as i64).to_le_bytes()).collect()),
+                false => (name, w, Dtype::F32, w.values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            })
+            .collect();
+        let views = buffers.iter().map(|(name, w, dtype, bytes)| {
+            let view = TensorView::new(*dtype, w.shape.clone(), bytes).map_err(failed)?;
+            Ok((*name, view))
         });
         let views: Vec<_> = views.collect::<Result<_, WeightError>>()?;
         safetensors::serialize(views, None).map_err(failed)
     }
 
-    /// Reads a safetensors file of 32-bit floats.
+    /// Reads a safetensors file or a state dict of `torch.save`, of any type of numbers and from any device. The prefix
+    /// that DeepSpeed puts before every name is left out.
     pub fn read(path: &Path) -> Result<Self, WeightError> {
         let bytes = std::fs::read(path).map_err(|source| WeightError::Io { path: path.into(), source })?;
-        let damaged = |reason: String| WeightError::Damaged { path: path.into(), reason };
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
-        let mut out = BTreeMap::new();
-        for (name, view) in file.iter() {
-            if view.dtype() != Dtype::F32 {
-                return Err(damaged(format!("{name} is {:?}, not F32", view.dtype())));
+        let tensors = if bytes.starts_with(torch::MAGIC) { torch::read(&bytes) } else { read_safetensors(&bytes) };
+        let tensors = tensors.map_err(|reason| WeightError::Damaged { path: path.into(), reason })?;
+        let mut out = Self::default();
+        for (name, dtype, weight) in tensors {
+            let name = name.strip_prefix("_forward_module.").unwrap_or(&name).to_owned();
+            if !matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                out.integers.insert(name.clone());
             }
-            let values = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            out.insert(name.to_owned(), Weight { shape: view.shape().to_vec(), values });
+            out.all.insert(name, weight);
         }
-        Ok(Self(out))
+        Ok(out)
     }
+}
+
+fn read_safetensors(bytes: &[u8]) -> Result<Vec<(String, Dtype, Weight)>, String> {
+    let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
+    let tensor = |(name, view): (&str, TensorView<'_>)| {
+        let values = numbers(view.dtype(), view.data()).map_err(|e| format!("{name}: {e}"))?;
+        Ok((name.to_owned(), view.dtype(), Weight { shape: view.shape().to_vec(), values }))
+    };
+    file.iter().map(tensor).collect()
+}
+
+/// Little-endian numbers of any common type, as 32-bit floats.
+pub(crate) fn numbers(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, String> {
+    fn each<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+        bytes.as_chunks::<N>().0.iter().map(|b| read(*b)).collect()
+    }
+    Ok(match dtype {
+        Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
+        Dtype::F32 => each(bytes, f32::from_le_bytes),
+        Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+        Dtype::I64 => each(bytes, |b| i64::from_le_bytes(b) as f32),
+        Dtype::I32 => each(bytes, |b| i32::from_le_bytes(b) as f32),
+        Dtype::I16 => each(bytes, |b| i16::from_le_bytes(b).into()),
+        Dtype::I8 => each(bytes, |b| i8::from_le_bytes(b).into()),
+        Dtype::U8 | Dtype::BOOL => each(bytes, |[b]| b.into()),
+        other => return Err(format!("numbers of type {other:?} cannot be read")),
+    })
 }
 
 impl FromIterator<(String, Weight)> for Weights {
     fn from_iter<I: IntoIterator<Item = (String, Weight)>>(parameters: I) -> Self {
-        Self(parameters.into_iter().collect())
+        Self { all: parameters.into_iter().collect(), integers: BTreeSet::new() }
     }
 }
 
@@ -151,7 +217,7 @@ const RECURRENT: [&str; 4] = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"];
 
 /// Module paths are checkpoint names, except that PyTorch appends a recurrent layer's number to the parameter:
 /// `lstm.0.weight_ih` is called `lstm.weight_ih_l0`.
-fn checkpoint_name(path: &str) -> String {
+pub(crate) fn checkpoint_name(path: &str) -> String {
     let parts: Vec<&str> = path.split('.').collect();
     match parts[..] {
         ["lstm", layer, kind] if RECURRENT.contains(&kind) => format!("lstm.{kind}_l{layer}"),

@@ -46,17 +46,26 @@ fn accuracy(model: &Model<Autodiff<Cpu>>, batch: &Batch) -> f64 {
 
 #[test]
 fn an_rnn_learns_to_count() {
-    learns(ModelConfig::Rnn(RnnConfig { hidden_size: 32, num_layers: 1, dropout: 0.0 }), 3e-3, 1000);
+    learns(
+        ModelConfig::Rnn(RnnConfig { hidden_size: 32, num_layers: 1, dropout: 0.0, ..Default::default() }),
+        3e-3,
+        1000,
+    );
 }
 
 #[test]
 fn an_lstm_learns_to_count() {
-    learns(ModelConfig::Lstm(LstmConfig { hidden_size: 32, num_layers: 1, dropout: 0.0 }), 3e-3, 1000);
+    learns(
+        ModelConfig::Lstm(LstmConfig { hidden_size: 32, num_layers: 1, dropout: 0.0, ..Default::default() }),
+        3e-3,
+        1000,
+    );
 }
 
 #[test]
 fn a_transformer_learns_to_count() {
     let positional_embedding = PositionalEmbedding::Rope;
-    let config = TransformerConfig { hidden_size: 64, num_layers: 2, num_heads: 4, positional_embedding };
+    let config =
+        TransformerConfig { hidden_size: 64, num_layers: 2, num_heads: 4, positional_embedding, ..Default::default() };
     learns(ModelConfig::Transformer(config), 1e-3, 1000);
 }
