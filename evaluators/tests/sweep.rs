@@ -5,7 +5,7 @@ mod common;
 
 use common::{MOD10, SHIFTED, fixture, model, on_cpu, statuses, sweep};
 use data::{Dataset, DatasetInfo, Example, Split, Task};
-use evaluators::{LengthResult, Model, Plan, Score, Sweep, SweepResult};
+use evaluators::{LengthResult, Model, Plan, Progress, Score, Sweep, SweepResult};
 
 fn score(results: &SweepResult, length: u32) -> Score {
     *results.lengths.iter().find(|r| r.length == length).unwrap().score().unwrap()
@@ -51,7 +51,7 @@ fn a_perfect_counter_scores_one_everywhere() {
         assert_eq!((s.n_sequences, s.n_tokens), (1, u64::from(r.length)), "the task has one track");
         assert_eq!((s.accuracy(), s.last_accuracy(), s.sequence_accuracy()), (Some(1.0), Some(1.0), Some(1.0)));
         assert_eq!(s.counting_accuracy(), (r.length > 1).then_some(1.0));
-        assert!((s.loss().unwrap() - (1.0 + 12.0 * (-8f64).exp()).ln()).abs() < 1e-9);
+        assert!((s.loss().unwrap() - (1.0 + 12.0 * (-8f64).exp()).ln()).abs() < 1e-6);
         assert_eq!((r.in_distribution, r.status()), (r.length <= 50, "ok"));
     }
 }
@@ -127,8 +127,8 @@ fn threads_and_batch_sizes_change_nothing() {
     let task = Task::by_name(SHIFTED).unwrap();
     let run = |threads, max_tokens, exhaustive| {
         let mut model = Model::load(&fixture("counts_shifted"), on_cpu(threads)).unwrap();
-        let sweep = Sweep::new(&mut model, &task).lengths("1..60".parse().unwrap());
-        sweep.max_tokens(max_tokens).exhaustive(exhaustive).keep_predictions(true).run(|_, _| {}).unwrap()
+        let sweep = Sweep::new(&mut model).task(&task).lengths(1..=60).max_tokens(Some(max_tokens));
+        sweep.exhaustive(exhaustive).keep_predictions(true).results().unwrap()
     };
     for exhaustive in [false, true] {
         let one = run(1, 16_384, exhaustive);
@@ -143,10 +143,11 @@ fn progress_counts_up_to_the_total() {
     let (mut model, task) = (model("counts_shifted"), Task::by_name(SHIFTED).unwrap());
     for exhaustive in [false, true] {
         let mut seen = vec![];
-        let sweep = Sweep::new(&mut model, &task).lengths("1..120".parse().unwrap()).max_tokens(1000);
-        sweep.exhaustive(exhaustive).run(|done, total| seen.push((done, total))).unwrap();
-        assert!(seen.len() > 3 && seen.windows(2).all(|w| w[0].0 < w[1].0));
-        assert_eq!(seen.last().map(|(done, _)| done), seen.last().map(|(_, total)| total));
+        let sweep = Sweep::new(&mut model).task(&task).lengths(1..=120).max_tokens(Some(1000)).exhaustive(exhaustive);
+        sweep.progress(|p| seen.push(p)).results().unwrap();
+        assert!(seen.len() > 3 && seen.windows(2).all(|w| w[0].tokens < w[1].tokens && w[0].lengths <= w[1].lengths));
+        let last = seen.last().unwrap();
+        assert_eq!((last.tokens, last.lengths), (last.total_tokens, last.total_lengths));
     }
 }
 
@@ -169,10 +170,12 @@ fn a_split_is_scored_as_it_is() {
     let (mut model, task) = (model("breaks_at_60"), Task::by_name(MOD10).unwrap());
     let rows = task.rows(Split::OodTest, 1000).unwrap();
     let dataset = Dataset::generated(&task, Split::OodTest, 0, rows);
-    let mut last = (0, 0);
-    let results = Sweep::new(&mut model, &task).run_dataset(&dataset, |done, total| last = (done, total)).unwrap();
+    let mut last = Progress::default();
+    let sweep = Sweep::new(&mut model).task(&task).progress(|p| last = p);
+    let results = sweep.run_dataset(&dataset, "ood_test").unwrap().by_length;
+    assert_eq!(results.facts.split, "ood_test");
     assert_eq!(results.lengths.iter().map(|r| r.length).collect::<Vec<_>>(), (51..=100).collect::<Vec<_>>());
-    assert_eq!(last, (52..=101).fold((0, 0), |(a, b), tokens| (a + tokens, b + tokens)));
+    assert_eq!((last.tokens, last.total_tokens), ((52..=101).sum(), (52..=101).sum()));
     let right = results.lengths.iter().filter(|r| r.score().unwrap().last_accuracy() == Some(1.0));
     assert_eq!(right.count(), 10);
 }
@@ -187,7 +190,10 @@ fn the_worked_example_of_the_metric_definitions() {
     let short = Example { input_ids: vec![3, a], labels: vec![-1, 5], length: 1 };
     dataset.push(long.as_ref());
     dataset.push(short.as_ref());
-    let results = Sweep::new(&mut model, &task).run_dataset(&dataset, |_, _| {}).unwrap();
+    let whole = Sweep::new(&mut model).task(&task).run_dataset(&dataset, "val").unwrap();
+    assert_eq!((whole.total.counting_accuracy(), whole.total.last_accuracy()), (Some(0.75), Some(0.5)));
+    assert_eq!(whole.total.accuracy(), Some(4.0 / 6.0));
+    let results = whole.by_length;
     let (long, short) = (score(&results, 5), score(&results, 1));
     assert_eq!((long.counting_correct, long.counting_total, long.last_correct), (3, 4, 1));
     assert_eq!((short.counting_total, short.last_correct, short.n_sequences), (0, 0, 1));
@@ -197,9 +203,9 @@ fn the_worked_example_of_the_metric_definitions() {
 #[test]
 fn another_task_than_the_models_is_an_error() {
     let (mut model, task) = (model("other_vocab"), Task::by_name(MOD10).unwrap());
-    let message = Sweep::new(&mut model, &task).run(|_, _| {}).unwrap_err().to_string();
+    let message = Sweep::new(&mut model).task(&task).run().unwrap_err().to_string();
     assert!(message.contains("token 12 is `b` for the model and `a` in the task\n  hint:"), "{message}");
     let shifted = Task::by_name(SHIFTED).unwrap();
-    let message = Sweep::new(&mut model, &shifted).run(|_, _| {}).unwrap_err().to_string();
+    let message = Sweep::new(&mut model).task(&shifted).run().unwrap_err().to_string();
     assert!(message.contains("token 11 is `<pad>` for the model and `11` in the task"), "{message}");
 }

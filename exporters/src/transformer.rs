@@ -35,7 +35,8 @@ pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuild
         x = g.scope(format!("h.{i}"), |g| block(g, config, i, x, rotation.as_ref(), &mask))?;
     }
     let x = layer_norm(g, "ln_f", &x, hidden, config.layer_norm_epsilon)?;
-    let scores = decoder(g, "lm_head", &x, [hidden, vocab], config.tie_word_embeddings)?; // [batch, seq, vocab]
+    let tied = config.tie_word_embeddings.then_some("wte");
+    let scores = decoder(g, "lm_head", &x, [hidden, vocab], tied)?; // [batch, seq, vocab]
     logits(g, scores, vocab);
     Ok(())
 }

@@ -1,6 +1,10 @@
 use crate::error::{ConfigError, InputError};
 use crate::lstm::LstmConfig;
+use crate::mamba::MambaConfig;
 use crate::rnn::RnnConfig;
+use crate::rwkv5::Rwkv5Config;
+use crate::rwkv6::Rwkv6Config;
+use crate::s4::S4Config;
 use crate::transformer::{PositionalEmbedding, TransformerConfig};
 use data::{Augmentation, Batch, PositionIds, Vocabulary};
 use serde::{Deserialize, Serialize};
@@ -13,19 +17,31 @@ pub enum ModelConfig {
     Rnn(RnnConfig),
     /// See [`crate::lstm`].
     Lstm(LstmConfig),
+    /// See [`crate::s4`].
+    S4(S4Config),
+    /// See [`crate::mamba`].
+    Mamba(MambaConfig),
+    /// See [`crate::rwkv5`].
+    Rwkv5(Rwkv5Config),
+    /// See [`crate::rwkv6`].
+    Rwkv6(Rwkv6Config),
     /// See [`crate::transformer`].
     Transformer(TransformerConfig),
 }
 
 impl ModelConfig {
     /// The values of `arch`.
-    pub const ARCHITECTURES: [&'static str; 3] = ["rnn", "lstm", "transformer"];
+    pub const ARCHITECTURES: [&'static str; 7] = ["rnn", "lstm", "s4", "mamba", "rwkv5", "rwkv6", "transformer"];
 
     /// The architecture's name.
     pub fn arch(&self) -> &'static str {
         match self {
             Self::Rnn(_) => "rnn",
             Self::Lstm(_) => "lstm",
+            Self::S4(_) => "s4",
+            Self::Mamba(_) => "mamba",
+            Self::Rwkv5(_) => "rwkv5",
+            Self::Rwkv6(_) => "rwkv6",
             Self::Transformer(_) => "transformer",
         }
     }
@@ -35,6 +51,10 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => c.hidden_size,
             Self::Lstm(c) => c.hidden_size,
+            Self::S4(c) => c.hidden_size,
+            Self::Mamba(c) => c.hidden_size,
+            Self::Rwkv5(c) => c.hidden_size,
+            Self::Rwkv6(c) => c.hidden_size,
             Self::Transformer(c) => c.hidden_size,
         }
     }
@@ -44,6 +64,10 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => c.num_layers,
             Self::Lstm(c) => c.num_layers,
+            Self::S4(c) => c.num_layers,
+            Self::Mamba(c) => c.num_layers,
+            Self::Rwkv5(c) => c.num_layers,
+            Self::Rwkv6(c) => c.num_layers,
             Self::Transformer(c) => c.num_layers,
         }
     }
@@ -51,7 +75,7 @@ impl ModelConfig {
     /// The name of the positional embedding; `none` for recurrent models, which need no positions.
     pub fn positional_embedding(&self) -> &'static str {
         match self {
-            Self::Rnn(_) | Self::Lstm(_) => "none",
+            Self::Rnn(_) | Self::Lstm(_) | Self::S4(_) | Self::Mamba(_) | Self::Rwkv5(_) | Self::Rwkv6(_) => "none",
             Self::Transformer(c) => c.positional_embedding.name(),
         }
     }
@@ -107,6 +131,7 @@ impl ModelConfig {
             Self::Rnn(c) => c.freeze_null_embedding,
             Self::Lstm(c) => c.freeze_null_embedding,
             Self::Transformer(c) => c.freeze_null_embedding,
+            _ => false,
         };
         match vocabulary.token(0) {
             Some("<null>") => Ok(()),
@@ -126,18 +151,26 @@ impl ModelConfig {
             }
         }
         match self {
-            Self::Rnn(c) => check_recurrent(c.dropout, c.tie_word_embeddings, c.freeze_null_embedding),
-            Self::Lstm(c) => check_recurrent(c.dropout, c.tie_word_embeddings, c.freeze_null_embedding),
+            Self::Rnn(c) => {
+                check_dropout(c.dropout).and_then(|()| check_embeddings(c.tie_word_embeddings, c.freeze_null_embedding))
+            }
+            Self::Lstm(c) => {
+                check_dropout(c.dropout).and_then(|()| check_embeddings(c.tie_word_embeddings, c.freeze_null_embedding))
+            }
+            Self::S4(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
+            Self::Mamba(c) => c.validate(),
+            Self::Rwkv5(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
+            Self::Rwkv6(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
             Self::Transformer(c) => c.validate(),
         }
     }
 }
 
-pub(crate) fn check_recurrent(dropout: f64, tied: bool, null_frozen: bool) -> Result<(), ConfigError> {
-    if !(0.0..1.0).contains(&dropout) {
-        return Err(ConfigError::new("dropout", format!("{dropout} is not a probability below 1")));
+fn check_dropout(p: f64) -> Result<(), ConfigError> {
+    if (0.0..1.0).contains(&p) {
+        return Ok(());
     }
-    check_embeddings(tied, null_frozen)
+    Err(ConfigError::new("dropout", format!("{p} is not a probability below 1")))
 }
 
 pub(crate) fn check_embeddings(tied: bool, null_frozen: bool) -> Result<(), ConfigError> {

@@ -118,6 +118,28 @@ impl<B: Backend> Linear<B> {
     }
 }
 
+/// y = x·Wᵀ + b, `weight` `[out, in]`: PyTorch's `Linear`.
+#[derive(Module, Debug)]
+pub struct Affine<B: Backend> {
+    /// `[out, in]`.
+    pub weight: Param<Tensor<B, 2>>,
+    /// `[out]`.
+    pub bias: Param<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Affine<B> {
+    /// Both uniform on ±1/√in, as PyTorch's default.
+    pub fn new(init: &mut Init<'_, B>, input: usize, output: usize) -> Self {
+        let bound = 1.0 / (input as f64).sqrt();
+        Self { weight: init.uniform([output, input], bound), bias: init.uniform([output], bound) }
+    }
+
+    /// `[batch, seq, in]` → `[batch, seq, out]`.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        matmul_rows(x, self.weight.val().transpose()) + self.bias.val().unsqueeze()
+    }
+}
+
 /// y = x·W + b, `weight` `[in, out]`: GPT-2's `Conv1D`.
 #[derive(Module, Debug)]
 pub struct Conv1d<B: Backend> {
@@ -182,11 +204,29 @@ pub fn dropout<B: Backend, const D: usize>(
     source: Option<DropoutSource>,
     place: u64,
 ) -> Tensor<B, D> {
+    let dims = x.dims();
+    masked(x, dims, p, source, place)
+}
+
+/// Like [`dropout`], but of whole channels: a channel of `[batch, seq, channels]` is dropped at all time steps of an
+/// example or at none (Tompson et al., arXiv 1411.4280).
+pub fn channel_dropout<B: Backend>(x: Tensor<B, 3>, p: f64, source: Option<DropoutSource>, place: u64) -> Tensor<B, 3> {
+    let [batch, _, channels] = x.dims();
+    masked(x, [batch, 1, channels], p, source, place)
+}
+
+/// x times a random mask of this shape.
+fn masked<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    shape: [usize; D],
+    p: f64,
+    source: Option<DropoutSource>,
+    place: u64,
+) -> Tensor<B, D> {
     let Some(DropoutSource { seed, step }) = source.filter(|_| p > 0.0) else { return x };
     let mut rng = stream_rng(seed, "dropout", step << 16 | place);
-    let shape = x.shape();
     let keep = (1.0 / (1.0 - p)) as f32;
-    let mask = (0..shape.num_elements()).map(|_| if rng.random_bool(p) { 0.0 } else { keep }).collect();
+    let mask = (0..shape.iter().product()).map(|_| if rng.random_bool(p) { 0.0 } else { keep }).collect();
     let mask = Tensor::from_data(TensorData::new(mask, shape), &x.device());
     x * mask
 }

@@ -84,9 +84,4 @@ impl<B: SequenceOps> Lstm<B> {
         };
         (logits, last)
     }
-
-    /// Whether the decoder is the embedding.
-    pub(crate) fn is_tied(&self) -> bool {
-        self.decoder.is_none()
-    }
 }

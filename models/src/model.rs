@@ -1,7 +1,11 @@
 use crate::layers::DropoutSource;
 use crate::lstm::Lstm;
+use crate::mamba::Mamba;
 use crate::ops::SequenceOps;
 use crate::rnn::Rnn;
+use crate::rwkv5::Rwkv5;
+use crate::rwkv6::Rwkv6;
+use crate::s4::S4;
 use crate::transformer::Transformer;
 use crate::{Init, ModelConfig};
 use burn::module::{Module, ModuleVisitor, Param};
@@ -9,6 +13,7 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, FloatDType, TensorData};
 use data::{Batch, PositionIds};
+use std::collections::BTreeMap;
 
 /// What a forward pass takes.
 #[derive(Debug, Clone)]
@@ -89,6 +94,14 @@ pub enum Model<B: Backend> {
     Rnn(Rnn<B>),
     /// See [`crate::lstm`].
     Lstm(Lstm<B>),
+    /// See [`crate::s4`].
+    S4(S4<B>),
+    /// See [`crate::mamba`].
+    Mamba(Mamba<B>),
+    /// See [`crate::rwkv5`].
+    Rwkv5(Rwkv5<B>),
+    /// See [`crate::rwkv6`].
+    Rwkv6(Rwkv6<B>),
     /// See [`crate::transformer`].
     Transformer(Transformer<B>),
 }
@@ -100,6 +113,10 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => Model::Rnn(c.init(vocab, init)),
             Self::Lstm(c) => Model::Lstm(c.init(vocab, init)),
+            Self::S4(c) => Model::S4(c.init(vocab, init)),
+            Self::Mamba(c) => Model::Mamba(c.init(vocab, init)),
+            Self::Rwkv5(c) => Model::Rwkv5(c.init(vocab, init)),
+            Self::Rwkv6(c) => Model::Rwkv6(c.init(vocab, init)),
             Self::Transformer(c) => Model::Transformer(c.init(vocab, init)),
         }
     }
@@ -126,16 +143,24 @@ impl<B: SequenceOps> Model<B> {
         match self {
             Self::Rnn(m) => m.forward(input),
             Self::Lstm(m) => m.forward(input),
+            Self::S4(m) => m.forward(input),
+            Self::Mamba(m) => m.forward(input),
+            Self::Rwkv5(m) => m.forward(input),
+            Self::Rwkv6(m) => m.forward(input),
             Self::Transformer(m) => m.forward(input),
         }
     }
 
-    /// The parameter that the decoder shares, under its two names in checkpoints: the decoder's and the embedding's.
-    pub(crate) fn tied(&self) -> Option<[&'static str; 2]> {
-        match self {
-            Self::Rnn(m) => m.is_tied().then_some(["decoder.weight", "encoder.weight"]),
-            Self::Lstm(m) => m.is_tied().then_some(["decoder.weight", "encoder.weight"]),
-            Self::Transformer(m) => m.is_tied().then_some(["lm_head.weight", "wte.weight"]),
+    /// The integer buffers by their names in checkpoints.
+    pub(crate) fn integers(&self) -> impl Iterator<Item = (String, usize)> {
+        let s4 = if let Self::S4(m) = self { Some(m) } else { None };
+        s4.into_iter().flat_map(S4::kernel_lengths)
+    }
+
+    /// Takes over integer buffers, each of [`integers`](Self::integers).
+    pub(crate) fn set_integers(&mut self, integers: &BTreeMap<String, usize>) {
+        if let Self::S4(m) = self {
+            m.set_kernel_lengths(integers);
         }
     }
 }

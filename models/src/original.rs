@@ -6,13 +6,18 @@
 
 use crate::ModelConfig;
 use crate::lstm::LstmConfig;
+use crate::mamba::{MambaConfig, RMS_NORM_EPSILON};
 use crate::rnn::RnnConfig;
+use crate::rwkv5::Rwkv5Config;
+use crate::rwkv6::Rwkv6Config;
+use crate::s4::S4Config;
 use crate::transformer::{AbsoluteInit, PositionalEmbedding, TransformerConfig};
 use data::Augmentation;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 
 /// What a `config.json` says.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +57,9 @@ impl Original {
         let model = match arch.to_lowercase().as_str() {
             "rnn" => rnn(&fields)?,
             "lstm" => lstm(&fields)?,
+            "s4" => s4(&fields)?,
+            "mamba" => mamba(&fields)?,
+            "rwkv" => rwkv(&fields)?,
             "transformer" => transformer(&fields)?,
             _ => return Err(error("arch", format!("`{arch}` is not an architecture of this program"))),
         };
@@ -82,8 +90,48 @@ fn lstm(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
     }))
 }
 
+fn s4(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
+    f.only("tie_word_embeddings", &false)?;
+    f.only("freeze_null_emb", &false)?;
+    Ok(ModelConfig::S4(S4Config {
+        hidden_size: f.required("hidden_size")?,
+        num_layers: f.required("num_hidden_layers")?,
+        dropout: f.get("dropout")?.unwrap_or(0.0),
+        kernel_length: f.required("max_seq_len")?,
+    }))
+}
+
+fn mamba(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
+    f.only("rms_norm", &true)?;
+    f.only("tie_word_embeddings", &true)?;
+    f.only("norm_epsilon", &RMS_NORM_EPSILON)?;
+    let default = MambaConfig::default();
+    Ok(ModelConfig::Mamba(MambaConfig {
+        hidden_size: f.required("hidden_size")?,
+        num_layers: f.required("num_hidden_layers")?,
+        state_size: f.get("d_state")?.unwrap_or(default.state_size),
+        conv_kernel: f.get("d_conv")?.unwrap_or(default.conv_kernel),
+        expand: f.get("expand")?.unwrap_or(default.expand),
+    }))
+}
+
+fn rwkv(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
+    let hidden_size = f.required("hidden_size")?;
+    let num_layers = f.required("num_hidden_layers")?;
+    let head_size = f.get("head_size_a")?.unwrap_or(64);
+    let dropout = f.get("dropout")?.unwrap_or(0.0);
+    f.only("head_size_divisor", &8)?;
+    f.only("dim_att", &hidden_size)?;
+    f.only("dim_ffn", &(hidden_size * 7 / 2 / 32 * 32))?;
+    match f.text("my_testing")?.as_deref() {
+        Some("x052") => Ok(ModelConfig::Rwkv5(Rwkv5Config { hidden_size, num_layers, head_size, dropout })),
+        None | Some("x060") => Ok(ModelConfig::Rwkv6(Rwkv6Config { hidden_size, num_layers, head_size, dropout })),
+        Some(other) => Err(error("my_testing", format!("`{other}` is not supported; x052 and x060 are"))),
+    }
+}
+
 fn transformer(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
-    f.only("activation_function", "relu")?;
+    f.only("activation_function", &String::from("relu"))?;
     let positional_embedding = positional_embedding(f)?;
     if f.flag("absolute_posemb_initfromsine")? {
         f.note(
@@ -186,10 +234,10 @@ impl Fields<'_> {
     }
 
     /// Refuses any other value of the field.
-    fn only(&self, field: &str, supported: &str) -> Result<(), OriginalError> {
-        match self.text(field)? {
-            Some(other) if other != supported => {
-                Err(error(field, format!("`{other}` is not supported; only `{supported}` is")))
+    fn only<T: DeserializeOwned + PartialEq + Debug>(&self, field: &str, supported: &T) -> Result<(), OriginalError> {
+        match self.get::<T>(field)? {
+            Some(other) if other != *supported => {
+                Err(error(field, format!("{other:?} is not supported; only {supported:?} is")))
             }
             _ => Ok(()),
         }

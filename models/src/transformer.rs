@@ -268,13 +268,13 @@ impl TransformerConfig {
                 AbsoluteInit::Normal => Embedding::new(init, positions, hidden, std),
                 AbsoluteInit::Sinusoidal => {
                     let table = sinusoids(positions, hidden);
-                    Embedding { weight: init.param(table, [positions, hidden]) }
+                    Embedding { weight: init.values(table, [positions, hidden]) }
                 }
             };
             if self.absolute_freeze { table.no_grad() } else { table }
         });
         let sine = (self.positional_embedding == PositionalEmbedding::Sinusoidal).then(|| {
-            let pe = init.param(sinusoids(positions, hidden), [positions, hidden]);
+            let pe = init.values(sinusoids(positions, hidden), [positions, hidden]);
             SinusoidalTable { pe: pe.set_require_grad(false) }
         });
         let norm = |init: &mut Init<'_, B>| LayerNorm::new(init, hidden, self.layer_norm_epsilon);
@@ -368,11 +368,6 @@ impl<B: SequenceOps> Transformer<B> {
             Some(lm_head) => lm_head.forward(x),
             None => tied_decoder(x, self.wte.table()),
         }
-    }
-
-    /// Whether the decoder is the embedding.
-    pub(crate) fn is_tied(&self) -> bool {
-        self.lm_head.is_none()
     }
 
     /// Tokens and, unless queries and keys carry them, positions.

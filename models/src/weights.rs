@@ -8,7 +8,7 @@ use data::stream_rng;
 use rand::RngExt;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// One parameter: row-major values, as in PyTorch's state dict.
@@ -20,14 +20,20 @@ pub struct Weight {
     pub values: Vec<f32>,
 }
 
-/// A model's parameters by their names in the original's checkpoints, for example `lstm.weight_ih_l0`. A parameter that
-/// two modules share is there under both names, as in PyTorch's state dict.
+/// A model's parameters by their names in the original's checkpoints, for example `lstm.weight_ih_l0`, and its integer
+/// buffers. A tensor that files hold under two names is here once.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Weights {
-    all: BTreeMap<String, Weight>,
-    /// The names of those that are integers, of a buffer rather than a parameter.
-    integers: BTreeSet<String>,
+    tensors: BTreeMap<String, Weight>,
+    integers: BTreeMap<String, usize>,
 }
+
+/// Tensors that files hold a second time where a model ties them, as PyTorch saves shared ones: (second name, name).
+const SHARED: [(&str, &str); 3] = [
+    ("lm_head.weight", "backbone.embedding.weight"),
+    ("lm_head.weight", "wte.weight"),
+    ("decoder.weight", "encoder.weight"),
+];
 
 /// Weights that cannot be read, or that are not those of the model they are meant for.
 #[derive(Debug, thiserror::Error)]
@@ -63,44 +69,28 @@ pub enum WeightError {
 impl Weights {
     /// The parameters of `model`, copied to the CPU.
     pub fn of<B: SequenceOps>(model: &Model<B>) -> Result<Self, WeightError> {
-        let mut out = Self::default();
+        let mut tensors = BTreeMap::new();
         for snapshot in model.collect(None, None, true) {
             let name = checkpoint_name(&snapshot.full_path());
             let data = snapshot.to_data().map_err(|e| WeightError::Mismatch(vec![format!("{name}: {e:?}")]))?;
             let shape = data.shape.iter().copied().collect();
-            if data.dtype.is_int() {
-                out.integers.insert(name.clone());
-            }
-            out.all.insert(name, Weight { shape, values: data.iter::<f32>().collect() });
+            tensors.insert(name, Weight { shape, values: data.iter::<f32>().collect() });
         }
-        if let Some([decoder, embedding]) = model.tied()
-            && let Some(weight) = out.all.get(embedding).cloned()
-        {
-            out.all.insert(decoder.to_owned(), weight);
-        }
-        Ok(out)
+        Ok(Self { tensors, integers: model.integers().collect() })
     }
 
     /// Puts the weights into `model`; either every parameter fits or nothing is claimed to. Buffers that the model can do
     /// without, such as a saved mask, are passed over.
     pub fn load_into<B: SequenceOps>(&self, model: &mut Model<B>) -> Result<(), WeightError> {
-        let mut weights: BTreeMap<&str, &Weight> = self.iter().collect();
-        let mut problems = Vec::new();
-        if let Some([decoder, embedding]) = model.tied()
-            && let Some(weight) = weights.remove(decoder)
-            && *weights.entry(embedding).or_insert(weight) != weight
-        {
-            problems.push(format!("{decoder} and {embedding} differ, but the model ties them"));
-        }
         let snapshot = |(name, weight): (&str, &Weight)| {
             let path = module_path(name).split('.').map(str::to_owned).collect();
             let data = TensorData::new(weight.values.clone(), weight.shape.clone());
             TensorSnapshot::from_data(data, path, vec![], ParamId::new())
         };
-        let result = model.apply(weights.into_iter().map(snapshot).collect(), None, None, true);
+        let result = model.apply(self.iter().map(snapshot).collect(), None, None, true);
         let missing = result.missing.iter().map(|(path, _)| format!("{} is missing", checkpoint_name(path)));
-        let extra = result.unused.iter().map(|path| checkpoint_name(path)).filter(|name| !self.is_buffer(name));
-        let extra = extra.map(|name| format!("{name} is not in the model"));
+        let extra = result.unused.iter().map(|path| checkpoint_name(path));
+        let extra = extra.filter(|name| !is_buffer(name)).map(|name| format!("{name} is not in the model"));
         let misfits = result.errors.iter().map(|error| match error {
             ApplyError::ShapeMismatch { path, expected, found } => {
                 let (name, found, expected) = (checkpoint_name(path), found.as_slice(), expected.as_slice());
@@ -108,24 +98,49 @@ impl Weights {
             }
             other => other.to_string(),
         });
-        problems.extend(missing.chain(extra).chain(misfits));
-        if problems.is_empty() { Ok(()) } else { Err(WeightError::Mismatch(problems)) }
+        let mut problems: Vec<String> = missing.chain(extra).chain(misfits).collect();
+        let integers: BTreeMap<String, usize> = model.integers().collect();
+        let absent = integers.keys().filter(|name| !self.integers.contains_key(*name));
+        problems.extend(absent.map(|name| format!("{name} is missing")));
+        if !problems.is_empty() {
+            return Err(WeightError::Mismatch(problems));
+        }
+        model.set_integers(&self.integers);
+        Ok(())
     }
 
-    /// Whether `name` is nothing that is trained: integers, or one of the buffers that PyTorch models save.
-    fn is_buffer(&self, name: &str) -> bool {
-        const BUFFERS: [&str; 4] = ["sine.pe", "attn.bias", "attn.masked_bias", "inv_freq"];
-        self.integers.contains(name) || BUFFERS.iter().any(|buffer| name.ends_with(buffer))
+    /// The tied tensors under their second names.
+    fn second_names(&self) -> impl Iterator<Item = (&str, &Weight)> {
+        let tied = |(second, name): (&'static str, &str)| {
+            let weight = self.tensors.get(name)?;
+            (!self.tensors.contains_key(second)).then_some((second, weight))
+        };
+        SHARED.into_iter().filter_map(tied)
     }
 
     /// The parameter called `name`.
     pub fn get(&self, name: &str) -> Option<&Weight> {
-        self.all.get(name)
+        self.tensors.get(name)
+    }
+
+    /// The integer buffer called `name`.
+    pub fn integer(&self, name: &str) -> Option<usize> {
+        self.integers.get(name).copied()
+    }
+
+    /// The integer buffers by name.
+    pub fn integers(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.integers.iter().map(|(name, value)| (name.as_str(), *value))
+    }
+
+    /// The same weights with these integer buffers.
+    pub fn with_integers(self, integers: impl IntoIterator<Item = (String, usize)>) -> Self {
+        Self { integers: integers.into_iter().collect(), ..self }
     }
 
     /// Names and parameters, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Weight)> {
-        self.all.iter().map(|(name, weight)| (name.as_str(), weight))
+        self.tensors.iter().map(|(name, weight)| (name.as_str(), weight))
     }
 
     /// The same weights, each changed in its last bit, up or down at random: what rounding alone may do to them.
@@ -133,49 +148,47 @@ impl Weights {
         let mut rng = stream_rng(seed, "last bits", 0);
         let mut nudge = |v: &mut f32| if rng.random::<bool>() { v.next_up() } else { v.next_down() };
         let mut out = self.clone();
-        let floats = out.all.iter_mut().filter(|(name, _)| !out.integers.contains(*name));
-        floats.flat_map(|(_, w)| &mut w.values).for_each(|v| *v = nudge(v));
+        out.tensors.values_mut().flat_map(|w| &mut w.values).for_each(|v| *v = nudge(v));
         out
     }
 
-    /// How many numbers there are in all.
+    /// How many numbers the parameters have in all.
     pub fn num_parameters(&self) -> usize {
-        self.all.values().map(|w| w.values.len()).sum()
+        self.tensors.values().map(|w| w.values.len()).sum()
     }
 
-    /// The safetensors file with these weights: 32-bit floats, and 64-bit integers for what is integer.
+    /// The safetensors file with these weights: 32-bit floats, and 64-bit integers without axes.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, WeightError> {
         let failed = |e: safetensors::SafeTensorError| WeightError::Mismatch(vec![e.to_string()]);
-        let buffers: Vec<(&str, &Weight, Dtype, Vec<u8>)> = self
-            .iter()
-            .map(|(name, w)| match self.integers.contains(name) {
-                true => (name, w, Dtype::I64, w.values.iter().flat_map(|v| (*v as i64).to_le_bytes()).collect()),
-                false => (name, w, Dtype::F32, w.values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-            })
-            .collect();
-        let views = buffers.iter().map(|(name, w, dtype, bytes)| {
-            let view = TensorView::new(*dtype, w.shape.clone(), bytes).map_err(failed)?;
-            Ok((*name, view))
+        let bytes = |w: &Weight| w.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let tensor = |(name, w): (&str, &Weight)| (name.to_owned(), Dtype::F32, w.shape.clone(), bytes(w));
+        let tensors = self.iter().chain(self.second_names()).map(tensor);
+        let integers = self.integers.iter();
+        let integers = integers.map(|(name, v)| (name.clone(), Dtype::I64, vec![], (*v as i64).to_le_bytes().to_vec()));
+        let buffers: Vec<_> = tensors.chain(integers).collect();
+        let views = buffers.iter().map(|(name, dtype, shape, bytes)| {
+            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).map_err(failed)?))
         });
         let views: Vec<_> = views.collect::<Result<_, WeightError>>()?;
         safetensors::serialize(views, None).map_err(failed)
     }
 
     /// Reads a safetensors file or a state dict of `torch.save`, of any type of numbers and from any device. The prefix
-    /// that DeepSpeed puts before every name is left out.
+    /// that DeepSpeed puts before every name is left out, and integers with axes, which are no model's parameters.
     pub fn read(path: &Path) -> Result<Self, WeightError> {
         let bytes = std::fs::read(path).map_err(|source| WeightError::Io { path: path.into(), source })?;
+        let damaged = |reason: String| WeightError::Damaged { path: path.into(), reason };
         let tensors = if bytes.starts_with(torch::MAGIC) { torch::read(&bytes) } else { read_safetensors(&bytes) };
-        let tensors = tensors.map_err(|reason| WeightError::Damaged { path: path.into(), reason })?;
-        let mut out = Self::default();
-        for (name, dtype, weight) in tensors {
+        let (mut floats, mut integers) = (Vec::new(), Vec::new());
+        for (name, dtype, weight) in tensors.map_err(damaged)? {
             let name = name.strip_prefix("_forward_module.").unwrap_or(&name).to_owned();
-            if !matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-                out.integers.insert(name.clone());
+            if matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                floats.push((name, weight));
+            } else if let [value] = weight.values[..] {
+                integers.push((name, value as usize));
             }
-            out.all.insert(name, weight);
         }
-        Ok(out)
+        Ok(floats.into_iter().collect::<Self>().with_integers(integers))
     }
 }
 
@@ -209,8 +222,19 @@ pub(crate) fn numbers(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, String> {
 
 impl FromIterator<(String, Weight)> for Weights {
     fn from_iter<I: IntoIterator<Item = (String, Weight)>>(parameters: I) -> Self {
-        Self { all: parameters.into_iter().collect(), integers: BTreeSet::new() }
+        let mut tensors: BTreeMap<String, Weight> = parameters.into_iter().collect();
+        for (second, name) in SHARED {
+            if tensors.contains_key(name) && tensors.get(second) == tensors.get(name) {
+                tensors.remove(second);
+            }
+        }
+        Self { tensors, integers: BTreeMap::new() }
     }
+}
+
+/// Whether a float tensor of a checkpoint is nothing that is trained, but a buffer that PyTorch models save.
+fn is_buffer(name: &str) -> bool {
+    ["sine.pe", "attn.bias", "attn.masked_bias", "inv_freq"].iter().any(|buffer| name.ends_with(buffer))
 }
 
 const RECURRENT: [&str; 4] = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"];

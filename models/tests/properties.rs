@@ -533,9 +533,9 @@ fn damaged_weights_are_refused_with_the_name_of_the_file() {
         [0, 4, 8, header / 2, header - 1, header, header + 2, whole.len() / 2, whole.len() - 4, whole.len() - 1];
     let damaged = damaged.map(|n| (format!("cut after {n} of {} bytes", whole.len()), cut(n)));
     let others = [("a broken header".to_owned(), flipped), ("an endless header".to_owned(), endless)];
-    let doubles = TensorView::new(Dtype::F64, vec![1], &[0; 8]).unwrap();
-    let doubles = ("64-bit floats".to_owned(), safetensors::serialize([("encoder.weight", doubles)], None).unwrap());
-    for (what, bytes) in damaged.into_iter().chain(others).chain([doubles]) {
+    let complex = TensorView::new(Dtype::C64, vec![1], &[0; 8]).unwrap();
+    let complex = ("complex numbers".to_owned(), safetensors::serialize([("encoder.weight", complex)], None).unwrap());
+    for (what, bytes) in damaged.into_iter().chain(others).chain([complex]) {
         let error = read_bytes("damaged", &bytes).expect_err(&what);
         assert!(matches!(error, WeightError::Damaged { .. }), "{what}: {error:?}");
         let text = error.to_string();

@@ -63,7 +63,7 @@ pub(crate) fn matmul_rows<B: Backend>(x: Tensor<B, 3>, weight: Tensor<B, 2>) -> 
 ///
 /// By halving: the gradient of a slice is a zero tensor of the parent's size with the slice written in, so slicing
 /// `seq` times from the whole would cost seq² on the way back; halves cost seq·log(seq).
-fn unbind_time<B: Backend>(x: Tensor<B, 3>) -> Vec<Tensor<B, 2>> {
+pub(super) fn unbind_time<B: Backend>(x: Tensor<B, 3>) -> Vec<Tensor<B, 2>> {
     let [batch, seq, channels] = x.dims();
     if seq == 1 {
         return vec![x.reshape([batch, channels])];

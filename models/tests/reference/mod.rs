@@ -19,6 +19,8 @@ pub struct Reference {
     pub cases: Vec<Case>,
     /// The gradients of the case called `case`.
     pub gradients: Vec<Gradient>,
+    /// The same with RWKV's extra term in the loss; empty for other architectures.
+    pub gradients_l2_wrap: Vec<Gradient>,
 }
 
 /// One batch; integers are row-major `[batch, seq]`.
@@ -53,12 +55,14 @@ impl Reference {
             return None;
         };
         let config = json(&folder.join("config.json"));
+        let grads = json(&folder.join("grads.json"));
         Some(Self {
             vocab: config["vocab"].as_array().unwrap().len(),
             config: Original::new(&config).unwrap().model,
             weights: Weights::read(&folder.join("model.safetensors")).unwrap(),
             cases: cases(&folders),
-            gradients: gradients(&json(&folder.join("grads.json"))),
+            gradients: gradients(&grads["params"]),
+            gradients_l2_wrap: gradients(&grads["params_l2wrap"]),
         })
     }
 }
@@ -107,8 +111,8 @@ fn position_ids(file: &mut Npz) -> Option<PositionIds> {
     })
 }
 
-fn gradients(grads: &Value) -> Vec<Gradient> {
-    let trained = grads["params"].as_array().unwrap().iter().filter(|p| p["frozen"] != true);
+fn gradients(params: &Value) -> Vec<Gradient> {
+    let trained = params.as_array().into_iter().flatten().filter(|p| p["frozen"] != true);
     trained
         .map(|p| Gradient {
             name: p["name"].as_str().unwrap().to_owned(),
