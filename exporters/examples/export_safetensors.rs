@@ -6,7 +6,8 @@
 //!     model.safetensors model.onnx
 //! ```
 //!
-//! The first argument is a `[model]` table as JSON. Tokens are called by their ids. A fourth may name the precision.
+//! The first argument is a `[model]` table as JSON. Tokens are called by their ids. A fourth may name the
+//! precision, a fifth the target.
 
 use exporters::{ExportInfo, ExportOptions, export};
 use models::{ModelConfig, Weights};
@@ -15,13 +16,16 @@ use std::path::Path;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [config, input, output, precision @ ..] = &arguments[..] else {
-        return Err("usage: export_safetensors MODEL_AS_JSON IN.safetensors OUT.onnx [PRECISION]".into());
+    let [config, input, output, rest @ ..] = &arguments[..] else {
+        return Err("usage: export_safetensors MODEL_AS_JSON IN.safetensors OUT.onnx [PRECISION [TARGET]]".into());
     };
-    let precision = precision.first().map_or("fp32", String::as_str).parse()?;
+    let precision = rest.first().map_or("fp32", String::as_str).parse()?;
+    let target = rest.get(1).map_or("portable", String::as_str).parse()?;
     let config: ModelConfig = serde_json::from_str(config)?;
     let weights = Weights::read(Path::new(input))?;
-    let decoder = ["decoder.weight", "lm_head.weight", "head.weight"].iter().find_map(|name| weights.get(name));
+    let decoder = ["decoder.weight", "lm_head.weight", "head.weight", "backbone.embedding.weight"]
+        .iter()
+        .find_map(|name| weights.get(name));
     let vocab = decoder.and_then(|weight| weight.shape.first()).ok_or("the file has no decoder")?;
     let info = ExportInfo {
         handle: "none".into(),
@@ -33,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         seed: 0,
         checkpoint: input.clone(),
     };
-    let file = export(&config, &weights, &info, &ExportOptions { precision, ..Default::default() })?;
+    let file = export(&config, &weights, &info, &ExportOptions { precision, target, ..Default::default() })?;
     std::fs::write(output, file.model)?;
     Ok(())
 }

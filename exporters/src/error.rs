@@ -66,4 +66,10 @@ pub enum ExportError {
         /// What was asked for.
         name: String,
     },
+    /// Files are not written for this.
+    #[error("no target is called `{name}`\n  hint: use portable or ort")]
+    Target {
+        /// What was asked for.
+        name: String,
+    },
 }

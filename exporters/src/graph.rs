@@ -11,11 +11,11 @@ use crate::onnx::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
     TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
-use crate::{ExportError, ExportOptions, OnnxFile, Precision, WEIGHTS_FILE};
+use crate::{ExportError, ExportOptions, OnnxFile, Precision, Target, WEIGHTS_FILE};
 use half::{bf16, f16};
 use models::{Weight, Weights};
 use prost::Message;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The version of the file format, of early 2024.
 const IR_VERSION: i64 = 10;
@@ -51,6 +51,7 @@ pub(crate) enum Attribute<'a> {
     Float(f64),
     Int(i64),
     Ints(&'a [i64]),
+    Text(&'a str),
     Graph(&'a GraphProto),
 }
 
@@ -102,6 +103,11 @@ impl<'a> GraphBuilder<'a> {
             state_outputs: Vec::new(),
             graph,
         }
+    }
+
+    /// What the file is written for.
+    pub(crate) fn target(&self) -> Target {
+        self.options.target
     }
 
     /// Whatever `build` adds belongs to `module`.
@@ -201,6 +207,12 @@ impl<'a> GraphBuilder<'a> {
         Ok(weight)
     }
 
+    /// The current module's integer buffer `name`.
+    pub(crate) fn integer(&mut self, name: &str) -> Result<usize, ExportError> {
+        let name = self.initializer_name(name);
+        self.weights.integer(&name).ok_or(ExportError::MissingWeight { name, expected: vec![] })
+    }
+
     /// The current module's weight `name` as a tensor of the graph, exactly as it is in the checkpoint.
     pub(crate) fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Value, ExportError> {
         let weight = self.weight(name, shape)?;
@@ -298,7 +310,8 @@ impl<'a> GraphBuilder<'a> {
         std::array::from_fn(|i| outputs[i].clone())
     }
 
-    /// A node with as many outputs as `outputs` says.
+    /// A node with as many outputs as `outputs` says. `op` is an operator of ONNX, or of another domain if the domain
+    /// stands before it, as in `com.microsoft.LinearAttention`.
     pub(crate) fn node_with(
         &mut self,
         outputs: usize,
@@ -306,6 +319,7 @@ impl<'a> GraphBuilder<'a> {
         inputs: &[&Value],
         attributes: &[(&str, Attribute<'_>)],
     ) -> Vec<Value> {
+        let (domain, op) = op.rsplit_once('.').unwrap_or(("", op));
         let name = self.node_name(op);
         let outputs: Vec<Value> = (0..outputs).map(|i| Value(format!("{name}_output_{i}"))).collect();
         self.graph.node.push(NodeProto {
@@ -313,6 +327,7 @@ impl<'a> GraphBuilder<'a> {
             output: outputs.iter().map(|value| value.0.clone()).collect(),
             name: Some(name),
             op_type: Some(op.into()),
+            domain: Some(domain).filter(|domain| !domain.is_empty()).map(str::to_owned),
             attribute: attributes.iter().map(|&(name, value)| attribute(name, value)).collect(),
         });
         outputs
@@ -327,9 +342,15 @@ impl<'a> GraphBuilder<'a> {
         }
         self.graph.output.append(&mut self.state_outputs);
         let entry = |(key, value): &(&str, String)| entry(key, value);
+        let mut opsets = BTreeMap::from([("", self.options.opset)]);
+        opsets.extend(self.graph.node.iter().filter_map(|node| node.domain.as_deref()).map(|domain| (domain, 1)));
+        let opset = |(&domain, &version): (&&str, &i64)| OperatorSetIdProto {
+            domain: Some(domain.to_owned()),
+            version: Some(version),
+        };
         let mut model = ModelProto {
             ir_version: Some(IR_VERSION),
-            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(self.options.opset) }],
+            opset_import: opsets.iter().map(opset).collect(),
             producer_name: Some("inductive-counting pipeline".into()),
             producer_version: Some(env!("CARGO_PKG_VERSION").into()),
             graph: Some(self.graph),
@@ -418,6 +439,10 @@ fn attribute(name: &str, value: Attribute<'_>) -> AttributeProto {
         Attribute::Ints(ints) => {
             proto.set_type(AttributeType::Ints);
             proto.ints = ints.to_vec();
+        }
+        Attribute::Text(text) => {
+            proto.set_type(AttributeType::String);
+            proto.s = Some(text.into());
         }
         Attribute::Graph(graph) => {
             proto.set_type(AttributeType::Graph);

@@ -92,6 +92,26 @@ pub(crate) fn linear(
     })
 }
 
+/// y = x·Wᵀ + b, `[a, b, in]` → `[a, b, out]`; the weight as in [`linear`].
+pub(crate) fn affine(
+    g: &mut GraphBuilder<'_>,
+    module: &str,
+    x: &Value,
+    [input, output]: [usize; 2],
+) -> Result<Value, ExportError> {
+    let product = linear(g, module, x, [input, output])?;
+    g.scope(module, |g| {
+        let bias = g.parameter("bias", &[output])?;
+        Ok(g.node("Add", &[&product, &bias], &[]))
+    })
+}
+
+/// y·σ(y), which ONNX has no operator for.
+pub(crate) fn silu(g: &mut GraphBuilder<'_>, y: &Value) -> Value {
+    let gate = g.node("Sigmoid", &[y], &[]);
+    g.node("Mul", &[y, &gate], &[])
+}
+
 /// y = x·W + b, `[a, b, in]` → `[a, b, out]`; `weight` is `[in, out]`, as in GPT-2's `Conv1D`.
 pub(crate) fn conv1d(
     g: &mut GraphBuilder<'_>,

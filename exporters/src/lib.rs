@@ -2,7 +2,7 @@
 //!
 //! | file | what it writes |
 //! |---|---|
-//! | `rnn.rs`, `lstm.rs`, `rwkv5.rs`, `rwkv6.rs`, `transformer.rs` | one architecture each, in the order of the file of that name in `models` |
+//! | `rnn.rs`, `lstm.rs`, `s4.rs`, `mamba.rs`, `rwkv5.rs`, `rwkv6.rs`, `transformer.rs` | one architecture each, in the order of the file of that name in `models` |
 //! | `layers.rs` | the layers they share, as `models::layers` |
 //! | `graph.rs` | the builder: names, initializers, nodes, the file |
 //! | [`onnx`] | the protobuf types, generated from `proto/onnx.proto` |
@@ -22,6 +22,7 @@ mod error;
 mod graph;
 mod layers;
 mod lstm;
+mod mamba;
 #[allow(missing_docs, clippy::all)]
 pub mod onnx {
     //! The ONNX messages, generated from `proto/onnx.proto`.
@@ -32,10 +33,11 @@ mod rnn;
 mod rwkv;
 mod rwkv5;
 mod rwkv6;
+mod s4;
 mod transformer;
 
 pub use error::ExportError;
-pub use options::{ExportOptions, OPSETS, Precision};
+pub use options::{ExportOptions, OPSETS, Precision, Target};
 
 use graph::GraphBuilder;
 use models::{ModelConfig, Weights};
@@ -88,9 +90,10 @@ pub fn export(
     match config {
         ModelConfig::Rnn(c) => rnn::lower(c, vocab, &mut g)?,
         ModelConfig::Lstm(c) => lstm::lower(c, vocab, &mut g)?,
+        ModelConfig::S4(c) => s4::lower(c, vocab, &mut g)?,
+        ModelConfig::Mamba(c) => mamba::lower(c, vocab, &mut g)?,
         ModelConfig::Rwkv5(c) => rwkv5::lower(c, vocab, &mut g)?,
         ModelConfig::Rwkv6(c) => rwkv6::lower(c, vocab, &mut g)?,
-        ModelConfig::S4(_) | ModelConfig::Mamba(_) => unimplemented!(),
         ModelConfig::Transformer(c) => transformer::lower(c, vocab, &mut g)?,
     }
     g.finish(&metadata(config, info, options))
@@ -100,8 +103,9 @@ pub fn export(
 fn check_vocabulary(config: &ModelConfig, weights: &Weights, vocab: usize) -> Result<(), ExportError> {
     let decoder = match config {
         ModelConfig::Rnn(_) | ModelConfig::Lstm(_) | ModelConfig::S4(_) => "decoder.weight",
+        ModelConfig::Mamba(_) => "backbone.embedding.weight",
         ModelConfig::Rwkv5(_) | ModelConfig::Rwkv6(_) => "head.weight",
-        ModelConfig::Transformer(_) | ModelConfig::Mamba(_) => "lm_head.weight",
+        ModelConfig::Transformer(_) => "lm_head.weight",
     };
     match weights.get(decoder).and_then(|weight| weight.shape.first()) {
         Some(&rows) if rows != vocab => Err(ExportError::Vocabulary { vocab, decoder, rows }),

@@ -59,6 +59,35 @@ impl FromStr for Precision {
     }
 }
 
+/// What a file is written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Target {
+    /// Every program that reads ONNX: standard operators only.
+    #[default]
+    Portable,
+    /// ONNX Runtime 1.25 or later, with its own operators where they are faster.
+    Ort,
+}
+
+impl Target {
+    /// The name in options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Ort => "ort",
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = ExportError;
+
+    fn from_str(name: &str) -> Result<Self, ExportError> {
+        let all = [Self::Portable, Self::Ort];
+        all.into_iter().find(|t| t.name() == name).ok_or_else(|| ExportError::Target { name: name.to_owned() })
+    }
+}
+
 /// How a file is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportOptions {
@@ -66,6 +95,8 @@ pub struct ExportOptions {
     pub precision: Precision,
     /// The version of ONNX's operators, one of [`OPSETS`]. The default is the newest that every TensorRT 10 reads.
     pub opset: i64,
+    /// What the file is written for.
+    pub target: Target,
     /// Whether products are computed in float32 although the matrices are stored in less. ONNX Runtime's CPU provider has
     /// no bfloat16 products, so that this is how a bf16 file can be checked there.
     pub float32_products: bool,
@@ -75,7 +106,13 @@ pub struct ExportOptions {
 
 impl Default for ExportOptions {
     fn default() -> Self {
-        Self { precision: Precision::Fp32, opset: 20, float32_products: false, largest_message: i32::MAX as usize }
+        Self {
+            precision: Precision::Fp32,
+            opset: 20,
+            target: Target::Portable,
+            float32_products: false,
+            largest_message: i32::MAX as usize,
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! What the lowerings of RWKV-5 and RWKV-6 share. The counterpart of `models::rwkv` and `models::ops::wkv`.
 
-use crate::ExportError;
-use crate::graph::Attribute::{Float, Int, Ints};
+use crate::graph::Attribute::{Float, Int, Ints, Text};
 use crate::graph::{GraphBuilder, Value};
+use crate::{ExportError, Target};
 use models::rwkv::HEAD_NORM_EPSILON;
 
 /// The sizes of a block.
@@ -66,21 +66,8 @@ pub(crate) fn group_norm(
     })
 }
 
-/// y·σ(y), which ONNX has no operator for.
-pub(crate) fn silu(g: &mut GraphBuilder<'_>, y: &Value) -> Value {
-    let gate = g.node("Sigmoid", &[y], &[]);
-    g.node("Mul", &[y, &gate], &[])
-}
-
-/// Time steps that are worked on at once; then the state moves on by one step of a loop.
-const CHUNK: usize = 16;
-
 /// The WKV operation of `models::ops::wkv` from and to the state `<name>` `[batch, heads, key, value]`: `r`, `k`, `v` and
 /// `log_decay` (at most 0), all `[batch, seq, hidden]`, `bonus` `[heads, head_size]` → `[batch, seq, heads, head_size]`.
-///
-/// The sequence is cut into chunks of 16 steps, the last one filled up with steps that do nothing. Within all chunks at
-/// once, what steps read of earlier ones is found by doubling blocks, as in `models::ops::wkv::chunked`; a loop over the
-/// chunks carries the state.
 pub(crate) fn wkv(
     g: &mut GraphBuilder<'_>,
     name: &str,
@@ -100,15 +87,62 @@ pub(crate) fn wkv(
         let own = g.node("ReduceSum", &[&product, &channel_axis], &[("keepdims", Int(1))]);
         let own = g.node("Mul", &[&own, &own_v], &[]);
 
-        let decay = g.node("Exp", &[log_decay], &[]);
-        let (earlier, after) = chunks(g, ids, [r, k, v, &decay], &before, sizes)?;
+        let (earlier, after) = match g.target() {
+            Target::Portable => {
+                let decay = g.node("Exp", &[log_decay], &[]);
+                chunks(g, ids, [r, k, v, &decay], &before, sizes)?
+            }
+            Target::Ort => linear_attention(g, [r, k, v, log_decay], &before, sizes),
+        };
         Ok((g.node("Add", &[&own, &earlier], &[]), after))
     })?;
     g.state_output(name, "the matrix of every head, by key and value", after, &dims);
     Ok(y)
 }
 
-/// What every step reads of the steps before it, `[batch, seq, heads, head_size]`, and the state at the end.
+/// What every step reads of the steps before it, `[batch, seq, heads, head_size]`, and the state at the end, by ONNX
+/// Runtime's operator. There a step reads the state after itself, so that every r reads one step earlier.
+fn linear_attention(
+    g: &mut GraphBuilder<'_>,
+    [r, k, v, log_decay]: [&Value; 4],
+    before: &Value,
+    sizes: Sizes,
+) -> (Value, Value) {
+    let heads = sizes.heads() as i64;
+    let time_axis = g.list("time_axis", &[1]);
+    let (zero, one, minus_one) = (g.list("zero", &[0]), g.list("one", &[1]), g.list("minus_one", &[-1]));
+    let end = g.list("end", &[i64::MAX]);
+    let later = g.node("Slice", &[r, &one, &end, &time_axis], &[]);
+    let pad_end = g.list("pad_end", &[0, 1]);
+    let later = g.node("Pad", &[&later, &pad_end, &Value::none(), &time_axis], &[]);
+    let attributes = [
+        ("q_num_heads", Int(heads)),
+        ("kv_num_heads", Int(heads)),
+        ("scale", Float(1.0)),
+        ("update_rule", Text("gated")),
+    ];
+    let inputs = [&later, k, v, before, log_decay];
+    let [next, after] = g.nodes("com.microsoft.LinearAttention", &inputs, &attributes);
+
+    let split = g.list("split", &[0, 0, heads, sizes.head_size as i64]);
+    let first = g.node("Slice", &[r, &zero, &one, &time_axis], &[]);
+    let first = g.node("Reshape", &[&first, &split], &[]);
+    let first = g.node("Transpose", &[&first], &[("perm", Ints(&[0, 2, 1, 3]))]); // [batch, heads, 1, size]
+    let first = g.node("MatMul", &[&first, before], &[]);
+    let first = g.node("Transpose", &[&first], &[("perm", Ints(&[0, 2, 1, 3]))]); // [batch, 1, heads, size]
+    let next = g.node("Slice", &[&next, &zero, &minus_one, &time_axis], &[]);
+    let next = g.node("Reshape", &[&next, &split], &[]);
+    (g.node("Concat", &[&first, &next], &[("axis", Int(1))]), after)
+}
+
+/// Time steps that are worked on at once; then the state moves on by one step of a loop.
+const CHUNK: usize = 16;
+
+/// The same with standard operators.
+///
+/// The sequence is cut into chunks, the last one filled up with steps that do nothing. Within all chunks at once, what
+/// steps read of earlier ones is found by doubling blocks, as in `models::ops::wkv::chunked`; a loop over the chunks
+/// carries the state.
 fn chunks(
     g: &mut GraphBuilder<'_>,
     ids: &Value,

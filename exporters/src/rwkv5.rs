@@ -2,8 +2,8 @@
 
 use crate::ExportError;
 use crate::graph::{GraphBuilder, Value};
-use crate::layers::{embedding, input_ids, layer_norm, linear, logits};
-use crate::rwkv::{Sizes, group_norm, mixture, shift, silu, wkv};
+use crate::layers::{embedding, input_ids, layer_norm, linear, logits, silu};
+use crate::rwkv::{Sizes, group_norm, mixture, shift, wkv};
 use models::rwkv::{LAYER_NORM_EPSILON, ffn_size};
 use models::rwkv5::Rwkv5Config;
 

@@ -12,7 +12,7 @@ use crate::ops::scan::SelectiveScan;
 use crate::{ConfigError, Init, ModelInput};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::{silu, softplus};
+use burn::tensor::activation::{relu, silu};
 use serde::{Deserialize, Serialize};
 
 /// Sizes of a [`Mamba`].
@@ -53,9 +53,10 @@ impl MambaConfig {
 
     /// Refuses sizes that cannot be built, naming the key.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        let sizes = [("state_size", self.state_size), ("conv_kernel", self.conv_kernel), ("expand", self.expand)];
-        match sizes.into_iter().find(|(_, size)| *size == 0) {
-            Some((key, _)) => Err(ConfigError::new(key, "must be at least 1")),
+        let sizes =
+            [("state_size", self.state_size, 1), ("conv_kernel", self.conv_kernel, 2), ("expand", self.expand, 1)];
+        match sizes.into_iter().find(|(_, size, least)| size < least) {
+            Some((key, _, least)) => Err(ConfigError::new(key, format!("must be at least {least}"))),
             None => Ok(()),
         }
     }
@@ -181,12 +182,17 @@ impl<B: SequenceOps> Mixer<B> {
         let u = silu(u);
         let (rank, state) = (self.dt_proj.weight.dims()[1], self.A_log.dims()[1]);
         let [dt, b, c] = split(self.x_proj.forward(u.clone()), [rank, state, state]);
-        let delta = softplus(self.dt_proj.forward(dt), 1.0); // [batch, seq, channels]
+        let delta = softplus(self.dt_proj.forward(dt)); // [batch, seq, channels]
         let a = -self.A_log.val().exp();
         let skip = u.clone() * self.D.val().unsqueeze();
         let (y, ssm) = B::selective_scan(SelectiveScan { u, delta, a, b, c }, ssm);
         (self.out_proj.forward((y + skip) * silu(gate)), MambaState { conv, ssm })
     }
+}
+
+/// log(1 + eˣ). Step sizes are small: 1 + eˣ, rounded, would lose what matters of them.
+fn softplus<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    relu(x.clone()) + (-x.abs()).exp().log1p()
 }
 
 /// Cuts the last axis into parts of these widths.

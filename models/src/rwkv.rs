@@ -51,7 +51,7 @@ pub fn ffn_size(hidden: usize) -> usize {
 /// last token, for the next piece of the sequence.
 pub(crate) fn shift<B: Backend>(x: &Tensor<B, 3>, last: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
     let [batch, seq, hidden] = x.dims();
-    let before = last.unwrap_or_else(|| Tensor::zeros([batch, 1, hidden], &x.device()));
+    let before = last.unwrap_or_else(|| Tensor::zeros([batch, 1, hidden], (&x.device(), x.dtype())));
     let joined = Tensor::cat(vec![before, x.clone()], 1); // [batch, seq + 1, hidden]
     (joined.clone().narrow(1, 0, seq), joined.narrow(1, seq, 1))
 }

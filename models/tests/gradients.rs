@@ -11,6 +11,8 @@ use burn::prelude::*;
 use burn::tensor::{FloatDType, IntDType, TensorData, set_default_dtypes};
 use data::stream_rng;
 use models::Cpu;
+use models::ops::s4::S4Kernel;
+use models::ops::scan::SelectiveScan;
 use models::ops::{KeyMask, RecurrentWeights, SequenceOps};
 use rand::RngExt;
 use reference::parity::Tolerance;
@@ -134,6 +136,71 @@ fn causal_attention() {
     }
 }
 
+#[test]
+fn s4_kernel() {
+    let (hidden, modes) = (2, 2);
+    let pairs = hidden * modes * 2;
+    let sizes = [hidden, hidden * modes, hidden * modes, pairs, pairs, pairs];
+    let arguments: Vec<Vec<f64>> = (0u64..).zip(sizes).map(|(i, n)| random(n, 0.8, i)).collect();
+    // shorter than the stored kernel, as long, and so long that it is doubled once and twice; odd and even
+    for (l_kernel, length) in [(7, 1), (7, 5), (8, 8), (7, 9), (6, 20)] {
+        check_gradient(&format!("s4_kernel, {length} of {l_kernel}"), &arguments, |a| {
+            let pair = |i: usize| a[i].clone().reshape([1, hidden, modes, 2]);
+            let kernel = S4Kernel {
+                inv_dt: a[0].clone().reshape([hidden, 1]),
+                a_real: a[1].clone().reshape([hidden, modes]),
+                a_imag: a[2].clone().reshape([hidden, modes]),
+                b: pair(3),
+                c: pair(4),
+                p: pair(5),
+                l_kernel,
+            };
+            Training::s4_kernel(kernel, length).reshape([-1])
+        });
+    }
+}
+
+#[test]
+fn causal_convolution() {
+    let hidden = 2;
+    for (batch, seq) in SHAPES {
+        let arguments = [random(batch * seq * hidden, 1.0, 0), random(seq * hidden, 1.0, 1)];
+        check_gradient(&format!("causal_convolution, batch {batch}, seq {seq}"), &arguments, |a| {
+            let (u, k) = (a[0].clone().reshape([batch, seq, hidden]), a[1].clone().reshape([hidden, seq]));
+            Training::causal_convolution(u, k).reshape([-1])
+        });
+    }
+    // two blocks and a rest; few coordinates, for each takes four evaluations
+    let seq = 130;
+    let u = random(seq, 0.3, 2);
+    check_gradient("causal_convolution over several blocks", &[random(seq, 0.3, 3)], |a| {
+        let u = Flat::from_data(TensorData::from(&u[..]), &device()).reshape([1, seq, 1]);
+        Training::causal_convolution(u, a[0].clone().reshape([1, seq])).reshape([-1])
+    });
+}
+
+#[test]
+fn selective_scan() {
+    let (channels, state) = (3, 2);
+    for (batch, seq) in SHAPES {
+        let (x, gate) = (batch * seq * channels, batch * seq * state);
+        let sizes = [x, x, channels * state, gate, gate, batch * channels * state];
+        let arguments: Vec<Vec<f64>> = (0u64..).zip(sizes).map(|(i, n)| random(n, 0.8, i)).collect();
+        check_gradient(&format!("selective_scan, batch {batch}, seq {seq}"), &arguments, |a| {
+            let inputs = SelectiveScan {
+                u: a[0].clone().reshape([batch, seq, channels]),
+                delta: a[1].clone().reshape([batch, seq, channels]),
+                a: a[2].clone().reshape([channels, state]),
+                b: a[3].clone().reshape([batch, seq, state]),
+                c: a[4].clone().reshape([batch, seq, state]),
+            };
+            let h = a[5].clone().reshape([batch, channels, state]);
+            let (y, h) = Training::selective_scan(inputs, Some(h));
+            Tensor::cat(vec![y.reshape([-1]), h.reshape([-1])], 0)
+        });
+    }
+}
+
 // Models --------------------------------------------------------------------------------------------------------------
 
 /// Gradients are compared after rounding each number to float32.
@@ -149,7 +216,8 @@ macro_rules! parity {
 }
 
 parity! {
-    rnn lstm
+    rnn lstm s4 mamba
+    rwkv5 rwkv5_x052 rwkv5_bf16ckpt
     transformer_nope transformer_ape_shift transformer_sinusoidal_shift transformer_rope_shift transformer_spe
     transformer_padhelper_rope
 }

@@ -15,7 +15,7 @@ macro_rules! parity {
 }
 
 parity! {
-    rnn lstm
+    rnn lstm s4 mamba
     rwkv5 rwkv5_x052 rwkv5_bf16ckpt
     transformer_nope transformer_ape_shift transformer_sinusoidal_shift transformer_rope_shift transformer_spe
     transformer_padhelper_rope

@@ -8,8 +8,10 @@ use burn::tensor::TensorData;
 use data::{Batch, Collation, Example, PAD, Vocabulary, stream_rng};
 use models::layers::{DropoutSource, dropout};
 use models::lstm::LstmConfig;
+use models::mamba::MambaConfig;
 use models::ops::{RecurrentWeights, SequenceOps};
 use models::rnn::RnnConfig;
+use models::s4::S4Config;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
 use models::{Cpu, Model, ModelConfig, ModelInput, Positions, Weight, WeightError, Weights};
 use rand::RngExt;
@@ -24,6 +26,14 @@ fn rnn(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
 
 fn lstm(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
     ModelConfig::Lstm(LstmConfig { hidden_size, num_layers, dropout, ..Default::default() })
+}
+
+fn s4(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
+    ModelConfig::S4(S4Config { hidden_size, num_layers, dropout, kernel_length: 64 })
+}
+
+fn mamba(hidden_size: usize, num_layers: usize) -> ModelConfig {
+    ModelConfig::Mamba(MambaConfig { hidden_size, num_layers, ..Default::default() })
 }
 
 fn transformer(
@@ -50,8 +60,8 @@ fn rope() -> ModelConfig {
 }
 
 /// Every architecture, two layers of width 16.
-fn all() -> [ModelConfig; 4] {
-    [rnn(16, 2, 0.5), lstm(16, 2, 0.5), nope(), rope()]
+fn all() -> [ModelConfig; 6] {
+    [rnn(16, 2, 0.5), lstm(16, 2, 0.5), s4(16, 2, 0.5), mamba(16, 2), nope(), rope()]
 }
 
 fn model(config: &ModelConfig, seed: u64) -> Model<Cpu> {
@@ -114,6 +124,12 @@ fn parameter_counts_are_those_of_the_paper() {
     }
     for (layers, counts) in [(1, [158_464, 135_424]), (2, [290_560, 267_520]), (4, [554_752, 531_712])] {
         assert_eq!([103, 13].map(|v| count(lstm(128, layers, 0.1), v)), counts, "lstm, {layers} layers");
+    }
+    for (layers, counts) in [(1, [92_672, 69_632]), (2, [158_976, 135_936]), (4, [291_584, 268_544])] {
+        assert_eq!([103, 13].map(|v| count(s4(128, layers, 0.1), v)), counts, "s4, {layers} layers");
+    }
+    for (layers, counts) in [(1, [129_920, 118_400]), (2, [246_528, 235_008]), (4, [479_744, 468_224])] {
+        assert_eq!([103, 13].map(|v| count(mamba(128, layers), v)), counts, "mamba, {layers} layers");
     }
     for (layers, counts) in
         [(1, [12_809_216, 12_624_896]), (2, [25_405_440, 25_221_120]), (4, [50_597_888, 50_413_568])]
@@ -319,7 +335,11 @@ fn a_seed_means_the_same_weights() {
         let training = config.init::<Autodiff<Cpu>>(VOCAB, 3, &Default::default());
         assert_eq!(weights(&config, 3), Weights::of(&training).unwrap(), "{config:?} on another backend");
         for ((name, a), (_, b)) in weights(&config, 3).iter().zip(weights(&config, 4).iter()) {
-            let constant = name.contains("ln_") || (name.starts_with("h.") && name.ends_with("bias"));
+            let last = name.rsplit('.').next().unwrap();
+            let norm = name.contains("ln_") || name.contains("norm") || (name.starts_with("h.") && last == "bias");
+            let constant = norm
+                || matches!((&config, last), (ModelConfig::S4(_), "A_real" | "A_imag" | "B" | "P"))
+                || matches!((&config, last), (ModelConfig::Mamba(_), "A_log" | "D"));
             assert_eq!(a == b, constant, "{name} with seeds 3 and 4");
         }
     }
@@ -354,6 +374,12 @@ fn assert_uniform(name: &str, weight: &Weight, bound: f64) {
     assert!(largest <= bound * (1.0 + 1e-6) && largest > bound * 0.95, "{name}: largest {largest}, bound {bound}");
 }
 
+fn assert_uniform_between(name: &str, weight: &Weight, [low, high]: [f64; 2]) {
+    let middle = ((low + high) / 2.0) as f32;
+    let centred = weight.values.iter().map(|v| v - middle).collect();
+    assert_uniform(name, &Weight { shape: weight.shape.clone(), values: centred }, (high - low) / 2.0);
+}
+
 #[test]
 fn initial_weights_have_the_documented_distributions() {
     for config in [rnn(128, 2, 0.1), lstm(128, 2, 0.1)] {
@@ -366,6 +392,41 @@ fn initial_weights_have_the_documented_distributions() {
     }
     let layers = 3;
     let all = |weight: &Weight, value: f32| weight.values.iter().all(|v| *v == value);
+    let steps = [0.001f64.ln(), 0.1f64.ln()];
+    for (name, weight) in weights(&s4(128, 2, 0.1), 5).iter() {
+        match name.rsplit('.').next().unwrap() {
+            "C" => {} // truncated: see the tests of state spaces
+            "D" => assert_normal(name, weight, 1.0),
+            "inv_dt" => assert_uniform_between(name, weight, steps),
+            "A_real" => assert!(all(weight, 0.5f32.ln()), "{name}"),
+            "A_imag" => assert!(weight.values.iter().all(|v| *v > 0.1), "{name}"),
+            "B" => assert!(weight.values.chunks(2).all(|b| b[1].abs() <= 2.0), "{name}"),
+            "P" => assert!(weight.values.iter().all(|v| v.is_finite()), "{name}"),
+            _ if name == "encoder.weight" => assert_normal(name, weight, 1.0),
+            "weight" if name.starts_with("norms.") => assert!(all(weight, 1.0), "{name}"),
+            "bias" if name.starts_with("norms.") => assert!(all(weight, 0.0), "{name}"),
+            _ => assert_uniform(name, weight, 1.0 / 128f64.sqrt()),
+        }
+    }
+    for (name, weight) in weights(&mamba(128, layers), 5).iter() {
+        match name.split_once("mixer.").map_or(name, |(_, rest)| rest) {
+            "backbone.embedding.weight" => assert_normal(name, weight, 0.02),
+            "in_proj.weight" => assert_uniform(name, weight, 1.0 / 128f64.sqrt()),
+            "out_proj.weight" => assert_uniform(name, weight, 1.0 / (256.0 * layers as f64).sqrt()),
+            "x_proj.weight" => assert_uniform(name, weight, 1.0 / 256f64.sqrt()),
+            "conv1d.weight" | "conv1d.bias" => assert_uniform(name, weight, 0.5),
+            "dt_proj.weight" => assert_uniform(name, weight, 1.0 / 8f64.sqrt()),
+            "dt_proj.bias" => {
+                let logs = weight.values.iter().map(|v| v.exp().ln_1p().ln()).collect();
+                assert_uniform_between(name, &Weight { shape: weight.shape.clone(), values: logs }, steps);
+            }
+            "A_log" => {
+                let right = weight.values.iter().enumerate().all(|(i, v)| (v.exp() - (i % 16 + 1) as f32).abs() < 1e-5);
+                assert!(right, "{name}");
+            }
+            _ => assert!(all(weight, 1.0), "{name}"), // D and the norms
+        }
+    }
     for (name, weight) in weights(&transformer(64, layers, 4, PositionalEmbedding::Rope), 5).iter() {
         let norm = name.contains("ln_");
         match name.rsplit_once('.').unwrap() {
@@ -564,6 +625,11 @@ fn sizes_that_cannot_be_built_are_refused_by_key() {
         (rnn(16, 1, 1.0), "dropout"),
         (lstm(16, 1, -0.1), "dropout"),
         (lstm(16, 1, f64::NAN), "dropout"),
+        (s4(16, 1, 1.5), "dropout"),
+        (ModelConfig::S4(S4Config { kernel_length: 0, ..Default::default() }), "kernel_length"),
+        (ModelConfig::Mamba(MambaConfig { state_size: 0, ..Default::default() }), "state_size"),
+        (ModelConfig::Mamba(MambaConfig { conv_kernel: 1, ..Default::default() }), "conv_kernel"),
+        (ModelConfig::Mamba(MambaConfig { expand: 0, ..Default::default() }), "expand"),
     ] {
         let error = config.validate().expect_err(&format!("{config:?}"));
         assert_eq!(error.key, key, "{config:?}");

@@ -17,7 +17,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use data::{Batch, Collation, Dataset, EpochOrder, PositionScheme, Task};
 use models::layers::DropoutSource;
 use models::ops::SequenceOps;
-use models::{Model, ModelInput, Weights, masked_cross_entropy};
+use models::{Model, ModelInput, Weights, l2_wrap, masked_cross_entropy};
 use std::time::Instant;
 
 /// The examples of a run.
@@ -84,8 +84,6 @@ where
     let per_epoch = settings.steps_per_epoch(splits.train.len());
     let total = settings.total_steps(splits.train.len());
     let max_seen = splits.evaluated.first().map_or(0, |(_, val)| max_seen_length(val, vocabulary));
-    check_padding(job)?;
-
     let (mut model, mut optimizer) = start::<B>(job, total, device)?;
     let first = job.resume.as_ref().map_or(0, |c| c.state().step);
     let mut curve = Curve::begin(job)?;
@@ -231,19 +229,6 @@ where
     Ok((model, optimizer))
 }
 
-/// Refuses a padded length that some training example does not fit into, before the first step.
-fn check_padding(job: &Job<'_>) -> Result<()> {
-    let longest = job.splits.train.iter().map(|e| e.input_ids.len()).max().unwrap_or(0);
-    match job.config.train.pad_to {
-        Some(pad_to) if pad_to < longest => bail!(
-            "train.pad_to is {pad_to}, but the longest training example of {} has {longest} tokens\n  \
-             hint: set train.pad_to to at least that, or leave it out",
-            job.task.name
-        ),
-        _ => Ok(()),
-    }
-}
-
 /// How the examples of a step become batches. Random positions are drawn by seed, step and example.
 fn collation(job: &Job<'_>, step: u64) -> Collation {
     let positions = PositionScheme { seed: job.config.train.seed, draw: step, ..PositionScheme::PLAIN };
@@ -261,7 +246,8 @@ fn pieces(job: &Job<'_>, rows: &[u32], step: u64) -> Result<Vec<Batch>> {
     rows.chunks(size).map(batch).collect()
 }
 
-/// The gradient of the mean loss over all labelled tokens of the pieces, and that loss `[1]`, still on the device.
+/// The gradient of the mean loss over all labelled tokens of the pieces, and that loss `[1]`, still on the device. RWKV's
+/// gradient has the term of [`l2_wrap`] as well, as its recipe says.
 pub fn gradients<B>(
     model: &Model<B>,
     pieces: &[Batch],
@@ -273,6 +259,8 @@ where
     B: AutodiffBackend + SequenceOps,
 {
     let labelled: usize = pieces.iter().map(Batch::labelled).sum();
+    let cells: usize = pieces.iter().map(|batch| batch.batch * batch.seq).sum();
+    let wraps = matches!(model, Model::Rwkv5(_) | Model::Rwkv6(_));
     let mut sum = GradientsAccumulator::new();
     let mut loss = Tensor::zeros([1], device);
     for (piece, batch) in pieces.iter().enumerate().filter(|(_, batch)| batch.labelled() > 0) {
@@ -280,8 +268,12 @@ where
         let labels = TensorData::new(batch.labels.clone(), [batch.batch, batch.seq]);
         let labels = Tensor::<B, 2, Int>::from_data(labels, device);
         let logits = model.forward(ModelInput::new(batch, device).training(dropout));
-        let part = batch.labelled() as f64 / labelled as f64;
-        let piece_loss = masked_cross_entropy(logits, labels) * part;
+        let part = |of: usize, whole: usize| of as f64 / whole as f64;
+        let wrap = wraps.then(|| l2_wrap(logits.clone()) * part(batch.batch * batch.seq, cells));
+        let mut piece_loss = masked_cross_entropy(logits, labels) * part(batch.labelled(), labelled);
+        if let Some(wrap) = wrap {
+            piece_loss = piece_loss + wrap;
+        }
         sum.accumulate(model, GradientsParams::from_grads(piece_loss.backward(), model));
         loss = loss + piece_loss.inner();
     }
@@ -421,4 +413,72 @@ fn accuracies(evaluations: &[(String, Evaluation)]) -> String {
         format!("{name} {accuracy}")
     };
     format!("accuracy: {}", evaluations.iter().map(one).collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use burn::backend::Autodiff;
+    use burn::tensor::ElementConversion;
+    use data::Example;
+    use serde::Deserialize;
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    /// What scripts/pytorch_training_reference.py measured.
+    #[derive(Deserialize)]
+    struct Reference {
+        loss: Vec<f64>,
+        grad_norm: Vec<f64>,
+    }
+
+    /// The batch of a step, by the formula in that script.
+    fn batch(step: usize, task: &Task) -> Batch {
+        let example = |row: usize| {
+            let n = (7 * step + 5 * row) % 12 + 1;
+            let labels = (1..=n).map(|i| (i % 10) as i16);
+            let input_ids = [vec![0], vec![12; n]].concat();
+            Example { input_ids, labels: std::iter::once(-1).chain(labels).collect(), length: n as u32 }
+        };
+        let examples: Vec<Example> = (0..8).map(example).collect();
+        let examples: Vec<_> = examples.iter().map(Example::as_ref).collect();
+        Batch::collate(&examples, &task.vocabulary, &Collation::plain()).unwrap()
+    }
+
+    /// Warm-up, clipping and AdamW over twenty steps, from the same weights and batches.
+    #[test]
+    fn losses_are_those_of_pytorch() {
+        type B = Autodiff<models::Cpu>;
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pytorch");
+        let text = std::fs::read_to_string(fixtures.join("losses.json")).unwrap();
+        let references: BTreeMap<String, Reference> = serde_json::from_str(&text).unwrap();
+        assert_eq!(references.len(), 3);
+        for (arch, reference) in references {
+            let extra =
+                if arch == "transformer" { "num_heads = 2\npositional_embedding = 'rope'" } else { "dropout = 0.0" };
+            let config = format!(
+                "[task]\nname = 'counting_samesymbol_mod10bos'\n\
+                 [model]\narch = '{arch}'\nhidden_size = 16\nnum_layers = 2\n{extra}\n\
+                 [optimizer]\nlr = 1e-2\nwarmup_steps = 6\ngrad_clip = 0.25\n"
+            );
+            let config = Config::parse(&config, &[]).unwrap();
+            let task = Task::by_name(&config.task.name).unwrap();
+            let device = Default::default();
+            let mut model: Model<B> = config.model.init(task.vocabulary.len(), 0, &device);
+            let weights = Weights::read(&fixtures.join(format!("{arch}.safetensors"))).unwrap();
+            weights.load_into(&mut model).unwrap();
+            let mut optimizer = Adam::new(&config.optimizer, &arch, &model, 20);
+            for step in 0..20 {
+                let (gradients, loss) = gradients(&model, &[batch(step, &task)], 0, step as u64, &device);
+                let (updated, norm) = optimizer.step(step as u64, model, gradients);
+                model = updated;
+                let (loss, norm) = (loss.into_scalar().elem::<f64>(), norm.into_scalar().elem::<f64>());
+                let (expected, expected_norm) = (reference.loss[step], reference.grad_norm[step]);
+                assert!((loss - expected).abs() < 1e-5, "{arch} step {step}: loss {loss}, PyTorch's {expected}");
+                assert!((norm / expected_norm - 1.0).abs() < 1e-3, "{arch} step {step}: norm {norm}, {expected_norm}");
+            }
+            assert!(reference.loss[19] < 0.9 * reference.loss[0], "{arch} has learnt something");
+        }
+    }
 }

@@ -235,6 +235,6 @@ fn toeplitz<B: Backend>(taps: Tensor<B, 2>) -> Tensor<B, 3> {
     let [hidden, width] = taps.dims();
     let n = width / 2;
     let turned = Tensor::cat(vec![taps.clone().narrow(1, n, n), taps.narrow(1, 0, n)], 1);
-    let repeated = turned.repeat_dim(1, n).narrow(1, 0, n * (width - 1));
-    repeated.reshape([hidden, n, width - 1]).narrow(2, 0, n)
+    let rows = turned.reshape([hidden, 1, width]).expand([hidden, n, width]).reshape([hidden, n * width]);
+    rows.narrow(1, 0, n * (width - 1)).reshape([hidden, n, width - 1]).narrow(2, 0, n)
 }

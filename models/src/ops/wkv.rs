@@ -18,7 +18,7 @@ pub fn recurrent<B: Backend>(
 ) -> (Tensor<B, 4>, Tensor<B, 4>) {
     let [batch, heads, seq, size] = r.dims();
     let bonus = bonus.reshape([1, heads, size, 1]);
-    let mut state = state.unwrap_or_else(|| Tensor::zeros([batch, heads, size, size], &r.device()));
+    let mut state = state.unwrap_or_else(|| Tensor::zeros([batch, heads, size, size], (&r.device(), r.dtype())));
     let mut outputs = Vec::with_capacity(seq);
     for t in 0..seq {
         let row = |x: &Tensor<B, 4>| x.clone().narrow(2, t, 1); // [batch, heads, 1, size]
@@ -68,18 +68,18 @@ pub fn chunked<B: Backend>(
 /// chunk. Every factor is a product of decays, at most 1: nothing overflows, and nothing is divided by.
 fn chunk<B: Backend>([r, k, v, decay]: [Tensor<B, 4>; 4], state: Option<Tensor<B, 4>>) -> (Tensor<B, 4>, Tensor<B, 4>) {
     let [batch, heads, seq, size] = r.dims();
-    let device = r.device();
+    let options = (&r.device(), r.dtype());
     // Steps that neither read, write nor decay fill up to a power of two.
     let length = seq.next_power_of_two();
     let fill = |x: Tensor<B, 4>, value: f32| match length - seq {
         0 => x,
-        missing => Tensor::cat(vec![x, Tensor::full([batch, heads, missing, size], value, &device)], 2),
+        missing => Tensor::cat(vec![x, Tensor::full([batch, heads, missing, size], value, options)], 2),
     };
     let (r, k, v, decay) = (fill(r, 0.0), fill(k, 0.0), fill(v, 0.0), fill(decay, 1.0));
 
     let rows = batch * heads;
-    let mut y = Tensor::zeros([rows, length, size], &device);
-    let mut since = Tensor::ones([rows, length, size], &device); // the decays of the block's steps before this one
+    let mut y = Tensor::zeros([rows, length, size], options);
+    let mut since = Tensor::ones([rows, length, size], options); // the decays of the block's steps before this one
     let mut until = since.clone(); // of the block's steps after this one
     let mut total = decay.reshape([rows, length, size]); // of the whole block, [rows, blocks, size]
     let mut half = 1;
@@ -91,7 +91,7 @@ fn chunk<B: Backend>([r, k, v, decay]: [Tensor<B, 4>; 4], state: Option<Tensor<B
         let queries = halves(&r, 1) * side(pairs(since.clone()), 1);
         let keys = halves(&k, 0) * side(pairs(until.clone()), 0);
         let read = queries.matmul(keys.transpose()).matmul(halves(&v, 0)); // [blocks, half, size]
-        let nothing = Tensor::zeros([blocks, half, size], &device);
+        let nothing = Tensor::zeros([blocks, half, size], options);
         y = y + Tensor::cat(vec![nothing, read], 1).reshape([rows, length, size]);
 
         let totals = total.reshape([blocks, 2, 1, size]);

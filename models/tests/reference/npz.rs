@@ -22,8 +22,11 @@ impl Number for i64 {
 
 impl Number for f64 {
     fn read(kind: &str, bytes: &[u8]) -> Self {
-        assert_eq!(kind, "<f8");
-        Self::from_le_bytes(bytes.try_into().unwrap())
+        match kind {
+            "<f8" => Self::from_le_bytes(bytes.try_into().unwrap()),
+            "<f4" => f32::from_le_bytes(bytes.try_into().unwrap()).into(),
+            other => panic!("{other} is not a float"),
+        }
     }
 }
 

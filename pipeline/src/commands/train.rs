@@ -295,6 +295,15 @@ fn splits(context: &Context, config: &Config, task: &Task) -> Result<Splits> {
         }
         Ok(dataset)
     };
+    let train = read(Split::Train)?;
+    let longest = train.iter().map(|e| e.input_ids.len()).max().unwrap_or(0);
+    if let Some(pad_to) = config.train.pad_to.filter(|pad_to| *pad_to < longest) {
+        bail!(
+            "train.pad_to is {pad_to}, but the longest training example of {} has {longest} tokens\n  \
+             hint: set train.pad_to to at least that, or leave it out",
+            task.name
+        );
+    }
     let evaluated = [Split::Val, Split::OodTest].map(|split| Ok((split.name().to_owned(), read(split)?)));
-    Ok(Splits { train: read(Split::Train)?, evaluated: evaluated.into_iter().collect::<Result<_>>()? })
+    Ok(Splits { train, evaluated: evaluated.into_iter().collect::<Result<_>>()? })
 }
