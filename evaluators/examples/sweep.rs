@@ -3,7 +3,7 @@
 //! The task is the one that the model's metadata names. Prints where the model is right, length by length, and writes
 //! `sweep.csv` into the current folder.
 
-use evaluators::{EvalError, Format, LoadOptions, Model, Sweep, SweepFacts, to_record_batch, write};
+use evaluators::{EvalError, Format, Lengths, LoadOptions, Model, Sweep, write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -24,19 +24,17 @@ fn main() -> ExitCode {
 
 fn sweep(path: &Path, lengths: &str) -> Result<(), EvalError> {
     let mut model = Model::load(path, LoadOptions::default())?;
-    let task = model.info().task.clone().unwrap_or_else(|| "counting_samesymbol_mod10bos".into());
-    let task = data::Task::by_name(&task)?;
-    eprintln!("evaluating {} on {}", task.name, model.provider());
+    eprintln!("evaluating {} on {}", path.display(), model.provider());
 
-    let result = Sweep::new(&mut model, &task)
-        .lengths(lengths.parse()?)
-        .run(|done, total| eprint!("\r{done} of {total} tokens"))?;
+    let result = Sweep::new(&mut model)
+        .lengths(lengths.parse::<Lengths>()?)
+        .progress(|p| eprint!("\r{} of {} lengths", p.lengths, p.total_lengths))
+        .results()?;
     eprintln!();
 
     for length in &result.lengths {
         let percent = length.score().and_then(|s| s.last_accuracy()).map(|a| format!("{:.1} %", 100.0 * a));
         println!("{:>6}  {}", length.length, percent.as_deref().unwrap_or(length.status()));
     }
-    let table = to_record_batch(&result.lengths, &SweepFacts::new(&model, &task, "sweep"))?;
-    write(&table, Format::Csv, Path::new("sweep.csv"))
+    write(&result.to_record_batch()?, Format::Csv, Path::new("sweep.csv"))
 }

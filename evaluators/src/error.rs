@@ -1,4 +1,4 @@
-use data::DataError;
+use data::{Augmentation, DataError};
 use std::path::PathBuf;
 
 /// What can go wrong while a model is loaded, swept over lengths and its results written.
@@ -83,7 +83,7 @@ pub enum EvalError {
     },
     /// An ONNX model with other inputs, outputs or metadata than the evaluator works with.
     #[error(
-        "{} does not keep the ONNX contract: {reason}\n  hint: inputs are input_ids and, where needed, position_ids and attention_mask, all int64 [batch, seq]; the output is logits float32 [batch, seq, vocab]; batch and seq are symbolic",
+        "{} does not keep the ONNX contract: {reason}\n  hint: inputs are input_ids and, where needed, position_ids and attention_mask, all int64 [batch, seq] (scalar positions: float32); the output is logits float32 [batch, seq, vocab]; batch and seq are symbolic",
         .path.display()
     )]
     Contract {
@@ -101,6 +101,29 @@ pub enum EvalError {
         task: String,
         /// What differs.
         reason: String,
+    },
+    /// Neither the model nor the caller says which task it is for.
+    #[error(
+        "{} does not say which task it is for\n  hint: name it with --task; `pipeline data list` shows them",
+        .path.display()
+    )]
+    NoTask {
+        /// The model file.
+        path: PathBuf,
+    },
+    /// The model takes positions of another type than the augmentation makes.
+    #[error(
+        "cannot evaluate {}: its position_ids are {kind}, but its positions are `{}`\n  hint: float positions are `scaler+shift` or `zooming`, all others are int64; choose with --augmentation",
+        .path.display(),
+        .augmentation.name()
+    )]
+    Positions {
+        /// The model file.
+        path: PathBuf,
+        /// `float` or `int64`.
+        kind: &'static str,
+        /// What the metadata or the caller says.
+        augmentation: Augmentation,
     },
     /// A pass through the model failed.
     #[error(

@@ -1,4 +1,5 @@
 use crate::EvalError;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 /// More values than this are a typing mistake, not a sweep.
@@ -33,6 +34,12 @@ impl Lengths {
     /// The longest; `None` only where there are none at all.
     pub fn longest(&self) -> Option<u32> {
         self.0.last().copied()
+    }
+}
+
+impl From<RangeInclusive<u32>> for Lengths {
+    fn from(range: RangeInclusive<u32>) -> Self {
+        Self::from_values(range)
     }
 }
 

@@ -2,29 +2,33 @@
 //!
 //! [`Model`] loads the file through ONNX Runtime and checks that it keeps the project's ONNX contract. [`Sweep`] runs a
 //! [`data::Task`]'s test sequences through it and scores every length of [`Lengths`]; where it can, one pass over the
-//! longest sequence answers all shorter ones. [`metrics`] defines the scores. [`to_record_batch`] turns the outcome
-//! into an Arrow table, and [`write()`] puts it into a Parquet, Arrow, CSV or JSON file.
+//! longest sequence answers all shorter ones. Predictions and losses are computed inside the graph, so that logits never
+//! leave the device. [`metrics`] defines the scores. [`to_record_batch`] turns the outcome into an Arrow table, and
+//! [`write()`] puts it into a Parquet, Arrow, CSV or JSON file.
 //!
 //! The ONNX Runtime library itself is found (or fetched with pip, once) at run time: see [`RuntimeLibrary`]. Nothing
 //! here knows how models are trained, and any model that keeps the contract can be evaluated.
 //!
 //! ```no_run
-//! use evaluators::{Format, LoadOptions, Model, Sweep, SweepFacts, to_record_batch, write};
+//! use evaluators::{Format, LoadOptions, Model, Sweep, write};
 //! use std::path::Path;
 //!
-//! let task = data::Task::by_name("counting_samesymbol_mod10bos")?;
 //! let mut model = Model::load(Path::new("model.onnx"), LoadOptions::default())?;
-//! let result = Sweep::new(&mut model, &task).lengths("1..1000".parse()?).run(|_, _| {})?;
-//! let table = to_record_batch(&result.lengths, &SweepFacts::new(&model, &task, "sweep"))?;
+//! let table = Sweep::new(&mut model).lengths(1..=1000).run()?;
 //! write(&table, Format::Parquet, Path::new("sweep.parquet"))?;
 //! # Ok::<(), evaluators::EvalError>(())
 //! ```
 
 mod error;
+mod execute;
+mod journal;
 mod lengths;
+mod memory;
 pub mod metrics;
 mod model;
+mod plan;
 mod runtime;
+mod scoring;
 mod sweep;
 mod table;
 
@@ -33,5 +37,5 @@ pub use lengths::Lengths;
 pub use metrics::{Running, Score, wilson};
 pub use model::{LoadOptions, Logits, Model, ModelInfo, Provider};
 pub use runtime::{RuntimeLibrary, Source, available_providers, environment};
-pub use sweep::{LengthResult, Plan, Prediction, Sweep, SweepResult};
+pub use sweep::{DatasetResult, LengthResult, Plan, Prediction, Progress, Sweep, SweepResult};
 pub use table::{Format, SweepFacts, to_record_batch, write, write_predictions};

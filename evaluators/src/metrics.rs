@@ -1,6 +1,7 @@
 //! Scores of labelled positions, as the paper's code defines them (arXiv 2405.20131, tester), pooled over sequences:
 //! per sequence the labelled positions in order are q_1 … q_m. *Counting* accuracy is over q_1 … q_{m−1}, *last*
-//! accuracy over q_m, *accuracy* over all of them, *sequence* accuracy over sequences that are right everywhere.
+//! accuracy over q_m, *accuracy* over all of them, *sequence* accuracy over sequences that are right everywhere, *unseen*
+//! accuracy over the q_j whose rank j is larger than any sequence of the validation split is long.
 //! A prediction is the arg-max over the whole vocabulary, the first index where there is a tie.
 
 /// The score of one growing sequence. Pushing position after position and reading it at the ends of prefixes scores
@@ -10,21 +11,44 @@ pub struct Running {
     labelled: u64,
     correct: u64,
     last_correct: bool,
+    seen: Option<u64>,
+    unseen_correct: u64,
     loss_sum: f64,
     nan: bool,
 }
 
 impl Running {
+    /// A sequence whose labelled positions number `seen` + 1 and up are *unseen*; without it (the default) none are.
+    pub fn with_seen(seen: Option<u64>) -> Self {
+        Self { seen, ..Self::default() }
+    }
+
     /// Adds a labelled position: its logits `[vocab]` and its label, which must be below `logits.len()`.
     /// Returns the prediction.
     pub fn push(&mut self, logits: &[f32], label: usize) -> usize {
         let (prediction, log_sum_exp) = argmax_and_log_sum_exp(logits);
-        self.labelled += 1;
-        self.last_correct = prediction == label;
-        self.correct += u64::from(self.last_correct);
-        self.loss_sum += log_sum_exp - f64::from(logits[label]);
-        self.nan |= log_sum_exp.is_nan();
+        self.push_scored(prediction == label, log_sum_exp - f64::from(logits[label]));
         prediction
+    }
+
+    /// Adds a labelled position of which the cross entropy (in nats) is known; NaN where its logits have no soft-max.
+    pub fn push_scored(&mut self, correct: bool, loss: f64) {
+        self.labelled += 1;
+        self.last_correct = correct;
+        self.correct += u64::from(correct);
+        self.unseen_correct += u64::from(correct && self.seen.is_some_and(|seen| self.labelled > seen));
+        self.loss_sum += loss;
+        self.nan |= loss.is_nan();
+    }
+
+    /// Labelled positions so far.
+    pub fn labelled(&self) -> u64 {
+        self.labelled
+    }
+
+    /// Cross entropies in nats, summed.
+    pub fn loss_sum(&self) -> f64 {
+        self.loss_sum
     }
 }
 
@@ -57,6 +81,10 @@ pub struct Score {
     pub last_correct: u64,
     /// Sequences that are right everywhere.
     pub sequences_correct: u64,
+    /// Correct positions among the unseen ones.
+    pub unseen_correct: u64,
+    /// Positions that are unseen, where that is counted ([`Running::with_seen`]).
+    pub unseen_total: u64,
     /// Cross entropies in nats, summed over labelled positions.
     pub loss_sum: f64,
     /// Sequences with a labelled position whose logits have no soft-max (NaN or infinite).
@@ -76,8 +104,24 @@ impl Score {
         self.counting_total += sequence.labelled - 1;
         self.last_correct += last;
         self.sequences_correct += u64::from(sequence.correct == sequence.labelled);
+        self.unseen_correct += sequence.unseen_correct;
+        self.unseen_total += sequence.seen.map_or(0, |seen| sequence.labelled.saturating_sub(seen));
         self.loss_sum += sequence.loss_sum;
         self.nan += u64::from(sequence.nan);
+    }
+
+    /// Adds the counts of other sequences.
+    pub fn merge(&mut self, other: &Self) {
+        self.n_sequences += other.n_sequences;
+        self.n_tokens += other.n_tokens;
+        self.counting_correct += other.counting_correct;
+        self.counting_total += other.counting_total;
+        self.last_correct += other.last_correct;
+        self.sequences_correct += other.sequences_correct;
+        self.unseen_correct += other.unseen_correct;
+        self.unseen_total += other.unseen_total;
+        self.loss_sum += other.loss_sum;
+        self.nan += other.nan;
     }
 
     /// Right positions among all labelled ones.
@@ -98,6 +142,11 @@ impl Score {
     /// Sequences that are right everywhere.
     pub fn sequence_accuracy(&self) -> Option<f64> {
         ratio(self.sequences_correct, self.n_sequences)
+    }
+
+    /// Right positions among the unseen ones; `None` where there are none.
+    pub fn unseen_accuracy(&self) -> Option<f64> {
+        ratio(self.unseen_correct, self.unseen_total)
     }
 
     /// Mean cross entropy per labelled position, in nats.
@@ -174,6 +223,26 @@ mod tests {
         assert_eq!((score, score.loss(), score.last_accuracy_interval()), (Score::default(), None, None));
         score.add(&sequence(&[3], &[3]));
         assert_eq!((score.counting_accuracy(), score.last_accuracy()), (None, Some(1.0)));
+    }
+
+    #[test]
+    fn unseen_positions_are_those_past_the_rank_and_merging_is_adding() {
+        // the specification's worked example: lengths up to 3 were seen
+        let add = |score: &mut Score, labels: &[usize], predictions: &[usize]| {
+            let mut running = Running::with_seen(Some(3));
+            labels.iter().zip(predictions).for_each(|(l, p)| running.push_scored(l == p, 0.5));
+            assert_eq!(running.loss_sum(), 0.5 * running.labelled() as f64);
+            score.add(&running);
+        };
+        let (mut a, mut b, mut both) = (Score::default(), Score::default(), Score::default());
+        add(&mut a, &[1, 2, 3, 4, 9], &[1, 2, 9, 4, 9]);
+        add(&mut b, &[5], &[4]);
+        add(&mut both, &[1, 2, 3, 4, 9], &[1, 2, 9, 4, 9]);
+        add(&mut both, &[5], &[4]);
+        a.merge(&b);
+        assert_eq!(a, both);
+        assert_eq!((a.unseen_correct, a.unseen_total, a.unseen_accuracy()), (2, 2, Some(1.0)));
+        assert_eq!((b.unseen_total, b.unseen_accuracy()), (0, None));
     }
 
     #[test]

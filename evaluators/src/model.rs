@@ -1,11 +1,14 @@
 use crate::error::choose;
+use crate::scoring::{TARGETS, with_scores};
 use crate::{EvalError, Result, environment};
 use data::{Batch, DataError, PositionIds};
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::{HasSelectedOutputs, ModelMetadata, OutputSelector, RunOptions, Session};
 use ort::value::{Outlet, Tensor, TensorElementType, TensorRef, TensorValueType};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// What a model runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -153,13 +156,15 @@ impl ModelInfo {
 /// A loaded model that keeps the ONNX contract.
 pub struct Model {
     path: PathBuf,
+    bytes: Vec<u8>, // of the file, with the scoring nodes behind them
     session: Session,
+    pool: Vec<Session>, // further ones, see `sessions`
     info: ModelInfo,
     provider: Provider,
     fallback: Option<String>,
-    wants_position_ids: bool,
-    wants_attention_mask: bool,
-    // Only the logits are asked for: final states would be computed and copied for nothing.
+    threads: usize,
+    interface: Arc<Interface>,
+    // Only the logits are asked for: final states would be copied for nothing.
     only_logits: RunOptions<HasSelectedOutputs>,
 }
 
@@ -171,25 +176,40 @@ impl Model {
     /// that `options` names is not available; there is no ONNX Runtime.
     pub fn load(path: &Path, options: LoadOptions) -> Result<Self> {
         let io = |source| DataError::Io { action: "read the model", path: path.into(), source };
-        std::fs::File::open(path).map_err(io)?;
+        let plain = std::fs::read(path).map_err(io)?;
         environment()?;
-        let (session, provider, fallback) = match options.provider {
-            Provider::Auto => open_best(path, options.threads)?,
-            explicit => (open(path, explicit, options.threads)?, explicit, None),
-        };
+        let size = plain.len();
+        let bytes = with_scores(plain);
+        // ONNX Runtime's own default counts the machine's cores, also where a container may use fewer.
+        let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let contract = |reason| EvalError::Contract { path: path.into(), reason };
         let engine = |e: ort::Error| EvalError::Load { path: path.into(), reason: e.to_string() };
+        let opened = match options.provider {
+            Provider::Auto => open_best(path, &bytes, threads),
+            explicit => open(path, &bytes, explicit, threads).map(|session| (session, explicit, None)),
+        };
+        let (session, provider, fallback) = match opened {
+            Ok(opened) => opened,
+            // The scoring nodes cannot be added to a model without logits; what such a model lacks says it better.
+            Err(error @ EvalError::Load { .. }) => {
+                let plain = open(path, &bytes[..size], Provider::Cpu, 1)?;
+                check_outputs(plain.outputs()).map_err(contract)?;
+                return Err(error);
+            }
+            Err(other) => return Err(other),
+        };
         check_inputs(session.inputs()).map_err(contract)?;
         check_outputs(session.outputs()).map_err(contract)?;
         let info = session.metadata().map_err(engine).and_then(|m| ModelInfo::read(&m).map_err(contract))?;
-        let wants = |name: &str| session.inputs().iter().any(|i| i.name() == name);
         Ok(Self {
             path: path.into(),
+            bytes,
             info,
             provider,
             fallback,
-            wants_position_ids: wants("position_ids"),
-            wants_attention_mask: wants("attention_mask"),
+            threads,
+            interface: Arc::new(Interface::of(&session)),
+            pool: vec![],
             only_logits: RunOptions::new().map_err(engine)?.with_outputs(OutputSelector::no_default().with("logits")),
             session,
         })
@@ -215,6 +235,47 @@ impl Model {
         self.fallback.as_deref()
     }
 
+    /// The CPU threads that it may use.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The inputs and outputs that differ between models.
+    pub(crate) fn interface(&self) -> &Arc<Interface> {
+        &self.interface
+    }
+
+    /// A number that changes whenever the file does.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        fingerprint(self.bytes.iter().copied())
+    }
+
+    /// The size of the file.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Sessions for `count` threads that run side by side, which share the model's threads. They are kept.
+    ///
+    /// # Errors
+    /// As [`Self::load`], if the provider has no room for them.
+    pub(crate) fn sessions(&mut self, count: usize) -> Result<Vec<&mut Session>> {
+        if count == 1 {
+            return Ok(vec![&mut self.session]);
+        }
+        if self.pool.len() != count {
+            self.pool.clear();
+            let open = || open(&self.path, &self.bytes, self.provider, (self.threads / count).max(1));
+            self.pool = std::thread::scope(|scope| {
+                let opening: Vec<_> = (0..count).map(|_| scope.spawn(open)).collect();
+                let opened =
+                    opening.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+                opened.collect::<Result<_>>()
+            })?;
+        }
+        Ok(self.pool.iter_mut().collect())
+    }
+
     /// The logits at every position of `batch`. Inputs are handed over without copying.
     ///
     /// # Errors
@@ -223,18 +284,23 @@ impl Model {
         let failed =
             |reason: String| EvalError::Run { path: self.path.clone(), batch: batch.batch, seq: batch.seq, reason };
         let engine = |e: ort::Error| failed(e.to_string());
-        let tensor = |ids| TensorRef::from_array_view(([batch.batch, batch.seq], ids)).map_err(engine);
-        let mut inputs = ort::inputs! { "input_ids" => tensor(batch.input_ids.as_slice())? };
-        if self.wants_position_ids {
+        let shape = [batch.batch, batch.seq];
+        let tensor = |ids| TensorRef::from_array_view((shape, ids)).map_err(engine);
+        let no_targets = vec![0i64; batch.batch * batch.seq];
+        let mut inputs = ort::inputs! {
+            "input_ids" => tensor(batch.input_ids.as_slice())?,
+            TARGETS => tensor(no_targets.as_slice())?,
+        };
+        if self.interface.position_ids.is_some() {
             let positions = match &batch.position_ids {
                 PositionIds::Integers(ids) => tensor(ids)?.into(),
                 PositionIds::Scalars(values) => {
-                    TensorRef::from_array_view(([batch.batch, batch.seq], values.as_slice())).map_err(engine)?.into()
+                    TensorRef::from_array_view((shape, values.as_slice())).map_err(engine)?.into()
                 }
             };
             inputs.push(("position_ids".into(), positions));
         }
-        if self.wants_attention_mask {
+        if self.interface.attention_mask {
             inputs.push(("attention_mask".into(), tensor(batch.attention_mask.as_slice())?.into()));
         }
         let mut outputs = self.session.run_with_options(inputs, &self.only_logits).map_err(engine)?;
@@ -268,6 +334,46 @@ impl Model {
     }
 }
 
+/// 64-bit FNV-1a: tells files and options apart from what they were before, and is the same in every build.
+pub(crate) fn fingerprint(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// The inputs and outputs that some models have and others do not.
+pub(crate) struct Interface {
+    /// The type of `position_ids`: int64, or float32 for scalar positions.
+    pub position_ids: Option<TensorElementType>,
+    /// Whether there is an `attention_mask`.
+    pub attention_mask: bool,
+    /// (`state_<name>_in`, `state_<name>_out`): an input that may be left out, and its value after the last token.
+    pub states: Vec<(String, String)>,
+    /// The width of the logits, where the file fixes it.
+    pub vocab: Option<usize>,
+}
+
+impl Interface {
+    fn of(session: &Session) -> Self {
+        let input = |name: &str| session.inputs().iter().find(|i| i.name() == name);
+        let states = session.overridable_initializers().into_iter().filter_map(|state| {
+            let out = format!("{}_out", state.name().strip_prefix("state_").and(state.name().strip_suffix("_in"))?);
+            session.outputs().iter().any(|o| o.name() == out).then(|| (state.name().to_owned(), out))
+        });
+        let logits = session.outputs().iter().find(|o| o.name() == "logits");
+        let width = logits.and_then(|o| o.dtype().tensor_shape()?.get(2).copied());
+        Self {
+            position_ids: input("position_ids").and_then(|i| i.dtype().tensor_type()),
+            attention_mask: input("attention_mask").is_some(),
+            states: states.collect(),
+            vocab: width.and_then(|w| usize::try_from(w).ok()),
+        }
+    }
+
+    /// Whether a long sequence can be fed in pieces. Only the state may then tell a piece where it is.
+    pub fn is_stateful(&self) -> bool {
+        !self.states.is_empty() && self.position_ids.is_none() && !self.attention_mask
+    }
+}
+
 /// The output of a pass: float32 `[batch, seq, vocab]`, in ONNX Runtime's memory.
 pub struct Logits {
     values: Tensor<f32>,
@@ -294,35 +400,39 @@ impl Logits {
 }
 
 /// CUDA where it works, otherwise the CPU and, where the library promised CUDA, what came in the way.
-fn open_best(path: &Path, threads: Option<usize>) -> Result<(Session, Provider, Option<String>)> {
+fn open_best(path: &Path, bytes: &[u8], threads: usize) -> Result<(Session, Provider, Option<String>)> {
     let mut fallback = None;
     if Provider::Cuda.offered() {
-        match open(path, Provider::Cuda, threads) {
+        match open(path, bytes, Provider::Cuda, threads) {
             Ok(session) => return Ok((session, Provider::Cuda, None)),
             Err(EvalError::Provider { reason, .. } | EvalError::Load { reason, .. }) => fallback = Some(reason),
             Err(other) => return Err(other),
         }
     }
-    Ok((open(path, Provider::Cpu, threads)?, Provider::Cpu, fallback))
+    Ok((open(path, bytes, Provider::Cpu, threads)?, Provider::Cpu, fallback))
 }
 
-fn open(path: &Path, provider: Provider, threads: Option<usize>) -> Result<Session> {
+/// Opens the model in `bytes`; what it keeps outside of them lies beside `path`.
+fn open(path: &Path, bytes: &[u8], provider: Provider, threads: usize) -> Result<Session> {
     let environment = environment()?;
     if !provider.offered() {
         return Err(provider.missing("the ONNX Runtime library was built without it".into()));
     }
     let load = |e: ort::Error| EvalError::Load { path: path.into(), reason: e.to_string() };
-    // ONNX Runtime's own default counts the machine's cores, also where a container may use fewer.
-    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let folder = std::path::absolute(path).ok().and_then(|p| p.parent().map(Path::to_owned)).unwrap_or_default();
     let mut builder = Session::builder(&environment)
         .and_then(|b| Ok(b.with_intra_threads(threads)?))
         // Memory plans are kept per input shape, and a sweep has a thousand of them.
         .and_then(|b| Ok(b.with_memory_pattern(false)?))
+        .and_then(|b| Ok(b.with_config_entry(EXTERNAL_DATA, folder.to_string_lossy())?))
         .map_err(load)?
         .with_execution_providers(provider.execution_providers())
         .map_err(|e| provider.missing(e.to_string()))?;
-    builder.commit_from_file(path).map_err(load)
+    builder.commit_from_memory(bytes).map_err(load)
 }
+
+/// Where weights in files of their own are looked for, given that ONNX Runtime does not see the model's file.
+const EXTERNAL_DATA: &str = "session.model_external_initializers_file_folder_path";
 
 fn check_inputs(inputs: &[Outlet]) -> std::result::Result<(), String> {
     if !inputs.iter().any(|i| i.name() == "input_ids") {
@@ -333,12 +443,11 @@ fn check_inputs(inputs: &[Outlet]) -> std::result::Result<(), String> {
         let described = describe(std::slice::from_ref(input));
         match input.name() {
             "input_ids" | "position_ids" | "attention_mask" => {}
+            TARGETS => continue,
             _ => return Err(format!("it needs the input {described}, which the evaluator does not know")),
         }
-        if input.name() == "position_ids" && ty == Some(TensorElementType::Float32) {
-            return Err("its position_ids are float; only int64 positions are supported so far".into());
-        }
-        if ty != Some(TensorElementType::Int64) || shape.is_none_or(|s| s.len() != 2) {
+        let scalar = input.name() == "position_ids" && ty == Some(TensorElementType::Float32);
+        if !scalar && ty != Some(TensorElementType::Int64) || shape.is_none_or(|s| s.len() != 2) {
             return Err(format!("its input is {described} instead of int64 [batch, seq]"));
         }
         if shape.is_some_and(|s| s.iter().any(|&d| d >= 0)) {

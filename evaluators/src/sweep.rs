@@ -1,6 +1,15 @@
-use crate::{EvalError, Lengths, Model, Result, Running, Score};
-use data::{Batch, Collation, Dataset, Example, ExampleRef, Task, Track};
-use std::ops::Range;
+use crate::execute::{Outcome, Work, execute};
+use crate::journal::Journal;
+use crate::model::{Interface, fingerprint};
+use crate::plan::{Budget, Item, Job, pack};
+use crate::{EvalError, Lengths, Model, Provider, Result, Score, SweepFacts, memory, to_record_batch};
+use arrow::record_batch::RecordBatch;
+use data::{Augmentation, Batch, Collation, Dataset, ExampleRef, PositionScheme, Split, Task, Track};
+use ort::value::TensorElementType;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 /// How the scores of a length came about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,52 +77,139 @@ pub struct SweepResult {
     pub lengths: Vec<LengthResult>,
     /// One per sequence, ordered by (length, index); empty unless they were asked for.
     pub predictions: Vec<Prediction>,
+    /// What is the same for all lengths.
+    pub facts: SweepFacts,
 }
+
+impl SweepResult {
+    /// The result table, one row per length.
+    ///
+    /// # Errors
+    /// None that input can cause.
+    pub fn to_record_batch(&self) -> Result<RecordBatch> {
+        to_record_batch(&self.lengths, &self.facts)
+    }
+}
+
+/// What [`Sweep::run_dataset`] found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DatasetResult {
+    /// By length, pooled over the passes; and the predictions of the first pass, if asked for.
+    pub by_length: SweepResult,
+    /// Over all examples and passes. [`Score::unseen_accuracy`] is over the labelled positions whose rank is larger than
+    /// any sequence of the task's validation split is long.
+    pub total: Score,
+    /// Cross entropy as the original reports it: the mean within each batch of 32 examples in file order, and the
+    /// unweighted mean of those (a small last batch weighs as much as a full one).
+    pub batch_mean_loss: Option<f64>,
+    /// How often the whole dataset ran.
+    pub loops: u32,
+}
+
+/// How far a sweep is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// Tokens that ran.
+    pub tokens: u64,
+    /// Tokens to run; grows where [`Sweep::until_width`] asks for more sequences.
+    pub total_tokens: u64,
+    /// Lengths whose last sequence is scored.
+    pub lengths: u64,
+    /// Lengths to score.
+    pub total_lengths: u64,
+}
+
+/// The original's tester averages losses over batches of this many examples.
+const LOSS_BATCH: usize = 32;
+/// Passes over a dataset where positions are drawn at random.
+const RANDOM_LOOPS: u32 = 10;
+/// [`Sweep::until_width`] never takes more tracks than this.
+const MOST_TRACKS: usize = 100_000;
+/// Sessions side by side each hold the weights; together they may take this many bytes.
+const SESSION_BYTES: usize = 1 << 29;
+/// Rows × tokens² of one batch of a model with attention; 67 MB per matrix of 8 heads.
+const ATTENTION_PAIRS: usize = 1 << 21;
+/// What attention holds for each pair of tokens: scores, mask and weights of 8 heads in float32.
+const ATTENTION_BYTES: u64 = 3 * 8 * 4;
 
 /// A sweep of test lengths.
 ///
 /// A *track* is a test sequence that goes on; its length-L test is its first L main tokens. A model that is causal and
 /// whose positions do not depend on L gives at each prefix's end what it would give on the prefix alone, so one pass
-/// over the longest answers all lengths ([`Plan::SinglePass`]).
+/// over the longest answers all lengths ([`Plan::SinglePass`]). Results do not depend on the number of threads.
+///
+/// ```no_run
+/// use evaluators::{LoadOptions, Model, Sweep};
+/// let mut model = Model::load("model.onnx".as_ref(), LoadOptions::default())?;
+/// let table = Sweep::new(&mut model).lengths(1..=1000).run()?; // an Arrow record batch
+/// # Ok::<(), evaluators::EvalError>(())
+/// ```
 pub struct Sweep<'a> {
     model: &'a mut Model,
-    task: &'a Task,
+    task: Option<&'a Task>,
     lengths: Lengths,
     samples: usize,
+    until_width: Option<f64>,
     seed: u64,
     exhaustive: bool,
-    max_tokens: usize,
+    augmentation: Option<Augmentation>,
+    loops: Option<u32>,
+    max_tokens: Option<usize>,
+    workers: Option<usize>,
     keep_predictions: bool,
+    journal: Option<PathBuf>,
+    progress: Box<dyn FnMut(Progress) + 'a>,
 }
 
 impl<'a> Sweep<'a> {
-    /// A sweep over the lengths 1 to 1000 with up to 64 tracks; the other methods change that.
-    pub fn new(model: &'a mut Model, task: &'a Task) -> Self {
+    /// A sweep over the lengths 1 to 1000 of the task that the model names, with up to 64 tracks; the other methods
+    /// change that.
+    pub fn new(model: &'a mut Model) -> Self {
         Self {
             model,
-            task,
+            task: None,
             lengths: Lengths::from_values(1..=1000),
             samples: 64,
+            until_width: None,
             seed: 0,
             exhaustive: false,
-            max_tokens: 16_384,
+            augmentation: None,
+            loops: None,
+            max_tokens: None,
+            workers: None,
             keep_predictions: false,
+            journal: None,
+            progress: Box::new(|_| {}),
         }
     }
 
-    /// The lengths to score.
-    pub fn lengths(mut self, lengths: Lengths) -> Self {
-        self.lengths = lengths;
+    /// The task, instead of the one that the model's metadata names.
+    pub fn task(mut self, task: &'a Task) -> Self {
+        self.task = Some(task);
         self
     }
 
-    /// Tracks per sweep, at least 1. Where the task has fewer different ones, all of them are used once.
+    /// The lengths to score: a range, or parsed [`Lengths`].
+    pub fn lengths(mut self, lengths: impl Into<Lengths>) -> Self {
+        self.lengths = lengths.into();
+        self
+    }
+
+    /// Tracks per sweep, at least 1. Where the task has fewer different ones, all of them are used once; but where
+    /// positions are drawn at random, the same track with other positions is another test.
     pub fn samples(mut self, samples: usize) -> Self {
         self.samples = samples.max(1);
         self
     }
 
-    /// Track number i is a function of (seed, i).
+    /// Takes further tracks for every length whose 95 % interval of the last accuracy is wider than this, doubling their
+    /// number until it is narrow enough, the task has no more, or 100 000 were taken.
+    pub fn until_width(mut self, width: Option<f64>) -> Self {
+        self.until_width = width;
+        self
+    }
+
+    /// Track number i and random positions are functions of (seed, i).
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
@@ -125,9 +221,29 @@ impl<'a> Sweep<'a> {
         self
     }
 
+    /// How positions are made, instead of what the model's metadata says.
+    pub fn augmentation(mut self, augmentation: Option<Augmentation>) -> Self {
+        self.augmentation = augmentation;
+        self
+    }
+
+    /// Passes of [`Self::run_dataset`]; by default 10 where positions are drawn at random, otherwise 1.
+    pub fn loops(mut self, loops: Option<u32>) -> Self {
+        self.loops = loops;
+        self
+    }
+
     /// The most tokens (rows × longest row) in one batch; a longer single sequence is a batch by itself. Bounds memory.
-    pub fn max_tokens(mut self, max_tokens: usize) -> Self {
+    /// By default 16 384 on a CPU and 65 536 on a GPU.
+    pub fn max_tokens(mut self, max_tokens: Option<usize>) -> Self {
         self.max_tokens = max_tokens;
+        self
+    }
+
+    /// Sessions side by side, each with its share of the threads and its own copy of the weights. By default one per
+    /// CPU thread (fewer for models of more than a few megabytes) and one on a GPU.
+    pub fn workers(mut self, workers: Option<usize>) -> Self {
+        self.workers = workers;
         self
     }
 
@@ -137,217 +253,497 @@ impl<'a> Sweep<'a> {
         self
     }
 
-    /// Runs the sweep. `progress` is told (tokens done, tokens in all) after every batch.
+    /// Keeps what is scored in this file while the sweep runs, and takes up what a killed sweep with the same model,
+    /// task and options left there; the result is the same. Whoever has stored the result removes the file. Sweeps that
+    /// keep predictions start anew.
+    pub fn journal(mut self, path: Option<&Path>) -> Self {
+        self.journal = path.map(Path::to_owned);
+        self
+    }
+
+    /// Is told after every batch how far the sweep is.
+    pub fn progress(mut self, progress: impl FnMut(Progress) + 'a) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
+    /// Runs the sweep and returns the result table, one row per length.
     ///
     /// # Errors
-    /// The model has another vocabulary than the task, or a pass fails. Lengths that cannot be scored are no error:
-    /// their rows say why.
-    pub fn run(mut self, progress: impl FnMut(u64, u64)) -> Result<SweepResult> {
-        self.check_vocabulary()?;
-        let lengths = self.lengths.as_slice().to_vec();
-        let tracks = self.task.family.distinct_tracks().map_or(self.samples, |n| n.min(self.samples));
-        let plan = self.plan();
+    /// As [`Self::results`].
+    pub fn run(self) -> Result<RecordBatch> {
+        self.results()?.to_record_batch()
+    }
 
-        // A first walk over the tracks, which cost little next to the model: how many of the lengths each one reaches.
-        let mut reach = Vec::with_capacity(tracks);
-        let mut total = 0;
-        for index in 0..tracks {
-            let track = self.track(index);
-            let reached = lengths.partition_point(|&l| track.prefix(l).is_ok_and(|e| self.fits_table(e)));
-            let tokens = |i: usize| track.tokens(lengths[i]) as u64;
-            total += match plan {
-                Plan::SinglePass => reached.checked_sub(1).map_or(0, tokens),
-                Plan::Exhaustive => (0..reached).map(tokens).sum(),
-            };
-            reach.push(reached);
-        }
-        let reached = |index: usize| reach[index];
-        let spans: Box<dyn Iterator<Item = (usize, Range<usize>)>> = match plan {
-            Plan::SinglePass => Box::new((0..tracks).map(|t| (t, 0..reached(t))).filter(|(_, r)| !r.is_empty())),
-            // longest first, so that the rows of a batch are about equally long
-            Plan::Exhaustive => Box::new(
-                (0..lengths.len())
-                    .rev()
-                    .flat_map(|l| (0..tracks).filter(move |&t| reached(t) > l).map(move |t| (t, l..l + 1))),
-            ),
+    /// Runs the sweep.
+    ///
+    /// # Errors
+    /// The model names no task or has another vocabulary than it; nothing says how its scalar positions are made; a pass
+    /// fails. Lengths that cannot be scored are no error: their rows say why.
+    pub fn results(mut self) -> Result<SweepResult> {
+        let named = self.named_task()?;
+        let task = self.task.or(named.as_ref()).ok_or_else(|| self.no_task())?;
+        let setting = self.setting(task)?;
+        let lengths = self.lengths.as_slice().to_vec();
+        let longest = self.lengths.longest().unwrap_or(0);
+        let plan = setting.plan(self.exhaustive);
+        let seed = self.seed;
+        // Where positions are drawn, a track repeats with other positions.
+        let distinct = task.family.distinct_tracks();
+        let supply = if setting.positions.augmentation.is_random() { None } else { distinct };
+        let track = |index: usize| {
+            let index = distinct.map_or(index, |n| index % n.max(1));
+            task.family.track(seed, index, longest)
         };
-        let (task, seed, longest) = (self.task, self.seed, self.lengths.longest().unwrap_or(0));
-        let jobs =
-            spans.map(|(index, span)| Job::of_track(index, task.family.track(seed, index, longest), &lengths, span));
-        let (scores, predictions) = self.execute(jobs, &lengths, total, progress)?;
+        let mut journal = self.open_journal(task, &setting, plan)?;
+        let mut tally = Tally::new(lengths.len());
+        let mut progress = Progress { total_lengths: lengths.len() as u64, ..Progress::default() };
+
+        let most = supply.unwrap_or(usize::MAX);
+        let mut tracks = 0..self.samples.min(most);
+        let mut open: Vec<usize> = (0..lengths.len()).collect(); // slots that want more tracks, ascending
+        let mut furthest: Option<(usize, Track)> = None;
+        loop {
+            // A first walk over the tracks, which cost little next to the model: how many of the lengths each reaches.
+            let asked: Vec<u32> = open.iter().map(|&slot| lengths[slot]).collect();
+            let mut reach = Vec::with_capacity(tracks.len());
+            for index in tracks.clone() {
+                let track = track(index);
+                let reached = asked.partition_point(|&l| track.prefix(l).is_ok_and(|e| setting.obstacle(e).is_none()));
+                reach.push((index, reached, track.header, track.stride));
+                if furthest.as_ref().is_none_or(|(best, _)| reached > *best) {
+                    furthest = Some((reached, track));
+                }
+            }
+            let items = items(plan, &asked, &reach);
+            progress.total_tokens += items.clone().map(|item| item.tokens as u64).sum::<u64>();
+            for slot in 0..asked.len() {
+                tally.expect(open[slot], reach.iter().filter(|(_, reached, ..)| *reached > slot).count());
+            }
+            let build = |Item { index, span, .. }: Item| {
+                let mut job = Job::of_track(index, track(index), &asked, span);
+                job.cuts.iter_mut().for_each(|cut| cut.slot = open[cut.slot]);
+                job
+            };
+            let report = &mut self.progress;
+            let mut sink = |outcome: Outcome| {
+                progress.tokens += outcome.tokens;
+                tally.add(outcome);
+                progress.lengths = tally.finished();
+                report(progress);
+                Ok(())
+            };
+            let total = items.clone().map(|item| item.tokens).sum();
+            let budget = setting.budget(self.max_tokens, total, longest as usize);
+            let mut batches = pack(items, budget).peekable();
+            if let Some(journal) = &mut journal {
+                while batches.peek().is_some()
+                    && let Some(outcome) = journal.next_recorded()
+                {
+                    batches.next();
+                    sink(outcome)?;
+                }
+            }
+            let work = setting.work(budget, &lengths, None, self.keep_predictions);
+            let sink = |outcome: Outcome| {
+                if let Some(journal) = &mut journal {
+                    journal.record(&outcome)?;
+                }
+                sink(outcome)
+            };
+            run_batches(self.model, &work, self.workers, batches, build, sink)?;
+
+            let Some(width) = self.until_width else { break };
+            open.retain(|&slot| tally.is_wide(slot, width));
+            let next = tracks.end..(2 * tracks.end).min(most).min(MOST_TRACKS);
+            if open.is_empty() || next.is_empty() {
+                break;
+            }
+            tracks = next;
+        }
 
         // Where even the track that goes furthest does not arrive, it knows why; if it goes on, the model ends.
-        let furthest = (0..tracks).max_by_key(|&t| reach[t]).map(|t| self.track(t));
-        let results = lengths.iter().zip(&scores).map(|(&length, score)| {
-            let limit = furthest.as_ref().and_then(|track| track.prefix(length).err());
-            let obstacle = limit.map(|l| l.reason).or_else(|| self.table_end());
-            self.result(length, plan, score, obstacle)
+        let results = lengths.iter().enumerate().map(|(slot, &length)| {
+            let obstacle = || {
+                let (_, track) = furthest.as_ref()?;
+                track.prefix(length).map_or_else(|limit| Some(limit.reason), |example| setting.obstacle(example))
+            };
+            setting.result(length, plan, &tally.scores[slot], tally.failures[slot].take(), obstacle)
         });
-        Ok(SweepResult { lengths: results.collect(), predictions })
+        let lengths = results.collect();
+        tally.predictions.sort_by_key(|p| (p.length, p.index));
+        let facts = SweepFacts::new(self.model, task, "sweep");
+        Ok(SweepResult { lengths, predictions: tally.predictions, facts })
     }
 
-    /// Scores the examples of `dataset` as they are, grouped by length; the lengths, samples and seed of the sweep do
-    /// not matter. Each example runs on its own, at its full length.
+    /// Scores the examples of `dataset` as they are; `split` names it in the table. The lengths and samples of the sweep
+    /// do not matter. Each example runs on its own, at its full length; the metrics are the original's.
     ///
     /// # Errors
-    /// As [`Self::run`].
-    pub fn run_dataset(mut self, dataset: &Dataset, progress: impl FnMut(u64, u64)) -> Result<SweepResult> {
-        self.check_vocabulary()?;
+    /// As [`Self::results`].
+    pub fn run_dataset(mut self, dataset: &Dataset, split: &str) -> Result<DatasetResult> {
+        let named = self.named_task()?;
+        let task = self.task.or(named.as_ref()).ok_or_else(|| self.no_task())?;
+        let mut setting = self.setting(task)?;
+        if dataset.info().vocab != task.vocabulary.tokens() {
+            let reason = format!("the split is of the task `{}`, which has another vocabulary", dataset.info().task);
+            return Err(EvalError::TaskMismatch { path: self.model.path().into(), task: task.name.clone(), reason });
+        }
         let lengths = Lengths::from_values(dataset.iter().map(|e| e.length));
         let lengths = lengths.as_slice().to_vec();
-        let mut examples: Vec<_> = dataset.iter().enumerate().filter(|(_, e)| self.fits_table(*e)).collect();
-        examples.sort_by_key(|(index, e)| (std::cmp::Reverse(e.length), *index)); // longest first
-        let total = examples.iter().map(|(_, e)| e.input_ids.len() as u64).sum();
-        let jobs = examples.into_iter().filter_map(|(index, example)| {
-            lengths.binary_search(&example.length).ok().map(|slot| Job::of_example(index, example, slot))
+        let slot = |length: u32| lengths.binary_search(&length).ok();
+        let mut obstacles = vec![None; lengths.len()];
+        let mut chosen = Vec::new();
+        for (index, example) in dataset.iter().enumerate() {
+            let Some(slot) = slot(example.length).filter(|_| !example.input_ids.is_empty()) else { continue };
+            match setting.obstacle(example) {
+                None => chosen.push(Item { index, span: slot..slot + 1, tokens: example.input_ids.len() }),
+                why => obstacles[slot] = why,
+            }
+        }
+        chosen.sort_by_key(|item| (std::cmp::Reverse(item.tokens), item.index)); // longest first
+        let total: usize = chosen.iter().map(|item| item.tokens).sum();
+        let longest = chosen.first().map_or(0, |item| item.tokens);
+        let loops = self.loops.unwrap_or(if setting.positions.augmentation.is_random() { RANDOM_LOOPS } else { 1 });
+
+        let mut tally = Tally::new(lengths.len());
+        chosen.iter().for_each(|item| tally.expect(item.span.start, loops as usize));
+        let total_tokens = u64::from(loops) * total as u64;
+        let mut progress = Progress { total_tokens, total_lengths: lengths.len() as u64, ..Progress::default() };
+        let mut means = Mean::default();
+        let build = |Item { index, span, .. }: Item| Job::of_example(index, dataset.get(index), span.start);
+        for pass in 0..loops {
+            setting.positions.draw = u64::from(pass);
+            let mut losses = vec![(0, 0.0); dataset.len()];
+            let report = &mut self.progress;
+            let sink = |mut outcome: Outcome| {
+                for (index, labelled, loss) in outcome.losses.drain(..) {
+                    losses[index] = (labelled, loss);
+                }
+                if pass > 0 {
+                    outcome.predictions.clear();
+                }
+                progress.tokens += outcome.tokens;
+                tally.add(outcome);
+                progress.lengths = tally.finished();
+                report(progress);
+                Ok(())
+            };
+            let budget = setting.budget(self.max_tokens, total, longest);
+            let work = setting.work(budget, &lengths, Some(longest_of_validation(task)), self.keep_predictions);
+            run_batches(self.model, &work, self.workers, pack(chosen.iter().cloned(), budget), build, sink)?;
+            for batch in losses.chunks(LOSS_BATCH) {
+                let (labelled, sum) = batch.iter().fold((0, 0.0), |(n, s), (labelled, loss)| (n + labelled, s + loss));
+                means.add((labelled > 0).then(|| sum / labelled as f64));
+            }
+        }
+        let mut pooled = Score::default();
+        tally.scores.iter().for_each(|score| pooled.merge(score));
+        let results = lengths.iter().enumerate().map(|(slot, &length)| {
+            let obstacle = || obstacles[slot].clone();
+            setting.result(length, Plan::Exhaustive, &tally.scores[slot], tally.failures[slot].take(), obstacle)
         });
-        let (scores, predictions) = self.execute(jobs, &lengths, total, progress)?;
-        let results = lengths.iter().zip(&scores);
-        let results = results.map(|(&length, score)| self.result(length, Plan::Exhaustive, score, self.table_end()));
-        Ok(SweepResult { lengths: results.collect(), predictions })
+        let lengths = results.collect();
+        tally.predictions.sort_by_key(|p| (p.length, p.index));
+        let facts = SweepFacts::new(self.model, task, split);
+        let by_length = SweepResult { lengths, predictions: tally.predictions, facts };
+        Ok(DatasetResult { by_length, total: pooled, batch_mean_loss: means.value(), loops })
     }
 
-    /// Augmented positions are drawn anew for every length, so prefixes of one pass would not stand for them.
-    fn plan(&self) -> Plan {
-        let plain_positions = self.model.info().augmentation.as_deref().is_none_or(|a| a == "none");
-        if plain_positions && !self.exhaustive { Plan::SinglePass } else { Plan::Exhaustive }
+    fn named_task(&self) -> Result<Option<Task>> {
+        match (self.task, &self.model.info().task) {
+            (None, Some(name)) => Ok(Some(Task::by_name(name)?)),
+            _ => Ok(None),
+        }
     }
 
-    /// Always built for the longest length asked for: what is drawn for a track may depend on it.
-    fn track(&self, index: usize) -> Track {
-        self.task.family.track(self.seed, index, self.lengths.longest().unwrap_or(0))
+    fn no_task(&self) -> EvalError {
+        EvalError::NoTask { path: self.model.path().into() }
     }
 
-    /// Whether the model's learned position table, if it has one, covers the example.
-    fn fits_table(&self, example: ExampleRef<'_>) -> bool {
-        let Some(limit) = self.model.info().position_limit else { return true };
-        let Ok(batch) = Batch::collate(&[example], &self.task.vocabulary, &Collation::plain()) else { return false };
-        batch.position_ids.as_integers().is_none_or(|ids| ids.iter().all(|p| *p < i64::from(limit)))
+    fn open_journal(&self, task: &Task, setting: &Setting, plan: Plan) -> Result<Option<Journal>> {
+        let Some(path) = self.journal.as_deref().filter(|_| !self.keep_predictions) else { return Ok(None) };
+        let title = json!({
+            "model": self.model.fingerprint(),
+            "task": task.name,
+            "lengths": fingerprint(self.lengths.as_slice().iter().flat_map(|l| l.to_le_bytes())),
+            "samples": self.samples,
+            "until_width": self.until_width,
+            "seed": self.seed,
+            "plan": plan.name(),
+            "positions": format!("{:?}", setting.positions),
+            "max_tokens": self.max_tokens,
+            "provider": setting.provider.name(),
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        Journal::open(path, &title).map(Some)
     }
+}
 
-    fn table_end(&self) -> Option<String> {
-        let limit = self.model.info().position_limit?;
-        Some(format!("past the model's learned position table ({limit} positions)"))
-    }
+/// What model, task and options come to.
+struct Setting<'a> {
+    path: PathBuf,
+    task: &'a Task,
+    interface: Arc<Interface>,
+    provider: Provider,
+    positions: PositionScheme,
+    /// Rows of a learned position table.
+    table: Option<u32>,
+    /// Longer sequences do not fit into memory, because attention compares all pairs of tokens.
+    attention_limit: Option<usize>,
+    quadratic: bool,
+    train_max_length: u32,
+}
 
-    fn result(&self, length: u32, plan: Plan, score: &Score, obstacle: Option<String>) -> LengthResult {
-        let trained = self.model.info().train_max_length.unwrap_or_else(|| self.task.family.train_max_length());
-        let outcome = match score {
-            Score { n_sequences: 0, .. } => Err(obstacle.unwrap_or_else(|| "no labelled position".into())),
-            Score { nan: 0, .. } => Ok(*score),
-            Score { nan, n_sequences, .. } => Err(format!("NaN logits in {nan} of {n_sequences} sequences")),
+impl Sweep<'_> {
+    /// Checks that model and task belong together.
+    fn setting<'t>(&mut self, task: &'t Task) -> Result<Setting<'t>> {
+        let mismatch = |model: &Model, reason| {
+            Err(EvalError::TaskMismatch { path: model.path().into(), task: task.name.clone(), reason })
         };
-        LengthResult { length, in_distribution: length <= trained, plan, outcome }
-    }
-
-    fn check_vocabulary(&self) -> Result<()> {
-        let (wanted, found) = (self.task.vocabulary.tokens(), self.model.info().vocab.as_deref());
-        let differs = |found: &[String]| match wanted.iter().zip(found).position(|(w, f)| w != f) {
-            Some(id) => format!("token {id} is `{}` for the model and `{}` in the task", found[id], wanted[id]),
-            None => format!("the model's vocabulary has {} tokens, the task's {}", found.len(), wanted.len()),
+        let wanted = task.vocabulary.tokens();
+        if let Some(found) = self.model.info().vocab.as_deref().filter(|found| *found != wanted) {
+            let reason = match wanted.iter().zip(found).position(|(w, f)| w != f) {
+                Some(id) => format!("token {id} is `{}` for the model and `{}` in the task", found[id], wanted[id]),
+                None => format!("the model's vocabulary has {} tokens, the task's {}", found.len(), wanted.len()),
+            };
+            return mismatch(self.model, reason);
+        }
+        let width = match self.model.interface().vocab {
+            Some(width) => width,
+            None => self.model.run_ids(&[0], 1, 1)?.vocab(),
         };
-        match found {
-            Some(found) if found != wanted => Err(self.mismatch(differs(found))),
-            _ => Ok(()),
+        if width != wanted.len() {
+            let reason = format!("the model's logits are {width} wide, but the task has {} tokens", wanted.len());
+            return mismatch(self.model, reason);
         }
-    }
 
-    fn mismatch(&self, reason: String) -> EvalError {
-        EvalError::TaskMismatch { path: self.model.path().into(), task: self.task.name.clone(), reason }
-    }
-
-    /// Runs `jobs` in batches under the token budget and pools what they score, per length.
-    fn execute(
-        &mut self,
-        jobs: impl Iterator<Item = Job>,
-        lengths: &[u32],
-        total: u64,
-        mut progress: impl FnMut(u64, u64),
-    ) -> Result<(Vec<Score>, Vec<Prediction>)> {
-        let mut found = (vec![Score::default(); lengths.len()], Vec::new());
-        let (mut jobs, mut done) = (jobs.peekable(), 0);
-        while let Some(first) = jobs.next() {
-            let mut longest = first.tokens();
-            let mut batch = vec![first];
-            while let Some(job) = jobs.next_if(|j| (batch.len() + 1) * longest.max(j.tokens()) <= self.max_tokens) {
-                longest = longest.max(job.tokens());
-                batch.push(job);
+        let info = self.model.info();
+        let named = info.augmentation.as_deref().map(str::parse::<Augmentation>).transpose()?;
+        let augmentation = self.augmentation.or(named).unwrap_or_default();
+        let interface = self.model.interface().clone();
+        match interface.position_ids {
+            Some(TensorElementType::Float32) if !augmentation.is_scalar() => {
+                return Err(EvalError::Positions { path: self.model.path().into(), kind: "float", augmentation });
             }
-            self.score(&batch, lengths, &mut found)?;
-            done += batch.iter().map(|j| j.tokens() as u64).sum::<u64>();
-            progress(done, total);
-        }
-        found.1.sort_by_key(|p| (p.length, p.index));
-        Ok(found)
-    }
-
-    /// One pass through the model; one walk along every row scores all its cuts.
-    fn score(&mut self, jobs: &[Job], lengths: &[u32], found: &mut (Vec<Score>, Vec<Prediction>)) -> Result<()> {
-        let examples: Vec<_> = jobs.iter().map(|j| j.example.as_ref()).collect();
-        let logits = self.model.run(&Batch::collate(&examples, &self.task.vocabulary, &Collation::plain())?)?;
-        if logits.vocab() != self.task.vocabulary.len() {
-            let (model, task) = (logits.vocab(), self.task.vocabulary.len());
-            return Err(self.mismatch(format!("the model's logits are {model} wide, but the task has {task} tokens")));
-        }
-        let (scores, predictions) = found;
-        for (row, job) in jobs.iter().enumerate() {
-            let mut rows = logits.sequence(row).chunks_exact(logits.vocab()).zip(&job.example.labels);
-            let (mut running, mut gold, mut predicted, mut walked) = (Running::default(), vec![], vec![], 0);
-            for &Cut { slot, tokens } in &job.cuts {
-                for (logits, &label) in rows.by_ref().take(tokens - walked) {
-                    if let Ok(label) = u16::try_from(label) {
-                        predicted.push(running.push(logits, usize::from(label)) as u16);
-                        gold.push(label);
-                    }
-                }
-                walked = tokens;
-                scores[slot].add(&running);
-                if self.keep_predictions {
-                    predictions.push(Prediction {
-                        length: lengths[slot],
-                        index: job.index as u64,
-                        input_ids: job.example.input_ids[..tokens].to_vec(),
-                        gold: gold.clone(),
-                        predicted: predicted.clone(),
-                    });
-                }
+            Some(TensorElementType::Int64) if augmentation.is_scalar() => {
+                return Err(EvalError::Positions { path: self.model.path().into(), kind: "int64", augmentation });
             }
+            _ => {}
         }
-        Ok(())
+        let drawn_below = info.max_position_embeddings.map_or(task.max_position_embeddings, |p| p as usize);
+        let positions = PositionScheme {
+            augmentation,
+            max_position_embeddings: info.position_limit.map_or(drawn_below, |table| drawn_below.min(table as usize)),
+            seed: self.seed,
+            draw: 0,
+        };
+        let quadratic = interface.attention_mask || info.arch.as_deref() == Some("transformer");
+        let free = match self.model.provider() {
+            Provider::Auto | Provider::Cpu if quadratic => memory::available(),
+            _ => None,
+        };
+        Ok(Setting {
+            path: self.model.path().into(),
+            task,
+            interface,
+            provider: self.model.provider(),
+            positions,
+            table: info.position_limit.filter(|_| !augmentation.is_scalar()),
+            attention_limit: free.map(|bytes| (bytes / ATTENTION_BYTES).isqrt() as usize),
+            quadratic,
+            train_max_length: info.train_max_length.unwrap_or_else(|| task.family.train_max_length()),
+        })
     }
 }
 
-/// A sequence to run, and the places where its score is read.
-struct Job {
-    index: usize,
-    example: Example,
-    cuts: Vec<Cut>, // ascending
-}
-
-/// The first `tokens` tokens are the test of the length in this slot of the list of lengths.
-struct Cut {
-    slot: usize,
-    tokens: usize,
-}
-
-impl Job {
-    /// Runs the longest of `lengths[span]` and scores all of them; `span` is not empty, and the track reaches them.
-    fn of_track(index: usize, mut track: Track, lengths: &[u32], span: Range<usize>) -> Self {
-        let longest = lengths[span.end - 1];
-        let cuts: Vec<_> = span.map(|slot| Cut { slot, tokens: track.tokens(lengths[slot]) }).collect();
-        let tokens = track.tokens(longest);
-        track.input_ids.truncate(tokens);
-        track.labels.truncate(tokens);
-        Self { index, example: Example { input_ids: track.input_ids, labels: track.labels, length: longest }, cuts }
+impl Setting<'_> {
+    /// Positions that depend on the length, or are drawn anew for every test, make prefixes of one pass no stand-ins.
+    fn plan(&self, exhaustive: bool) -> Plan {
+        match self.positions.augmentation.is_prefix_stable() && !exhaustive {
+            true => Plan::SinglePass,
+            false => Plan::Exhaustive,
+        }
     }
 
-    fn of_example(index: usize, example: ExampleRef<'_>, slot: usize) -> Self {
-        let cuts = vec![Cut { slot, tokens: example.input_ids.len() }];
-        let ExampleRef { input_ids, labels, length } = example;
-        Self { index, example: Example { input_ids: input_ids.to_vec(), labels: labels.to_vec(), length }, cuts }
+    /// `total` tokens are to run, in sequences of at most `longest` main tokens.
+    fn budget(&self, max_tokens: Option<usize>, total: usize, longest: usize) -> Budget {
+        let cpu = matches!(self.provider, Provider::Auto | Provider::Cpu);
+        let tokens = max_tokens.unwrap_or(if cpu { 16_384 } else { 65_536 });
+        Budget {
+            tokens,
+            work: if cpu { (total / 8).max(4096) } else { usize::MAX },
+            piece: self.interface.is_stateful().then(|| (tokens / 16).max(256)),
+            square: self.quadratic.then_some(ATTENTION_PAIRS),
+            // TensorRT reserves memory for the most rows times the most tokens.
+            rows: if self.provider == Provider::TensorRt { (tokens / longest.max(1)).max(1) } else { usize::MAX },
+        }
     }
 
-    fn tokens(&self) -> usize {
-        self.example.input_ids.len()
+    fn work<'w>(&'w self, budget: Budget, lengths: &'w [u32], seen: Option<u64>, keep_predictions: bool) -> Work<'w> {
+        Work {
+            path: &self.path,
+            interface: &self.interface,
+            provider: self.provider,
+            vocabulary: &self.task.vocabulary,
+            positions: self.positions,
+            budget,
+            lengths,
+            seen,
+            keep_predictions,
+            room: AtomicUsize::new(usize::MAX),
+        }
+    }
+
+    /// Why the model cannot run this example, if it cannot.
+    fn obstacle(&self, example: ExampleRef<'_>) -> Option<String> {
+        let tokens = example.input_ids.len();
+        if self.attention_limit.is_some_and(|limit| tokens > limit) {
+            let gib = (tokens as u64).pow(2) * ATTENTION_BYTES >> 30;
+            return Some(format!("attention over {tokens} tokens takes about {gib} GiB of memory, more than is free"));
+        }
+        let PositionScheme { augmentation, max_position_embeddings, .. } = self.positions;
+        if !augmentation.is_random() && self.table.is_none() {
+            return None;
+        }
+        let collation = Collation { positions: self.positions, pad_to: None };
+        let Ok(batch) = Batch::collate(&[example], &self.task.vocabulary, &collation) else {
+            let reason =
+                format!("past the {max_position_embeddings} positions that `{}` draws from", augmentation.name());
+            return Some(reason);
+        };
+        let last = batch.position_ids.as_integers().into_iter().flatten().max().copied();
+        let table = self.table.filter(|table| last.is_some_and(|last| last >= i64::from(*table)))?;
+        Some(format!("past the model's learned position table ({table} positions)"))
+    }
+
+    fn result(
+        &self,
+        length: u32,
+        plan: Plan,
+        score: &Score,
+        failure: Option<String>,
+        obstacle: impl FnOnce() -> Option<String>,
+    ) -> LengthResult {
+        let outcome = match (score, failure) {
+            (_, Some(failure)) => Err(failure),
+            (Score { n_sequences: 0, .. }, _) => Err(obstacle().unwrap_or_else(|| "no labelled position".into())),
+            (Score { nan: 0, .. }, _) => Ok(*score),
+            (Score { nan, n_sequences, .. }, _) => Err(format!("NaN logits in {nan} of {n_sequences} sequences")),
+        };
+        LengthResult { length, in_distribution: length <= self.train_max_length, plan, outcome }
+    }
+}
+
+/// The sequences of a sweep, longest first. `reach`: per track its index, how many of the lengths it reaches, its header
+/// and its stride.
+fn items<'i>(
+    plan: Plan,
+    lengths: &'i [u32],
+    reach: &'i [(usize, usize, usize, usize)],
+) -> impl Iterator<Item = Item> + Clone + Send + 'i {
+    let levels = match plan {
+        Plan::SinglePass => 0..1,
+        Plan::Exhaustive => 0..lengths.len(),
+    };
+    levels.rev().flat_map(move |slot| {
+        reach.iter().filter_map(move |&(index, reached, header, stride)| {
+            let span = match plan {
+                Plan::SinglePass => 0..reached,
+                Plan::Exhaustive => slot..reached.min(slot + 1),
+            };
+            let last = span.clone().next_back()?;
+            Some(Item { index, span, tokens: header + lengths[last] as usize * stride })
+        })
+    })
+}
+
+/// Runs batches on as many sessions as there are threads and batches.
+fn run_batches(
+    model: &mut Model,
+    work: &Work<'_>,
+    workers: Option<usize>,
+    mut batches: impl Iterator<Item = Vec<Item>> + Send,
+    build: impl Fn(Item) -> Job + Sync,
+    sink: impl FnMut(Outcome) -> Result<()>,
+) -> Result<()> {
+    let most = workers.unwrap_or_else(|| match work.provider {
+        Provider::Auto | Provider::Cpu => model.threads().min(SESSION_BYTES / model.bytes().max(1)),
+        Provider::Cuda | Provider::TensorRt => 1,
+    });
+    let first: Vec<_> = batches.by_ref().take(most.max(1)).collect();
+    if first.is_empty() {
+        return Ok(());
+    }
+    let sessions = model.sessions(first.len())?;
+    execute(work, sessions, first.into_iter().chain(batches), build, sink)
+}
+
+/// Scores per slot of the list of lengths.
+struct Tally {
+    scores: Vec<Score>,
+    failures: Vec<Option<String>>,
+    /// Sequences that are still to be scored.
+    missing: Vec<u64>,
+    predictions: Vec<Prediction>,
+}
+
+impl Tally {
+    fn new(slots: usize) -> Self {
+        let scores = vec![Score::default(); slots];
+        Self { scores, failures: vec![None; slots], missing: vec![0; slots], predictions: vec![] }
+    }
+
+    fn expect(&mut self, slot: usize, sequences: usize) {
+        self.missing[slot] += sequences as u64;
+    }
+
+    fn add(&mut self, mut outcome: Outcome) {
+        for (slot, score) in outcome.scores {
+            self.scores[slot].merge(&score);
+            self.missing[slot] = self.missing[slot].saturating_sub(score.n_sequences);
+        }
+        for (slot, why) in outcome.failures {
+            self.failures[slot] = Some(why);
+        }
+        self.predictions.append(&mut outcome.predictions);
+    }
+
+    fn finished(&self) -> u64 {
+        self.missing.iter().filter(|missing| **missing == 0).count() as u64
+    }
+
+    /// Whether further sequences would narrow this slot's interval down to `width`.
+    fn is_wide(&self, slot: usize, width: f64) -> bool {
+        let score = &self.scores[slot];
+        let interval = score.last_accuracy_interval().filter(|_| score.nan == 0 && self.failures[slot].is_none());
+        interval.is_some_and(|(low, high)| high - low > width)
+    }
+}
+
+/// The most tokens other than `<pad>` in a sequence of the validation split, which the original calls `max_seen_len`.
+fn longest_of_validation(task: &Task) -> u64 {
+    let pad = task.vocabulary.id(data::PAD);
+    let rows = task.rows(Split::Val, usize::MAX).unwrap_or(0);
+    let real =
+        |index| task.family.example(Split::Val, 0, index).input_ids.iter().filter(|id| Some(**id) != pad).count();
+    (0..rows).map(real).max().unwrap_or(0) as u64
+}
+
+/// A mean over what there is.
+#[derive(Default)]
+struct Mean {
+    sum: f64,
+    n: u32,
+}
+
+impl Mean {
+    fn add(&mut self, value: Option<f64>) {
+        self.sum += value.unwrap_or(0.0);
+        self.n += u32::from(value.is_some());
+    }
+
+    fn value(&self) -> Option<f64> {
+        (self.n > 0).then(|| self.sum / f64::from(self.n))
     }
 }

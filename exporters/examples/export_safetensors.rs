@@ -6,21 +6,26 @@
 //!     model.safetensors model.onnx
 //! ```
 //!
-//! The first argument is a `[model]` table as JSON. Tokens are called by their ids.
+//! The first argument is a `[model]` table as JSON. Tokens are called by their ids. A fourth may name the
+//! precision, a fifth the target.
 
-use exporters::{ExportInfo, export};
+use exporters::{ExportInfo, ExportOptions, export};
 use models::{ModelConfig, Weights};
 use std::error::Error;
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [config, input, output] = &arguments[..] else {
-        return Err("usage: export_safetensors MODEL_AS_JSON IN.safetensors OUT.onnx".into());
+    let [config, input, output, rest @ ..] = &arguments[..] else {
+        return Err("usage: export_safetensors MODEL_AS_JSON IN.safetensors OUT.onnx [PRECISION [TARGET]]".into());
     };
+    let precision = rest.first().map_or("fp32", String::as_str).parse()?;
+    let target = rest.get(1).map_or("portable", String::as_str).parse()?;
     let config: ModelConfig = serde_json::from_str(config)?;
     let weights = Weights::read(Path::new(input))?;
-    let decoder = weights.get("decoder.weight").or(weights.get("lm_head.weight"));
+    let decoder = ["decoder.weight", "lm_head.weight", "head.weight", "backbone.embedding.weight"]
+        .iter()
+        .find_map(|name| weights.get(name));
     let vocab = decoder.and_then(|weight| weight.shape.first()).ok_or("the file has no decoder")?;
     let info = ExportInfo {
         handle: "none".into(),
@@ -31,8 +36,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         augmentation: "none".into(),
         seed: 0,
         checkpoint: input.clone(),
-        precision: "fp32".into(),
     };
-    std::fs::write(output, export(&config, &weights, &info)?)?;
+    let file = export(&config, &weights, &info, &ExportOptions { precision, target, ..Default::default() })?;
+    std::fs::write(output, file.model)?;
     Ok(())
 }

@@ -52,14 +52,24 @@ pub enum ExportError {
         /// How many logits it makes.
         rows: usize,
     },
-    /// Protobuf messages cannot be this large.
-    #[error(
-        "cannot export the model: the file would have {bytes} bytes, and an ONNX file holds at most {}\n  \
-         hint: reduce hidden_size or num_layers",
-        i32::MAX
-    )]
-    TooLarge {
-        /// The size of the file.
-        bytes: usize,
+    /// The files are not written in this version of ONNX's operators.
+    #[error("cannot export the model in opset {found}\n  hint: give one of {} to {}", .known.start(), .known.end())]
+    Opset {
+        /// What was asked for.
+        found: i64,
+        /// What can be had.
+        known: std::ops::RangeInclusive<i64>,
+    },
+    /// There is no such precision.
+    #[error("no precision is called `{name}`\n  hint: use fp32, fp16 or bf16")]
+    Precision {
+        /// What was asked for.
+        name: String,
+    },
+    /// Files are not written for this.
+    #[error("no target is called `{name}`\n  hint: use portable or ort")]
+    Target {
+        /// What was asked for.
+        name: String,
     },
 }

@@ -29,9 +29,48 @@ pub(crate) fn embedding(
     [vocab, hidden]: [usize; 2],
 ) -> Result<Value, ExportError> {
     g.scope(module, |g| {
-        let weight = g.parameter("weight", &[vocab, hidden])?;
-        Ok(g.node("Gather", &[&weight, ids], &[("axis", Int(0))]))
+        let weight = g.weight("weight", &[vocab, hidden])?;
+        let table = g.factor("weight", &[vocab, hidden], &weight.values);
+        let rows = g.node("Gather", &[&table, ids], &[("axis", Int(0))]);
+        Ok(g.widen(&rows))
     })
+}
+
+/// `[a, b]` → `[a, b, hidden]`, the counterpart of `TokenEmbedding`: where the null embedding is frozen, the checkpoint has
+/// the table in two parts.
+pub(crate) fn token_embedding(
+    g: &mut GraphBuilder<'_>,
+    module: &str,
+    ids: &Value,
+    [vocab, hidden]: [usize; 2],
+    freeze_null: bool,
+) -> Result<Value, ExportError> {
+    if !freeze_null {
+        return embedding(g, module, ids, [vocab, hidden]);
+    }
+    g.scope(module, |g| {
+        let null = g.weight("weight_freeze", &[1, hidden])?;
+        let others = g.weight("weight_train", &[vocab.saturating_sub(1), hidden])?;
+        let table = [null.values.as_slice(), &others.values].concat();
+        let table = g.constant("weight", &[vocab, hidden], &table);
+        Ok(g.node("Gather", &[&table, ids], &[("axis", Int(0))]))
+    })
+}
+
+/// The logits of `[a, b, hidden]`. A model with tied embeddings decodes x/√hidden with the table of the module `tied`.
+pub(crate) fn decoder(
+    g: &mut GraphBuilder<'_>,
+    module: &str,
+    x: &Value,
+    [hidden, vocab]: [usize; 2],
+    tied: Option<&str>,
+) -> Result<Value, ExportError> {
+    let Some(embedding) = tied else { return linear(g, module, x, [hidden, vocab]) };
+    let x = g.scope(module, |g| {
+        let scale = g.scalar("scale", (1.0 / (hidden as f64).sqrt()) as f32);
+        g.node("Mul", &[x, &scale], &[])
+    });
+    linear(g, embedding, &x, [hidden, vocab])
 }
 
 /// y = x·Wᵀ, `[a, b, in]` → `[a, b, out]`. The checkpoint's `weight` `[out, in]` is stored transposed, as `weight.T`, so
@@ -46,9 +85,31 @@ pub(crate) fn linear(
         let weight = g.weight("weight", &[output, input])?;
         let transposed: Vec<f32> =
             (0..input).flat_map(|i| weight.values.iter().skip(i).step_by(input).copied()).collect();
-        let weight = g.constant("weight.T", &[input, output], &transposed);
-        Ok(g.node("MatMul", &[x, &weight], &[]))
+        let weight = g.factor("weight.T", &[input, output], &transposed);
+        let x = g.narrow(x);
+        let product = g.node("MatMul", &[&x, &weight], &[]);
+        Ok(g.widen(&product))
     })
+}
+
+/// y = x·Wᵀ + b, `[a, b, in]` → `[a, b, out]`; the weight as in [`linear`].
+pub(crate) fn affine(
+    g: &mut GraphBuilder<'_>,
+    module: &str,
+    x: &Value,
+    [input, output]: [usize; 2],
+) -> Result<Value, ExportError> {
+    let product = linear(g, module, x, [input, output])?;
+    g.scope(module, |g| {
+        let bias = g.parameter("bias", &[output])?;
+        Ok(g.node("Add", &[&product, &bias], &[]))
+    })
+}
+
+/// y·σ(y), which ONNX has no operator for.
+pub(crate) fn silu(g: &mut GraphBuilder<'_>, y: &Value) -> Value {
+    let gate = g.node("Sigmoid", &[y], &[]);
+    g.node("Mul", &[y, &gate], &[])
 }
 
 /// y = x·W + b, `[a, b, in]` → `[a, b, out]`; `weight` is `[in, out]`, as in GPT-2's `Conv1D`.
@@ -59,9 +120,12 @@ pub(crate) fn conv1d(
     [input, output]: [usize; 2],
 ) -> Result<Value, ExportError> {
     g.scope(module, |g| {
-        let weight = g.parameter("weight", &[input, output])?;
+        let weight = g.weight("weight", &[input, output])?;
+        let weight = g.factor("weight", &[input, output], &weight.values);
         let bias = g.parameter("bias", &[output])?;
-        let product = g.node("MatMul", &[x, &weight], &[]);
+        let x = g.narrow(x);
+        let product = g.node("MatMul", &[&x, &weight], &[]);
+        let product = g.widen(&product);
         Ok(g.node("Add", &[&product, &bias], &[]))
     })
 }
@@ -82,24 +146,32 @@ pub(crate) fn layer_norm(
     })
 }
 
-/// The gates of a recurrent cell in ONNX's order: the letter ONNX gives each, and its place among PyTorch's.
-pub(crate) type Gates = [(char, usize)];
+/// A recurrent layer that ONNX has an operator for.
+pub(crate) struct Cell {
+    /// The operator.
+    pub(crate) op: &'static str,
+    /// The gates in ONNX's order: the letter ONNX gives each, and its place among PyTorch's.
+    pub(crate) gates: &'static [(char, usize)],
+    /// The states that go from one token to the next, in ONNX's order.
+    pub(crate) states: &'static [&'static str],
+}
 
-/// One recurrent layer as one node, `RNN` or `LSTM`, from a zero state: `[seq, batch, hidden]` → the same shape.
+/// One recurrent layer as one node: `[seq, batch, hidden]` → the same shape. `ids` tells the size of the batch.
 ///
 /// ONNX stacks the gates of PyTorch's matrices in another order and wants an axis of directions in front. Both happen
 /// here, and the initializers tell: `weight_ih_l0.iofc` is PyTorch's `weight_ih_l0` with the gates in that order.
 pub(crate) fn recurrent_layer(
     g: &mut GraphBuilder<'_>,
-    op: &str,
-    gates: &Gates,
+    Cell { op, gates, states }: &Cell,
     layer: usize,
+    ids: &Value,
     x: &Value,
     hidden: usize,
 ) -> Result<Value, ExportError> {
     let rows = gates.len() * hidden;
     let order: String = gates.iter().map(|(letter, _)| letter).collect();
-    g.scope("lstm", |g| {
+    // ONNX's recurrent operators take bfloat16 from opset 22 on only.
+    let build = |g: &mut GraphBuilder<'_>| {
         // the rows of a matrix or a bias, each `width` numbers, in ONNX's order
         let reorder = |values: &[f32], width: usize| -> Vec<f32> {
             let gate = hidden * width;
@@ -107,16 +179,33 @@ pub(crate) fn recurrent_layer(
         };
         let mut matrix = |name: String| -> Result<Value, ExportError> {
             let weight = g.weight(&name, &[rows, hidden])?;
-            Ok(g.constant(&format!("{name}.{order}"), &[1, rows, hidden], &reorder(&weight.values, hidden)))
+            Ok(g.factor(&format!("{name}.{order}"), &[1, rows, hidden], &reorder(&weight.values, hidden)))
         };
         let weight_ih = matrix(format!("weight_ih_l{layer}"))?;
         let weight_hh = matrix(format!("weight_hh_l{layer}"))?;
         let bias_ih = g.weight(&format!("bias_ih_l{layer}"), &[rows])?;
         let bias_hh = g.weight(&format!("bias_hh_l{layer}"), &[rows])?;
         let bias = [reorder(&bias_ih.values, 1), reorder(&bias_hh.values, 1)].concat();
-        let bias = g.constant(&format!("bias_l{layer}.{order}"), &[1, 2 * rows], &bias);
-        let states = g.node(op, &[x, &weight_ih, &weight_hh, &bias], &[("hidden_size", Int(hidden as i64))]);
+        let bias = g.factor(&format!("bias_l{layer}.{order}"), &[1, 2 * rows], &bias);
+
+        let front = g.list(&format!("state_direction_axis_l{layer}"), &[0]);
+        let names: Vec<String> = states.iter().map(|state| format!("{state}_l{layer}")).collect();
+        let mut inputs = vec![g.narrow(x), weight_ih, weight_hh, bias, Value::none()];
+        for name in &names {
+            let state = g.state_input(name, "the state before the first token", ids, &[hidden]);
+            let state = g.node("Unsqueeze", &[&state, &front], &[]); // [1, batch, hidden]
+            inputs.push(g.narrow(&state));
+        }
+        let inputs: Vec<&Value> = inputs.iter().collect();
+        let outputs = g.node_with(1 + names.len(), op, &inputs, &[("hidden_size", Int(hidden as i64))]);
+        for (name, state) in names.iter().zip(&outputs[1..]) {
+            let state = g.node("Squeeze", &[state, &front], &[]); // [batch, hidden]
+            let state = g.widen(&state);
+            g.state_output(name, "the state after the last token", state, &[hidden]);
+        }
         let direction = g.list(&format!("direction_axis_l{layer}"), &[1]);
-        Ok(g.node("Squeeze", &[&states, &direction], &[])) // [seq, 1, batch, hidden] → [seq, batch, hidden]
-    })
+        let all = g.widen(&outputs[0]);
+        Ok(g.node("Squeeze", &[&all, &direction], &[])) // [seq, 1, batch, hidden] → [seq, batch, hidden]
+    };
+    g.without_bf16(|g| g.scope("lstm", build))
 }

@@ -2,7 +2,7 @@
 //!
 //! | file | what it writes |
 //! |---|---|
-//! | `rnn.rs`, `lstm.rs`, `transformer.rs` | one architecture each, in the order of the file of that name in `models` |
+//! | `rnn.rs`, `lstm.rs`, `s4.rs`, `mamba.rs`, `rwkv5.rs`, `rwkv6.rs`, `transformer.rs` | one architecture each, in the order of the file of that name in `models` |
 //! | `layers.rs` | the layers they share, as `models::layers` |
 //! | `graph.rs` | the builder: names, initializers, nodes, the file |
 //! | [`onnx`] | the protobuf types, generated from `proto/onnx.proto` |
@@ -14,22 +14,30 @@
 //! checkpoint.
 //!
 //! Every file has the input `input_ids` `[batch, seq]` and the output `logits` `[batch, seq, vocab]`. The Transformer
-//! also takes `attention_mask` and, with rotary positions, `position_ids`, both `[batch, seq]`. Whoever runs the file
-//! finds the vocabulary, the positional embedding and where the model comes from in its metadata: see [`ExportInfo`].
+//! also takes `attention_mask` and, unless it has no positional embedding, `position_ids`, both `[batch, seq]`. A recurrent model gives
+//! its states after the last token as `state_<name>_out` `[batch, …]`, and takes them as the optional `state_<name>_in`:
+//! a long sequence can be fed in pieces, in constant memory. Whoever runs the file finds the vocabulary, the positional embedding and where the model comes from in its metadata: see [`ExportInfo`].
 
 mod error;
 mod graph;
 mod layers;
 mod lstm;
+mod mamba;
 #[allow(missing_docs, clippy::all)]
 pub mod onnx {
     //! The ONNX messages, generated from `proto/onnx.proto`.
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
+mod options;
 mod rnn;
+mod rwkv;
+mod rwkv5;
+mod rwkv6;
+mod s4;
 mod transformer;
 
 pub use error::ExportError;
+pub use options::{ExportOptions, OPSETS, Precision, Target};
 
 use graph::GraphBuilder;
 use models::{ModelConfig, Weights};
@@ -53,28 +61,50 @@ pub struct ExportInfo {
     pub seed: u64,
     /// The checkpoint within the run.
     pub checkpoint: String,
-    /// The precision of the weights.
-    pub precision: String,
 }
 
-/// The ONNX file of a model, ready to be written to disk.
-pub fn export(config: &ModelConfig, weights: &Weights, info: &ExportInfo) -> Result<Vec<u8>, ExportError> {
+/// The name of the second file, beside the first, where the weights of a very large model are.
+pub const WEIGHTS_FILE: &str = "model.onnx.data";
+
+/// An ONNX file, ready to be written to disk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OnnxFile {
+    /// The graph, and the weights unless they are apart.
+    pub model: Vec<u8>,
+    /// What belongs into [`WEIGHTS_FILE`]: the weights, where the graph could not hold them.
+    pub weights: Option<Vec<u8>>,
+}
+
+/// The ONNX file of a model.
+pub fn export(
+    config: &ModelConfig,
+    weights: &Weights,
+    info: &ExportInfo,
+    options: &ExportOptions,
+) -> Result<OnnxFile, ExportError> {
+    options.validate()?;
     config.validate()?;
     let vocab = info.vocab.len();
     check_vocabulary(config, weights, vocab)?;
-    let mut g = GraphBuilder::new(config.arch(), weights);
+    let mut g = GraphBuilder::new(config.arch(), weights, options);
     match config {
         ModelConfig::Rnn(c) => rnn::lower(c, vocab, &mut g)?,
         ModelConfig::Lstm(c) => lstm::lower(c, vocab, &mut g)?,
+        ModelConfig::S4(c) => s4::lower(c, vocab, &mut g)?,
+        ModelConfig::Mamba(c) => mamba::lower(c, vocab, &mut g)?,
+        ModelConfig::Rwkv5(c) => rwkv5::lower(c, vocab, &mut g)?,
+        ModelConfig::Rwkv6(c) => rwkv6::lower(c, vocab, &mut g)?,
         ModelConfig::Transformer(c) => transformer::lower(c, vocab, &mut g)?,
     }
-    g.finish(&metadata(config, info))
+    g.finish(&metadata(config, info, options))
 }
 
 /// The lowerings would find this too, but as a matter of shapes.
 fn check_vocabulary(config: &ModelConfig, weights: &Weights, vocab: usize) -> Result<(), ExportError> {
     let decoder = match config {
-        ModelConfig::Rnn(_) | ModelConfig::Lstm(_) => "decoder.weight",
+        ModelConfig::Rnn(_) | ModelConfig::Lstm(_) | ModelConfig::S4(_) => "decoder.weight",
+        ModelConfig::Mamba(_) => "backbone.embedding.weight",
+        ModelConfig::Rwkv5(_) | ModelConfig::Rwkv6(_) => "head.weight",
         ModelConfig::Transformer(_) => "lm_head.weight",
     };
     match weights.get(decoder).and_then(|weight| weight.shape.first()) {
@@ -83,7 +113,7 @@ fn check_vocabulary(config: &ModelConfig, weights: &Weights, vocab: usize) -> Re
     }
 }
 
-fn metadata(config: &ModelConfig, info: &ExportInfo) -> [(&'static str, String); 13] {
+fn metadata(config: &ModelConfig, info: &ExportInfo, options: &ExportOptions) -> [(&'static str, String); 13] {
     [
         ("handle", info.handle.clone()),
         ("task", info.task.clone()),
@@ -97,6 +127,6 @@ fn metadata(config: &ModelConfig, info: &ExportInfo) -> [(&'static str, String);
         ("hidden_size", config.hidden_size().to_string()),
         ("seed", info.seed.to_string()),
         ("checkpoint", info.checkpoint.clone()),
-        ("precision", info.precision.clone()),
+        ("precision", options.precision.name().into()),
     ]
 }

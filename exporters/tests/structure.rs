@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use exporters::onnx::{GraphProto, ModelProto, NodeProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto};
-use exporters::{ExportError, ExportInfo, export};
+use exporters::{ExportError, ExportInfo, ExportOptions, OnnxFile, Precision, export};
 use models::lstm::LstmConfig;
 use models::rnn::RnnConfig;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
@@ -22,7 +22,13 @@ fn lstm(hidden_size: usize, num_layers: usize) -> ModelConfig {
 }
 
 fn transformer(hidden_size: usize, num_layers: usize, positional_embedding: PositionalEmbedding) -> ModelConfig {
-    ModelConfig::Transformer(TransformerConfig { hidden_size, num_layers, num_heads: 4, positional_embedding })
+    ModelConfig::Transformer(TransformerConfig {
+        hidden_size,
+        num_layers,
+        num_heads: 4,
+        positional_embedding,
+        ..Default::default()
+    })
 }
 
 /// One of each kind.
@@ -49,12 +55,11 @@ fn info(vocab: usize) -> ExportInfo {
         augmentation: "shift".into(),
         seed: 1234,
         checkpoint: "epoch-0003-step-93750".into(),
-        precision: "fp32".into(),
     }
 }
 
 fn exported(config: &ModelConfig) -> ModelProto {
-    let bytes = export(config, &weights(config), &info(VOCAB)).unwrap();
+    let bytes = export(config, &weights(config), &info(VOCAB), &Default::default()).unwrap().model;
     ModelProto::decode(&bytes[..]).unwrap()
 }
 
@@ -95,8 +100,30 @@ fn inputs_and_outputs_are_those_of_the_contract() {
     let expected: [&[&str]; 4] = [&[ids], &[ids], &[ids, mask], &[ids, mask, positions]];
     for (config, inputs) in every_kind(16, 2).iter().zip(expected) {
         let graph = graph(config);
-        assert_eq!(graph.input.iter().map(spelled).collect::<Vec<_>>(), inputs, "{config:?}");
-        assert_eq!(graph.output.iter().map(spelled).collect::<Vec<_>>(), ["logits float [batch, seq, 13]"]);
+        let required = graph.input.iter().filter(|input| !input.name().starts_with("state_"));
+        assert_eq!(required.map(spelled).collect::<Vec<_>>(), inputs, "{config:?}");
+        assert_eq!(spelled(&graph.output[0]), "logits float [batch, seq, 13]");
+    }
+}
+
+/// A state may be handed in and is handed out again; an initializer of one row makes it optional.
+#[test]
+fn recurrent_states_are_optional_inputs_and_trailing_outputs() {
+    let expected: [&[&str]; 4] = [&["h_l0", "h_l1"], &["h_l0", "c_l0", "h_l1", "c_l1"], &[], &[]];
+    for (config, states) in every_kind(16, 2).iter().zip(expected) {
+        let graph = graph(config);
+        let inputs = graph.input.iter().filter(|input| input.name().starts_with("state_"));
+        let spell = |end: &str, batch: &str| -> Vec<String> {
+            states.iter().map(|state| format!("state_{state}_{end} float [{batch}, 16]")).collect()
+        };
+        assert_eq!(inputs.map(spelled).collect::<Vec<_>>(), spell("in", "state_batch"), "{config:?}");
+        assert_eq!(graph.output[1..].iter().map(spelled).collect::<Vec<_>>(), spell("out", "batch"));
+        for state in states {
+            let name = format!("state_{state}_in");
+            let zeros = graph.initializer.iter().find(|tensor| tensor.name() == name).unwrap();
+            assert_eq!(zeros.dims, [1, 16]);
+            assert!(zeros.raw_data().iter().all(|&byte| byte == 0));
+        }
     }
 }
 
@@ -169,12 +196,19 @@ fn names_are_unique_and_edges_lead_somewhere() {
         assert!(graph.node.iter().all(|node| names.insert(node.name())), "{config:?}");
         // topological order: whatever a node reads is there before it
         let mut tensors = HashSet::new();
-        let given = graph.input.iter().map(|input| input.name()).chain(graph.initializer.iter().map(|t| t.name()));
-        for name in given {
+        let initializers: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
+        assert_eq!(initializers.len(), graph.initializer.len());
+        // an optional input is both
+        let inputs = graph.input.iter().map(|input| input.name()).filter(|name| !initializers.contains(name));
+        for name in inputs.chain(graph.initializer.iter().map(|t| t.name())) {
             assert!(tensors.insert(name), "{name} twice");
         }
         for node in &graph.node {
-            assert!(node.input.iter().all(|name| tensors.contains(name.as_str())), "{}", node.name());
+            assert!(
+                node.input.iter().all(|name| name.is_empty() || tensors.contains(name.as_str())),
+                "{}",
+                node.name()
+            );
             assert!(node.output.iter().all(|name| tensors.insert(name)), "{}", node.name());
         }
         assert!(tensors.contains("logits"));
@@ -202,7 +236,7 @@ fn gates_are_reordered_for_onnx() {
     let config = lstm(2, 1);
     let graph = graph(&config);
     let node = nodes_of(&graph, "LSTM")[0];
-    assert_eq!(node.input[1..], ["lstm.weight_ih_l0.iofc", "lstm.weight_hh_l0.iofc", "lstm.bias_l0.iofc"]);
+    assert_eq!(node.input[1..4], ["lstm.weight_ih_l0.iofc", "lstm.weight_hh_l0.iofc", "lstm.bias_l0.iofc"]);
     let stored = graph.initializer.iter().find(|tensor| tensor.name() == "lstm.weight_ih_l0.iofc").unwrap();
     assert_eq!(stored.dims, [1, 8, 2]);
     let weights = weights(&config);
@@ -215,7 +249,7 @@ fn gates_are_reordered_for_onnx() {
 fn the_file_is_hardly_larger_than_its_weights() {
     for config in every_kind(128, 2) {
         let weights = weights(&config);
-        let file = export(&config, &weights, &info(VOCAB)).unwrap().len();
+        let file = export(&config, &weights, &info(VOCAB), &Default::default()).unwrap().model.len();
         let limit = 4 * weights.num_parameters() * 105 / 100 + 4096;
         assert!(file <= limit, "{file} > {limit} bytes for {config:?}");
     }
@@ -223,7 +257,7 @@ fn the_file_is_hardly_larger_than_its_weights() {
 
 /// Exports `of`'s weights as if they were `config`'s.
 fn refusal(config: &ModelConfig, of: &ModelConfig, vocab: usize) -> ExportError {
-    export(config, &weights(of), &info(vocab)).unwrap_err()
+    export(config, &weights(of), &info(vocab), &Default::default()).unwrap_err()
 }
 
 #[test]
@@ -277,4 +311,58 @@ fn impossible_sizes_are_refused_by_key() {
     let possible = transformer(16, 1, PositionalEmbedding::None);
     let impossible = transformer(18, 1, PositionalEmbedding::None);
     assert!(matches!(refusal(&impossible, &possible, VOCAB), ExportError::Config(e) if e.key == "num_heads"));
+}
+
+fn with(options: ExportOptions) -> impl Fn(&ModelConfig) -> OnnxFile {
+    move |config| export(config, &weights(config), &info(VOCAB), &options).unwrap()
+}
+
+#[test]
+fn half_precision_halves_the_file_and_keeps_the_interface() {
+    for config in every_kind(128, 2) {
+        let full = with(ExportOptions::default())(&config).model;
+        for precision in [Precision::Fp16, Precision::Bf16] {
+            let half = with(ExportOptions { precision, ..Default::default() })(&config).model;
+            assert!(half.len() < full.len() * 6 / 10, "{} of {} bytes for {config:?}", half.len(), full.len());
+            let (half, full) = (ModelProto::decode(&half[..]).unwrap(), ModelProto::decode(&full[..]).unwrap());
+            let interface = |model: &ModelProto| {
+                let graph = model.graph.as_ref().unwrap();
+                graph.input.iter().chain(&graph.output).map(spelled).collect::<Vec<_>>()
+            };
+            assert_eq!(interface(&half), interface(&full));
+            let said = half.metadata_props.iter().find(|entry| entry.key() == "precision").unwrap();
+            assert_eq!(said.value(), precision.name());
+        }
+    }
+}
+
+#[test]
+fn weights_too_large_for_a_message_go_to_a_second_file() {
+    let config = lstm(32, 1);
+    let whole = with(ExportOptions::default())(&config);
+    assert_eq!(whole.weights, None);
+    let apart = with(ExportOptions { largest_message: 10_000, ..Default::default() })(&config);
+    let (file, data) = (ModelProto::decode(&apart.model[..]).unwrap(), apart.weights.unwrap());
+    assert!(apart.model.len() < whole.model.len() / 4);
+    let tensors = |model: &ModelProto| model.graph.clone().unwrap().initializer;
+    for (moved, inside) in tensors(&file).iter().zip(tensors(&ModelProto::decode(&whole.model[..]).unwrap())) {
+        let field = |key| moved.external_data.iter().find(|e| e.key() == key).map(|e| e.value().to_owned());
+        let Some(location) = field("location") else {
+            assert_eq!(moved.raw_data(), inside.raw_data());
+            continue;
+        };
+        assert_eq!(location, "model.onnx.data");
+        let [offset, length] = ["offset", "length"].map(|key| field(key).unwrap().parse::<usize>().unwrap());
+        assert_eq!(&data[offset..offset + length], inside.raw_data(), "{}", moved.name());
+    }
+}
+
+#[test]
+fn the_opset_is_a_choice_within_limits() {
+    let config = rnn(8, 1);
+    let file = with(ExportOptions { opset: 23, ..Default::default() })(&config).model;
+    assert_eq!(ModelProto::decode(&file[..]).unwrap().opset_import[0].version(), 23);
+    let options = ExportOptions { opset: 12, ..Default::default() };
+    let error = export(&config, &weights(&config), &info(VOCAB), &options).unwrap_err();
+    assert_eq!(error.to_string(), "cannot export the model in opset 12\n  hint: give one of 20 to 23");
 }

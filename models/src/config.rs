@@ -1,7 +1,12 @@
-use crate::error::ConfigError;
+use crate::error::{ConfigError, InputError};
 use crate::lstm::LstmConfig;
+use crate::mamba::MambaConfig;
 use crate::rnn::RnnConfig;
+use crate::rwkv5::Rwkv5Config;
+use crate::rwkv6::Rwkv6Config;
+use crate::s4::S4Config;
 use crate::transformer::{PositionalEmbedding, TransformerConfig};
+use data::{Augmentation, Batch, PositionIds, Vocabulary};
 use serde::{Deserialize, Serialize};
 
 /// The `[model]` table of a config: `arch` selects which of the others are read.
@@ -12,19 +17,31 @@ pub enum ModelConfig {
     Rnn(RnnConfig),
     /// See [`crate::lstm`].
     Lstm(LstmConfig),
+    /// See [`crate::s4`].
+    S4(S4Config),
+    /// See [`crate::mamba`].
+    Mamba(MambaConfig),
+    /// See [`crate::rwkv5`].
+    Rwkv5(Rwkv5Config),
+    /// See [`crate::rwkv6`].
+    Rwkv6(Rwkv6Config),
     /// See [`crate::transformer`].
     Transformer(TransformerConfig),
 }
 
 impl ModelConfig {
     /// The values of `arch`.
-    pub const ARCHITECTURES: [&'static str; 3] = ["rnn", "lstm", "transformer"];
+    pub const ARCHITECTURES: [&'static str; 7] = ["rnn", "lstm", "s4", "mamba", "rwkv5", "rwkv6", "transformer"];
 
     /// The architecture's name.
     pub fn arch(&self) -> &'static str {
         match self {
             Self::Rnn(_) => "rnn",
             Self::Lstm(_) => "lstm",
+            Self::S4(_) => "s4",
+            Self::Mamba(_) => "mamba",
+            Self::Rwkv5(_) => "rwkv5",
+            Self::Rwkv6(_) => "rwkv6",
             Self::Transformer(_) => "transformer",
         }
     }
@@ -34,6 +51,10 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => c.hidden_size,
             Self::Lstm(c) => c.hidden_size,
+            Self::S4(c) => c.hidden_size,
+            Self::Mamba(c) => c.hidden_size,
+            Self::Rwkv5(c) => c.hidden_size,
+            Self::Rwkv6(c) => c.hidden_size,
             Self::Transformer(c) => c.hidden_size,
         }
     }
@@ -43,6 +64,10 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => c.num_layers,
             Self::Lstm(c) => c.num_layers,
+            Self::S4(c) => c.num_layers,
+            Self::Mamba(c) => c.num_layers,
+            Self::Rwkv5(c) => c.num_layers,
+            Self::Rwkv6(c) => c.num_layers,
             Self::Transformer(c) => c.num_layers,
         }
     }
@@ -50,15 +75,75 @@ impl ModelConfig {
     /// The name of the positional embedding; `none` for recurrent models, which need no positions.
     pub fn positional_embedding(&self) -> &'static str {
         match self {
-            Self::Rnn(_) | Self::Lstm(_) => "none",
-            Self::Transformer(c) => match c.positional_embedding {
-                PositionalEmbedding::None => "none",
-                PositionalEmbedding::Rope => "rope",
-            },
+            Self::Rnn(_) | Self::Lstm(_) | Self::S4(_) | Self::Mamba(_) | Self::Rwkv5(_) | Self::Rwkv6(_) => "none",
+            Self::Transformer(c) => c.positional_embedding.name(),
         }
     }
 
-    /// Refuses sizes that cannot be built, naming the key.
+    /// How the positions of a batch are to be made.
+    pub fn augmentation(&self) -> Augmentation {
+        match self {
+            Self::Transformer(c) => c.position_augmentation(),
+            _ => Augmentation::None,
+        }
+    }
+
+    /// The table size that positions are drawn from; `None` for models without positions.
+    pub fn max_position_embeddings(&self) -> Option<usize> {
+        match self {
+            Self::Transformer(c) => Some(c.max_position_embeddings),
+            _ => None,
+        }
+    }
+
+    /// The longest sequence, counted from position 0, that the model's position table covers; `None` without a table.
+    pub fn max_length(&self) -> Option<usize> {
+        match self {
+            Self::Transformer(c) => c.position_limit(),
+            _ => None,
+        }
+    }
+
+    /// Refuses a batch whose positions the model cannot take.
+    pub fn check(&self, batch: &Batch) -> Result<(), InputError> {
+        let Self::Transformer(config) = self else { return Ok(()) };
+        let scalar = config.positional_embedding == PositionalEmbedding::Scalar;
+        match &batch.position_ids {
+            _ if config.positional_embedding == PositionalEmbedding::None => Ok(()),
+            PositionIds::Integers(ids) if !scalar => match (ids.iter().max(), config.position_limit()) {
+                (Some(&position), Some(limit)) if position >= limit as i64 => {
+                    Err(InputError::PastTable { position, limit })
+                }
+                _ => Ok(()),
+            },
+            PositionIds::Scalars(_) if scalar => Ok(()),
+            _ => {
+                let [wanted, found] = if scalar { ["scalar", "integer"] } else { ["integer", "scalar"] };
+                let (embedding, augmentation) = (self.positional_embedding(), self.augmentation().name());
+                Err(InputError::PositionKind { embedding, wanted, found, augmentation })
+            }
+        }
+    }
+
+    /// Refuses a vocabulary that contradicts the settings: a frozen null embedding is that of token 0, `<null>`.
+    pub fn check_vocabulary(&self, vocabulary: &Vocabulary) -> Result<(), ConfigError> {
+        let freezes_null = match self {
+            Self::Rnn(c) => c.freeze_null_embedding,
+            Self::Lstm(c) => c.freeze_null_embedding,
+            Self::Transformer(c) => c.freeze_null_embedding,
+            _ => false,
+        };
+        match vocabulary.token(0) {
+            Some("<null>") => Ok(()),
+            Some(other) if freezes_null => Err(ConfigError::new(
+                "freeze_null_embedding",
+                format!("token 0 of the task is `{other}`, not `<null>`; choose a task with `<null>` or leave it out"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses sizes that cannot be built and settings that contradict each other, naming the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         for (key, value) in [("hidden_size", self.hidden_size()), ("num_layers", self.num_layers())] {
             if value == 0 {
@@ -66,8 +151,16 @@ impl ModelConfig {
             }
         }
         match self {
-            Self::Rnn(c) => check_dropout(c.dropout),
-            Self::Lstm(c) => check_dropout(c.dropout),
+            Self::Rnn(c) => {
+                check_dropout(c.dropout).and_then(|()| check_embeddings(c.tie_word_embeddings, c.freeze_null_embedding))
+            }
+            Self::Lstm(c) => {
+                check_dropout(c.dropout).and_then(|()| check_embeddings(c.tie_word_embeddings, c.freeze_null_embedding))
+            }
+            Self::S4(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
+            Self::Mamba(c) => c.validate(),
+            Self::Rwkv5(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
+            Self::Rwkv6(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
             Self::Transformer(c) => c.validate(),
         }
     }
@@ -78,4 +171,12 @@ fn check_dropout(p: f64) -> Result<(), ConfigError> {
         return Ok(());
     }
     Err(ConfigError::new("dropout", format!("{p} is not a probability below 1")))
+}
+
+pub(crate) fn check_embeddings(tied: bool, null_frozen: bool) -> Result<(), ConfigError> {
+    if tied && null_frozen {
+        let reason = "the decoder cannot be an embedding of which a part is frozen (freeze_null_embedding); choose one";
+        return Err(ConfigError::new("tie_word_embeddings", reason));
+    }
+    Ok(())
 }

@@ -25,16 +25,24 @@ impl<'a, B: Backend> Init<'a, B> {
 
     /// Uniform on ±`bound`.
     pub fn uniform<const D: usize>(&mut self, shape: [usize; D], bound: f64) -> Param<Tensor<B, D>> {
-        let n = shape.iter().product();
-        let values = (0..n).map(|_| self.rng.random_range(-bound..=bound) as f32).collect();
+        let values = self.draw_uniform(shape.iter().product(), -bound, bound);
         self.param(values, shape)
+    }
+
+    /// Values uniform on `low..=high`, for what is computed from draws.
+    pub fn draw_uniform(&mut self, n: usize, low: f64, high: f64) -> Vec<f32> {
+        (0..n).map(|_| self.rng.random_range(low..=high) as f32).collect()
+    }
+
+    /// Values normal with mean 0 and standard deviation `std`, for what is computed from draws.
+    pub fn draw_normal(&mut self, n: usize, std: f64) -> Vec<f32> {
+        let draw = |rng: &mut ChaCha8Rng| -> f64 { StandardNormal.sample(rng) };
+        (0..n).map(|_| (draw(&mut self.rng) * std) as f32).collect()
     }
 
     /// Normal with mean 0 and standard deviation `std`.
     pub fn normal<const D: usize>(&mut self, shape: [usize; D], std: f64) -> Param<Tensor<B, D>> {
-        let n = shape.iter().product();
-        let draw = |rng: &mut ChaCha8Rng| -> f64 { StandardNormal.sample(rng) };
-        let values = (0..n).map(|_| (draw(&mut self.rng) * std) as f32).collect();
+        let values = self.draw_normal(shape.iter().product(), std);
         self.param(values, shape)
     }
 
@@ -42,6 +50,32 @@ impl<'a, B: Backend> Init<'a, B> {
     pub fn constant<const D: usize>(&mut self, shape: [usize; D], value: f32) -> Param<Tensor<B, D>> {
         let n = shape.iter().product();
         self.param(vec![value; n], shape)
+    }
+
+    /// Computed, not drawn: row-major `values`, as many as the shape says.
+    pub fn values<const D: usize>(&mut self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<B, D>> {
+        self.param(values, shape)
+    }
+
+    /// `gain` times a matrix whose rows (or columns, where there are fewer of them) are orthonormal, uniform among all
+    /// such matrices (Saxe et al., arXiv 1312.6120).
+    pub fn orthogonal(&mut self, [rows, columns]: [usize; 2], gain: f64) -> Param<Tensor<B, 2>> {
+        let (few, many) = (rows.min(columns), rows.max(columns));
+        let mut basis: Vec<Vec<f64>> = Vec::with_capacity(few);
+        for _ in 0..few {
+            let mut v: Vec<f64> = (0..many).map(|_| StandardNormal.sample(&mut self.rng)).collect();
+            // Gram-Schmidt: what rounding leaves of the others the first time goes the second time.
+            for other in basis.iter().chain(&basis) {
+                let along: f64 = v.iter().zip(other).map(|(a, b)| a * b).sum();
+                v.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
+            }
+            let norm = v.iter().map(|a| a * a).sum::<f64>().sqrt();
+            v.iter_mut().for_each(|a| *a /= norm);
+            basis.push(v);
+        }
+        let at = |i: usize, j: usize| if rows <= columns { basis[i][j] } else { basis[j][i] };
+        let entries = (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j)));
+        self.param(entries.map(|(i, j)| (gain * at(i, j)) as f32).collect(), [rows, columns])
     }
 
     fn param<const D: usize>(&mut self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<B, D>> {

@@ -11,6 +11,17 @@ pub fn masked_cross_entropy<B: Backend>(logits: Tensor<B, 3>, labels: Tensor<B, 
     (at_label * scored.clone()).sum().neg() / scored.sum()
 }
 
+/// RWKV's pull of the largest logits towards zero, to be added to the loss in training: a term whose value is 0 and whose
+/// gradient is `max_logit`·1e-4/(batch·seq) at the largest logit of every position, scored or not.
+///
+/// Source: `L2Wrap` in the training code published with Peng et al., arXiv 2404.05892.
+pub fn l2_wrap<B: Backend>(logits: Tensor<B, 3>) -> Tensor<B, 1> {
+    let [batch, seq, _] = logits.dims();
+    let largest = logits.max_dim(2); // [batch, seq, 1]
+    let term = largest.square().sum() * (0.5e-4 / (batch * seq) as f64);
+    term.clone() - term.detach()
+}
+
 /// The arg-max over the vocabulary, `[batch, seq]`.
 pub fn predictions<B: Backend>(logits: Tensor<B, 3>) -> Tensor<B, 2, Int> {
     logits.argmax(2).squeeze_dim(2)

@@ -1,13 +1,19 @@
 use crate::layers::DropoutSource;
 use crate::lstm::Lstm;
+use crate::mamba::Mamba;
 use crate::ops::SequenceOps;
 use crate::rnn::Rnn;
+use crate::rwkv5::Rwkv5;
+use crate::rwkv6::Rwkv6;
+use crate::s4::S4;
 use crate::transformer::Transformer;
 use crate::{Init, ModelConfig};
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
-use burn::tensor::TensorData;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, FloatDType, TensorData};
 use data::{Batch, PositionIds};
+use std::collections::BTreeMap;
 
 /// What a forward pass takes.
 #[derive(Debug, Clone)]
@@ -15,7 +21,7 @@ pub struct ModelInput<B: Backend> {
     /// Token ids `[batch, seq]`.
     pub input_ids: Tensor<B, 2, Int>,
     /// Positions `[batch, seq]`; recurrent models ignore them.
-    pub position_ids: Tensor<B, 2, Int>,
+    pub position_ids: Positions<B>,
     /// `[batch, seq]`, 0 at tokens that attention must not see as keys; `None` where there are none. Recurrent models
     /// ignore it: to them padding is an ordinary token.
     pub attention_mask: Option<Tensor<B, 2>>,
@@ -35,8 +41,11 @@ impl<B: Backend> ModelInput<B> {
         Self {
             input_ids: ints(&batch.input_ids),
             position_ids: match &batch.position_ids {
-                PositionIds::Integers(ids) => ints(ids),
-                PositionIds::Scalars(values) => ints(&vec![0; values.len()]), // no model takes scalar positions
+                PositionIds::Integers(ids) => Positions::Integers(ints(ids)),
+                PositionIds::Scalars(values) => {
+                    let data = TensorData::new(values.clone(), [batch.batch, batch.seq]);
+                    Positions::Scalars(Tensor::from_data(data, (device, DType::F32)))
+                }
             },
             attention_mask,
             dropout: None,
@@ -49,6 +58,33 @@ impl<B: Backend> ModelInput<B> {
     }
 }
 
+/// Positions `[batch, seq]`, as [`data::PositionIds`].
+#[derive(Debug, Clone)]
+pub enum Positions<B: Backend> {
+    /// Indices, for tables and rotary embeddings.
+    Integers(Tensor<B, 2, Int>),
+    /// Fractions in [0, 1], for scalar embeddings.
+    Scalars(Tensor<B, 2>),
+}
+
+impl<B: Backend> Positions<B> {
+    /// Rows of a table; a fraction counts as the integer below it ([`ModelConfig::check`] refuses them).
+    pub fn indices(self) -> Tensor<B, 2, Int> {
+        match self {
+            Self::Integers(ids) => ids,
+            Self::Scalars(values) => values.int(),
+        }
+    }
+
+    /// Either kind as 32-bit floats, whatever type the model computes in: half precision cannot tell 1000 from 1001.
+    pub fn floats(self) -> Tensor<B, 2> {
+        match self {
+            Self::Integers(ids) => ids.cast(FloatDType::F32),
+            Self::Scalars(values) => values.cast(FloatDType::F32),
+        }
+    }
+}
+
 /// Any of the architectures.
 // The variants differ in size by a few hundred bytes, and there is one model per process.
 #[allow(clippy::large_enum_variant)]
@@ -58,6 +94,14 @@ pub enum Model<B: Backend> {
     Rnn(Rnn<B>),
     /// See [`crate::lstm`].
     Lstm(Lstm<B>),
+    /// See [`crate::s4`].
+    S4(S4<B>),
+    /// See [`crate::mamba`].
+    Mamba(Mamba<B>),
+    /// See [`crate::rwkv5`].
+    Rwkv5(Rwkv5<B>),
+    /// See [`crate::rwkv6`].
+    Rwkv6(Rwkv6<B>),
     /// See [`crate::transformer`].
     Transformer(Transformer<B>),
 }
@@ -69,8 +113,27 @@ impl ModelConfig {
         match self {
             Self::Rnn(c) => Model::Rnn(c.init(vocab, init)),
             Self::Lstm(c) => Model::Lstm(c.init(vocab, init)),
+            Self::S4(c) => Model::S4(c.init(vocab, init)),
+            Self::Mamba(c) => Model::Mamba(c.init(vocab, init)),
+            Self::Rwkv5(c) => Model::Rwkv5(c.init(vocab, init)),
+            Self::Rwkv6(c) => Model::Rwkv6(c.init(vocab, init)),
             Self::Transformer(c) => Model::Transformer(c.init(vocab, init)),
         }
+    }
+}
+
+impl<B: AutodiffBackend> Model<B> {
+    /// How many numbers are trained: all but frozen tables, each number once where parameters are tied.
+    pub fn num_trainable_params(&self) -> usize {
+        struct Count(usize);
+        impl<B: Backend> ModuleVisitor<B> for Count {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+                self.0 += if param.is_require_grad() { param.shape().num_elements() } else { 0 };
+            }
+        }
+        let mut count = Count(0);
+        self.visit(&mut count);
+        count.0
     }
 }
 
@@ -80,7 +143,24 @@ impl<B: SequenceOps> Model<B> {
         match self {
             Self::Rnn(m) => m.forward(input),
             Self::Lstm(m) => m.forward(input),
+            Self::S4(m) => m.forward(input),
+            Self::Mamba(m) => m.forward(input),
+            Self::Rwkv5(m) => m.forward(input),
+            Self::Rwkv6(m) => m.forward(input),
             Self::Transformer(m) => m.forward(input),
+        }
+    }
+
+    /// The integer buffers by their names in checkpoints.
+    pub(crate) fn integers(&self) -> impl Iterator<Item = (String, usize)> {
+        let s4 = if let Self::S4(m) = self { Some(m) } else { None };
+        s4.into_iter().flat_map(S4::kernel_lengths)
+    }
+
+    /// Takes over integer buffers, each of [`integers`](Self::integers).
+    pub(crate) fn set_integers(&mut self, integers: &BTreeMap<String, usize>) {
+        if let Self::S4(m) = self {
+            m.set_kernel_lengths(integers);
         }
     }
 }

@@ -8,10 +8,12 @@ use burn::tensor::TensorData;
 use data::{Batch, Collation, Example, PAD, Vocabulary, stream_rng};
 use models::layers::{DropoutSource, dropout};
 use models::lstm::LstmConfig;
+use models::mamba::MambaConfig;
 use models::ops::{RecurrentWeights, SequenceOps};
 use models::rnn::RnnConfig;
+use models::s4::S4Config;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
-use models::{Cpu, Model, ModelConfig, ModelInput, Weight, WeightError, Weights};
+use models::{Cpu, Model, ModelConfig, ModelInput, Positions, Weight, WeightError, Weights};
 use rand::RngExt;
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::{Path, PathBuf};
@@ -19,11 +21,19 @@ use std::path::{Path, PathBuf};
 const VOCAB: usize = 13;
 
 fn rnn(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
-    ModelConfig::Rnn(RnnConfig { hidden_size, num_layers, dropout })
+    ModelConfig::Rnn(RnnConfig { hidden_size, num_layers, dropout, ..Default::default() })
 }
 
 fn lstm(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
-    ModelConfig::Lstm(LstmConfig { hidden_size, num_layers, dropout })
+    ModelConfig::Lstm(LstmConfig { hidden_size, num_layers, dropout, ..Default::default() })
+}
+
+fn s4(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
+    ModelConfig::S4(S4Config { hidden_size, num_layers, dropout, kernel_length: 64 })
+}
+
+fn mamba(hidden_size: usize, num_layers: usize) -> ModelConfig {
+    ModelConfig::Mamba(MambaConfig { hidden_size, num_layers, ..Default::default() })
 }
 
 fn transformer(
@@ -32,7 +42,13 @@ fn transformer(
     num_heads: usize,
     positional_embedding: PositionalEmbedding,
 ) -> ModelConfig {
-    ModelConfig::Transformer(TransformerConfig { hidden_size, num_layers, num_heads, positional_embedding })
+    ModelConfig::Transformer(TransformerConfig {
+        hidden_size,
+        num_layers,
+        num_heads,
+        positional_embedding,
+        ..Default::default()
+    })
 }
 
 fn nope() -> ModelConfig {
@@ -44,8 +60,8 @@ fn rope() -> ModelConfig {
 }
 
 /// Every architecture, two layers of width 16.
-fn all() -> [ModelConfig; 4] {
-    [rnn(16, 2, 0.5), lstm(16, 2, 0.5), nope(), rope()]
+fn all() -> [ModelConfig; 6] {
+    [rnn(16, 2, 0.5), lstm(16, 2, 0.5), s4(16, 2, 0.5), mamba(16, 2), nope(), rope()]
 }
 
 fn model(config: &ModelConfig, seed: u64) -> Model<Cpu> {
@@ -59,7 +75,12 @@ fn weights(config: &ModelConfig, seed: u64) -> Weights {
 /// One example at positions 0, 1, 2 …
 fn input(ids: &[i64]) -> ModelInput<Cpu> {
     let positions: Vec<i64> = (0..ids.len() as i64).collect();
-    ModelInput { input_ids: ints(ids), position_ids: ints(&positions), attention_mask: None, dropout: None }
+    ModelInput {
+        input_ids: ints(ids),
+        position_ids: Positions::Integers(ints(&positions)),
+        attention_mask: None,
+        dropout: None,
+    }
 }
 
 fn ints(values: &[i64]) -> Tensor<Cpu, 2, Int> {
@@ -103,6 +124,12 @@ fn parameter_counts_are_those_of_the_paper() {
     }
     for (layers, counts) in [(1, [158_464, 135_424]), (2, [290_560, 267_520]), (4, [554_752, 531_712])] {
         assert_eq!([103, 13].map(|v| count(lstm(128, layers, 0.1), v)), counts, "lstm, {layers} layers");
+    }
+    for (layers, counts) in [(1, [92_672, 69_632]), (2, [158_976, 135_936]), (4, [291_584, 268_544])] {
+        assert_eq!([103, 13].map(|v| count(s4(128, layers, 0.1), v)), counts, "s4, {layers} layers");
+    }
+    for (layers, counts) in [(1, [129_920, 118_400]), (2, [246_528, 235_008]), (4, [479_744, 468_224])] {
+        assert_eq!([103, 13].map(|v| count(mamba(128, layers), v)), counts, "mamba, {layers} layers");
     }
     for (layers, counts) in
         [(1, [12_809_216, 12_624_896]), (2, [25_405_440, 25_221_120]), (4, [50_597_888, 50_413_568])]
@@ -197,7 +224,7 @@ fn no_query_sees_a_masked_key() {
 
 #[test]
 fn rope_knows_distances_and_nope_knows_no_positions() {
-    let at = |positions: &[i64]| ModelInput { position_ids: ints(positions), ..input(&IDS) };
+    let at = |positions: &[i64]| ModelInput { position_ids: Positions::Integers(ints(positions)), ..input(&IDS) };
     let plain: Vec<i64> = (0..IDS.len() as i64).collect();
     let shifted: Vec<i64> = plain.iter().map(|p| p + 40).collect();
     let stretched: Vec<i64> = plain.iter().map(|p| p * 5).collect();
@@ -308,7 +335,11 @@ fn a_seed_means_the_same_weights() {
         let training = config.init::<Autodiff<Cpu>>(VOCAB, 3, &Default::default());
         assert_eq!(weights(&config, 3), Weights::of(&training).unwrap(), "{config:?} on another backend");
         for ((name, a), (_, b)) in weights(&config, 3).iter().zip(weights(&config, 4).iter()) {
-            let constant = name.contains("ln_") || (name.starts_with("h.") && name.ends_with("bias"));
+            let last = name.rsplit('.').next().unwrap();
+            let norm = name.contains("ln_") || name.contains("norm") || (name.starts_with("h.") && last == "bias");
+            let constant = norm
+                || matches!((&config, last), (ModelConfig::S4(_), "A_real" | "A_imag" | "B" | "P"))
+                || matches!((&config, last), (ModelConfig::Mamba(_), "A_log" | "D"));
             assert_eq!(a == b, constant, "{name} with seeds 3 and 4");
         }
     }
@@ -343,6 +374,12 @@ fn assert_uniform(name: &str, weight: &Weight, bound: f64) {
     assert!(largest <= bound * (1.0 + 1e-6) && largest > bound * 0.95, "{name}: largest {largest}, bound {bound}");
 }
 
+fn assert_uniform_between(name: &str, weight: &Weight, [low, high]: [f64; 2]) {
+    let middle = ((low + high) / 2.0) as f32;
+    let centred = weight.values.iter().map(|v| v - middle).collect();
+    assert_uniform(name, &Weight { shape: weight.shape.clone(), values: centred }, (high - low) / 2.0);
+}
+
 #[test]
 fn initial_weights_have_the_documented_distributions() {
     for config in [rnn(128, 2, 0.1), lstm(128, 2, 0.1)] {
@@ -355,6 +392,41 @@ fn initial_weights_have_the_documented_distributions() {
     }
     let layers = 3;
     let all = |weight: &Weight, value: f32| weight.values.iter().all(|v| *v == value);
+    let steps = [0.001f64.ln(), 0.1f64.ln()];
+    for (name, weight) in weights(&s4(128, 2, 0.1), 5).iter() {
+        match name.rsplit('.').next().unwrap() {
+            "C" => {} // truncated: see the tests of state spaces
+            "D" => assert_normal(name, weight, 1.0),
+            "inv_dt" => assert_uniform_between(name, weight, steps),
+            "A_real" => assert!(all(weight, 0.5f32.ln()), "{name}"),
+            "A_imag" => assert!(weight.values.iter().all(|v| *v > 0.1), "{name}"),
+            "B" => assert!(weight.values.chunks(2).all(|b| b[1].abs() <= 2.0), "{name}"),
+            "P" => assert!(weight.values.iter().all(|v| v.is_finite()), "{name}"),
+            _ if name == "encoder.weight" => assert_normal(name, weight, 1.0),
+            "weight" if name.starts_with("norms.") => assert!(all(weight, 1.0), "{name}"),
+            "bias" if name.starts_with("norms.") => assert!(all(weight, 0.0), "{name}"),
+            _ => assert_uniform(name, weight, 1.0 / 128f64.sqrt()),
+        }
+    }
+    for (name, weight) in weights(&mamba(128, layers), 5).iter() {
+        match name.split_once("mixer.").map_or(name, |(_, rest)| rest) {
+            "backbone.embedding.weight" => assert_normal(name, weight, 0.02),
+            "in_proj.weight" => assert_uniform(name, weight, 1.0 / 128f64.sqrt()),
+            "out_proj.weight" => assert_uniform(name, weight, 1.0 / (256.0 * layers as f64).sqrt()),
+            "x_proj.weight" => assert_uniform(name, weight, 1.0 / 256f64.sqrt()),
+            "conv1d.weight" | "conv1d.bias" => assert_uniform(name, weight, 0.5),
+            "dt_proj.weight" => assert_uniform(name, weight, 1.0 / 8f64.sqrt()),
+            "dt_proj.bias" => {
+                let logs = weight.values.iter().map(|v| v.exp().ln_1p().ln()).collect();
+                assert_uniform_between(name, &Weight { shape: weight.shape.clone(), values: logs }, steps);
+            }
+            "A_log" => {
+                let right = weight.values.iter().enumerate().all(|(i, v)| (v.exp() - (i % 16 + 1) as f32).abs() < 1e-5);
+                assert!(right, "{name}");
+            }
+            _ => assert!(all(weight, 1.0), "{name}"), // D and the norms
+        }
+    }
     for (name, weight) in weights(&transformer(64, layers, 4, PositionalEmbedding::Rope), 5).iter() {
         let norm = name.contains("ln_");
         match name.rsplit_once('.').unwrap() {
@@ -522,9 +594,9 @@ fn damaged_weights_are_refused_with_the_name_of_the_file() {
         [0, 4, 8, header / 2, header - 1, header, header + 2, whole.len() / 2, whole.len() - 4, whole.len() - 1];
     let damaged = damaged.map(|n| (format!("cut after {n} of {} bytes", whole.len()), cut(n)));
     let others = [("a broken header".to_owned(), flipped), ("an endless header".to_owned(), endless)];
-    let doubles = TensorView::new(Dtype::F64, vec![1], &[0; 8]).unwrap();
-    let doubles = ("64-bit floats".to_owned(), safetensors::serialize([("encoder.weight", doubles)], None).unwrap());
-    for (what, bytes) in damaged.into_iter().chain(others).chain([doubles]) {
+    let complex = TensorView::new(Dtype::C64, vec![1], &[0; 8]).unwrap();
+    let complex = ("complex numbers".to_owned(), safetensors::serialize([("encoder.weight", complex)], None).unwrap());
+    for (what, bytes) in damaged.into_iter().chain(others).chain([complex]) {
         let error = read_bytes("damaged", &bytes).expect_err(&what);
         assert!(matches!(error, WeightError::Damaged { .. }), "{what}: {error:?}");
         let text = error.to_string();
@@ -553,6 +625,11 @@ fn sizes_that_cannot_be_built_are_refused_by_key() {
         (rnn(16, 1, 1.0), "dropout"),
         (lstm(16, 1, -0.1), "dropout"),
         (lstm(16, 1, f64::NAN), "dropout"),
+        (s4(16, 1, 1.5), "dropout"),
+        (ModelConfig::S4(S4Config { kernel_length: 0, ..Default::default() }), "kernel_length"),
+        (ModelConfig::Mamba(MambaConfig { state_size: 0, ..Default::default() }), "state_size"),
+        (ModelConfig::Mamba(MambaConfig { conv_kernel: 1, ..Default::default() }), "conv_kernel"),
+        (ModelConfig::Mamba(MambaConfig { expand: 0, ..Default::default() }), "expand"),
     ] {
         let error = config.validate().expect_err(&format!("{config:?}"));
         assert_eq!(error.key, key, "{config:?}");
@@ -560,108 +637,5 @@ fn sizes_that_cannot_be_built_are_refused_by_key() {
     }
     for config in all().into_iter().chain([heads(12, 4), rnn(1, 1, 0.0)]) {
         config.validate().unwrap();
-    }
-}
-
-// Gradients of the operations -----------------------------------------------------------------------------------------
-
-type Training = Autodiff<Cpu>;
-type Flat = Tensor<Training, 1>;
-
-/// Compares the gradient of Σ c·f(arguments), c fixed, in every coordinate of every argument with the five-point
-/// difference quotient (8·(f(h) − f(−h)) − (f(2h) − f(−2h))) / 12h.
-///
-/// With h = 0.03 the formula's own error is h⁴/30 = 3e-8 times the fifth derivative, which is below 1e3 here. An output
-/// of size 1 carries a rounding error of about 1e-7, so up to 100 outputs, summed in float64 with |c| ≤ 1, leave
-/// 1.5·√100·1e-7/0.03 = 5e-5. The tolerance is four times the sum of the two; the gradients are of size 0.1 to 5.
-fn check_gradient(what: &str, arguments: &[Vec<f32>], f: impl Fn(Vec<Flat>) -> Flat) {
-    const STEP: f64 = 0.03;
-    const TOLERANCE: f64 = 3e-4;
-    let tensor = |values: &[f32]| Flat::from_data(TensorData::from(values), &Default::default());
-    let inputs: Vec<Flat> = arguments.iter().map(|a| tensor(a).require_grad()).collect();
-    let outputs = f(inputs.clone());
-    let c = random(outputs.dims()[0], 1.0, 99);
-    let gradients = (outputs * tensor(&c)).sum().backward();
-
-    let value = |arguments: &[Vec<f32>]| -> f64 {
-        let outputs = f(arguments.iter().map(|a| tensor(a)).collect()).into_data();
-        outputs.iter::<f64>().zip(&c).map(|(o, c)| o * f64::from(*c)).sum()
-    };
-    for (which, input) in inputs.iter().enumerate() {
-        let analytic: Vec<f64> = input.grad(&gradients).unwrap().into_data().iter().collect();
-        for (i, analytic) in analytic.into_iter().enumerate() {
-            let moved = |by: f64| {
-                let mut arguments = arguments.to_vec();
-                arguments[which][i] = (f64::from(arguments[which][i]) + by) as f32;
-                value(&arguments)
-            };
-            let quotient =
-                (8.0 * (moved(STEP) - moved(-STEP)) - (moved(2.0 * STEP) - moved(-2.0 * STEP))) / (12.0 * STEP);
-            let difference = (analytic - quotient).abs();
-            assert!(difference < TOLERANCE, "{what}: argument {which}, entry {i}: {analytic}, quotient {quotient}");
-        }
-    }
-}
-
-const SHAPES: [(usize, usize); 5] = [(1, 1), (1, 5), (3, 1), (2, 3), (1, 7)];
-
-/// Input, weights and state of a recurrent layer from 3 to 2 channels.
-fn recurrent_arguments(gates: usize, batch: usize, seq: usize, states: usize) -> Vec<Vec<f32>> {
-    let rows = gates * 2;
-    let sizes = [batch * seq * 3, rows * 3, rows * 2, rows, rows].into_iter().chain(vec![batch * 2; states]);
-    sizes.enumerate().map(|(i, n)| random(n, 0.8, i as u64)).collect()
-}
-
-fn recurrent_weights(gates: usize, arguments: &[Flat]) -> RecurrentWeights<Training> {
-    let rows = gates * 2;
-    RecurrentWeights {
-        weight_ih: arguments[1].clone().reshape([rows, 3]),
-        weight_hh: arguments[2].clone().reshape([rows, 2]),
-        bias_ih: arguments[3].clone(),
-        bias_hh: arguments[4].clone(),
-    }
-}
-
-#[test]
-fn gradient_of_rnn_layer() {
-    for (batch, seq) in SHAPES {
-        let what = format!("rnn_layer, batch {batch}, seq {seq}");
-        check_gradient(&what, &recurrent_arguments(1, batch, seq, 1), |a| {
-            let (x, h) = (a[0].clone().reshape([batch, seq, 3]), a[5].clone().reshape([batch, 2]));
-            let (out, h) = Training::rnn_layer(x, recurrent_weights(1, &a), Some(h));
-            Tensor::cat(vec![out.reshape([-1]), h.reshape([-1])], 0)
-        });
-    }
-}
-
-#[test]
-fn gradient_of_lstm_layer() {
-    for (batch, seq) in SHAPES {
-        let what = format!("lstm_layer, batch {batch}, seq {seq}");
-        check_gradient(&what, &recurrent_arguments(4, batch, seq, 2), |a| {
-            let [h, c] = [5, 6].map(|i: usize| a[i].clone().reshape([batch, 2]));
-            let x = a[0].clone().reshape([batch, seq, 3]);
-            let (out, (h, c)) = Training::lstm_layer(x, recurrent_weights(4, &a), Some((h, c)));
-            Tensor::cat(vec![out.reshape([-1]), h.reshape([-1]), c.reshape([-1])], 0)
-        });
-    }
-}
-
-#[test]
-fn gradient_of_causal_attention() {
-    let (heads, dim) = (2, 3);
-    for (batch, seq) in SHAPES {
-        // The first key stays: a query without any allowed key is settled by rounding, which has no derivative.
-        let masked: Vec<f32> = (0..batch * seq).map(|i| if i % seq % 3 == 1 { 0.0 } else { 1.0 }).collect();
-        for mask in [None, Some(masked)] {
-            let what = format!("causal_attention, batch {batch}, seq {seq}, masked {}", mask.is_some());
-            let arguments: Vec<Vec<f32>> = (0..3).map(|i| random(batch * heads * seq * dim, 1.0, i)).collect();
-            check_gradient(&what, &arguments, |a| {
-                let [q, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape([batch, heads, seq, dim]));
-                let mask = mask.as_ref().map(|m| Flat::from_data(TensorData::from(&m[..]), &Default::default()));
-                let mask = mask.map(|m| m.reshape([batch, seq]));
-                Training::causal_attention(q, k, v, mask, 0.7).reshape([-1])
-            });
-        }
     }
 }

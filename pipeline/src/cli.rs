@@ -45,6 +45,9 @@ pub enum Command {
     /// Train a model
     #[cfg(feature = "train")]
     Train(TrainArgs),
+    /// List runs, look at one, delete some
+    #[cfg(feature = "train")]
+    Runs(RunsArgs),
     /// Write a trained run as ONNX and check it against the model that was trained
     #[cfg(feature = "train")]
     Export(ExportArgs),
@@ -121,20 +124,60 @@ pub struct ShowArgs {
 #[derive(Debug, Args)]
 pub struct TrainArgs {
     /// TOML with the tables task, model, train, optimizer and eval; see configs/
-    #[arg(long, value_hint = ValueHint::FilePath)]
-    pub config: PathBuf,
+    #[arg(long, value_hint = ValueHint::FilePath, required_unless_present = "resume")]
+    pub config: Option<PathBuf>,
     /// Task name; overrides task.name
     #[arg(long)]
     pub task: Option<String>,
-    /// Seed of weights, batches and dropout; overrides train.seed
-    #[arg(long)]
-    pub seed: Option<u64>,
+    /// Seed of weights, batches and dropout; overrides train.seed. Several make several runs, one after the other
+    #[arg(long, value_delimiter = ',')]
+    pub seed: Vec<u64>,
     /// Where to train: auto, cpu, cuda or cuda:N; overrides train.device
     #[arg(long)]
     pub device: Option<String>,
     /// Override any key, for example --set optimizer.lr=3e-4
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
     pub set: Vec<String>,
+    /// Go on with this run from its last checkpoint, with its own config
+    #[arg(long, value_name = "HANDLE", conflicts_with = "init_from")]
+    pub resume: Option<String>,
+    /// Start from the weights of a run's last checkpoint, or of a safetensors file; overrides train.init_from
+    #[arg(long, value_name = "RUN|FILE")]
+    pub init_from: Option<String>,
+    /// Keep this many of the newest checkpoints, and the best one; overrides train.keep
+    #[arg(long, value_name = "N")]
+    pub keep: Option<u32>,
+    /// Write TensorBoard event files into the run as well; overrides train.tensorboard
+    #[arg(long)]
+    pub tensorboard: bool,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
+pub struct RunsArgs {
+    #[command(subcommand)]
+    pub command: Option<RunsCommand>,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Subcommand)]
+pub enum RunsCommand {
+    /// Every run with its task, model, status and scores (the default)
+    List,
+    /// One run: config, checkpoints, the last scores of every split
+    Show {
+        /// The run; the newest one if left out
+        handle: Option<String>,
+    },
+    /// Delete runs with everything in them
+    Rm {
+        /// The runs
+        #[arg(required = true)]
+        handles: Vec<String>,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
 }
 
 #[cfg(feature = "train")]
@@ -143,6 +186,21 @@ pub struct ExportArgs {
     /// The run; the newest one if left out
     #[arg(long)]
     pub handle: Option<String>,
+    /// Every run of the runs folder whose model is not newer than its checkpoint
+    #[arg(long, conflicts_with = "handle")]
+    pub all: bool,
+    /// last, best, epoch-N, or the name of a checkpoint's folder
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub checkpoint: Option<String>,
+    /// Precision of the products: fp32, fp16 or bf16; the rest stays in float32
+    #[arg(long, default_value = "fp32")]
+    pub precision: String,
+    /// Version of ONNX's operators, 20 to 23; 20 is what every TensorRT 10 reads
+    #[arg(long)]
+    pub opset: Option<i64>,
+    /// Do not compare the file with burn in ONNX Runtime
+    #[arg(long)]
+    pub no_verify: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use data::suggest::nearest;
 use models::ModelConfig;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 const TABLES: [&str; 5] = ["task", "model", "train", "optimizer", "eval"];
@@ -20,7 +20,7 @@ pub struct Config {
     pub model: ModelConfig,
     /// How long, and on what.
     pub train: TrainConfig,
-    /// AdamW and its schedule.
+    /// The optimiser and its schedule.
     pub optimizer: OptimizerConfig,
     /// Evaluation while training.
     pub eval: EvalConfig,
@@ -35,20 +35,34 @@ pub struct TrainConfig {
     /// Stop after this many optimisation steps, if that comes first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
-    /// Examples in a step.
+    /// Examples in an optimisation step.
     pub batch_size: usize,
-    /// Seed of weights, batch order and dropout.
+    /// Pieces in which a step's gradient is computed, one after the other, to need less memory. Divides `batch_size`, and
+    /// does not change what a step computes.
+    pub accumulate: usize,
+    /// Pad every batch to this many tokens; to its longest example if not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pad_to: Option<usize>,
+    /// Seed of weights, batch order, random positions and dropout.
     pub seed: u64,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// Start from the weights in this safetensors file instead of random ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
     /// Save a checkpoint every this many steps, besides the one at each epoch's end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<u64>,
-    /// Evaluate on validation and the out-of-distribution split every this many steps, besides at each epoch's end.
+    /// Keep this many of the newest checkpoints, and the best one; all of them if not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep: Option<usize>,
+    /// Evaluate every this many steps, besides before the first and at each epoch's end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_every: Option<u64>,
     /// Write a training row to metrics.parquet every this many steps.
     pub log_every: u64,
+    /// Write the curve as TensorBoard event files as well.
+    pub tensorboard: bool,
 }
 
 impl Default for TrainConfig {
@@ -57,38 +71,131 @@ impl Default for TrainConfig {
             epochs: 5,
             max_steps: None,
             batch_size: 32,
+            accumulate: 1,
+            pad_to: None,
             seed: 1234,
             device: "auto".into(),
+            init_from: None,
             checkpoint_every: None,
+            keep: None,
             eval_every: None,
             log_every: 50,
+            tensorboard: false,
         }
     }
 }
 
-/// `[optimizer]`: AdamW (Loshchilov & Hutter, arXiv 1711.05101).
+impl TrainConfig {
+    /// Optimisation steps of one pass over `examples` examples, the last of them with what is left.
+    pub fn steps_per_epoch(&self, examples: usize) -> u64 {
+        examples.div_ceil(self.batch_size) as u64
+    }
+
+    /// Optimisation steps of a whole run.
+    pub fn total_steps(&self, examples: usize) -> u64 {
+        self.max_steps.unwrap_or(u64::MAX).min(self.epochs * self.steps_per_epoch(examples))
+    }
+}
+
+/// The rule of an optimiser's step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Kingma & Ba, arXiv 1412.6980; no weight decay.
+    Adam,
+    /// Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101).
+    AdamW,
+}
+
+/// The learning rate after warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// It stays.
+    Constant,
+    /// It falls to 0 at the last step along half a cosine (Loshchilov & Hutter, arXiv 1608.03983, without restarts).
+    Cosine,
+}
+
+/// `[optimizer]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
-    /// Learning rate after warm-up.
+    /// `adamw` or `adam`.
+    pub name: OptimizerKind,
+    /// Learning rate after warm-up. Some parameters have a factor or a limit, see [`models::ParameterGroup`].
     pub lr: f64,
     /// Decay of the first moment.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of the second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of the second moment.
-    pub epsilon: f32,
-    /// Decoupled weight decay, on every parameter.
-    pub weight_decay: f32,
+    pub epsilon: f64,
+    /// Decoupled weight decay; 0.01 for `adamw` and 0 for `adam` if not set.
+    pub weight_decay: Option<f64>,
     /// Steps over which the learning rate rises linearly from 0.
     pub warmup_steps: u64,
+    /// `constant` or `cosine`.
+    pub schedule: Schedule,
     /// Gradients are scaled down to this global L2 norm.
     pub grad_clip: f64,
 }
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self { lr: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, warmup_steps: 0, grad_clip: 1.0 }
+        Self {
+            name: OptimizerKind::AdamW,
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: None,
+            warmup_steps: 0,
+            schedule: Schedule::Constant,
+            grad_clip: 1.0,
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// The weight decay that applies where `weight_decay` is not set.
+    fn default_weight_decay(&self) -> f64 {
+        match self.name {
+            OptimizerKind::Adam => 0.0,
+            OptimizerKind::AdamW => 0.01,
+        }
+    }
+
+    fn validate(&self, total_steps: Option<u64>) -> Result<()> {
+        for (key, value) in [("lr", self.lr), ("grad_clip", self.grad_clip), ("epsilon", self.epsilon)] {
+            if !(value.is_finite() && value > 0.0) {
+                bail!("optimizer.{key} must be a positive number, not {value}");
+            }
+        }
+        for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                bail!("optimizer.{key} must be at least 0 and less than 1, not {value}");
+            }
+        }
+        let decay = self.weight_decay.unwrap_or_default();
+        if !(decay.is_finite() && decay >= 0.0) {
+            bail!("optimizer.weight_decay must be 0 or a positive number, not {decay}");
+        }
+        if self.name == OptimizerKind::Adam && decay != 0.0 {
+            bail!(
+                "optimizer.weight_decay is {decay}, but adam has none\n  hint: set optimizer.name=adamw, or weight_decay to 0"
+            );
+        }
+        if let (Schedule::Cosine, Some(total)) = (self.schedule, total_steps)
+            && self.warmup_steps >= total
+        {
+            bail!(
+                "optimizer.warmup_steps is {}, but the run ends after train.max_steps = {total}, before the cosine begins\n  \
+                 hint: warm up for fewer steps, or use optimizer.schedule=constant",
+                self.warmup_steps
+            );
+        }
+        Ok(())
     }
 }
 
@@ -133,7 +240,7 @@ impl Config {
             Some(Value::Table(table)) => Ok(table),
             Some(other) => bail!("`{name}` must be a table, not {}", other.type_str()),
         };
-        let config = Self {
+        let mut config = Self {
             task: decode("task", take("task")?)?,
             model: decode_model(take("model")?)?,
             train: decode("train", take("train")?)?,
@@ -141,31 +248,59 @@ impl Config {
             eval: decode("eval", take("eval")?)?,
         };
         config.validate()?;
+        let optimizer = &mut config.optimizer;
+        optimizer.weight_decay.get_or_insert(optimizer.default_weight_decay());
         Ok(config)
     }
 
     fn validate(&self) -> Result<()> {
         self.model.validate()?;
+        let train = &self.train;
         let positive = [
-            ("train.epochs", self.train.epochs),
-            ("train.batch_size", self.train.batch_size as u64),
-            ("train.log_every", self.train.log_every),
-            ("train.max_steps", self.train.max_steps.unwrap_or(1)),
-            ("train.checkpoint_every", self.train.checkpoint_every.unwrap_or(1)),
-            ("train.eval_every", self.train.eval_every.unwrap_or(1)),
+            ("train.epochs", train.epochs),
+            ("train.batch_size", train.batch_size as u64),
+            ("train.accumulate", train.accumulate as u64),
+            ("train.log_every", train.log_every),
+            ("train.max_steps", train.max_steps.unwrap_or(1)),
+            ("train.pad_to", train.pad_to.unwrap_or(1) as u64),
+            ("train.checkpoint_every", train.checkpoint_every.unwrap_or(1)),
+            ("train.keep", train.keep.unwrap_or(1) as u64),
+            ("train.eval_every", train.eval_every.unwrap_or(1)),
             ("eval.batch_size", self.eval.batch_size as u64),
             ("task.train_examples", self.task.train_examples as u64),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, v)| *v == 0) {
             bail!("{key} must be at least 1");
         }
-        let o = &self.optimizer;
-        for (key, value) in [("optimizer.lr", o.lr), ("optimizer.grad_clip", o.grad_clip)] {
-            if !(value.is_finite() && value > 0.0) {
-                bail!("{key} must be a positive number, not {value}");
+        if !train.batch_size.is_multiple_of(train.accumulate) {
+            bail!(
+                "train.accumulate is {}, which does not divide train.batch_size = {}\n  \
+                 hint: batch_size is the size of a whole optimisation step; accumulate splits it into equal pieces",
+                train.accumulate,
+                train.batch_size
+            );
+        }
+        self.optimizer.validate(train.max_steps)
+    }
+
+    /// The first key, as `table.key`, in which `self` differs from `before` although a run that goes on must keep it: all
+    /// but where to train, for how long, and what to write down. (A cosine ends with the run, so it fixes how long.)
+    pub fn first_fixed_difference(&self, before: &Self) -> Result<Option<String>> {
+        let mut free = vec!["device", "checkpoint_every", "keep", "eval_every", "log_every", "tensorboard"];
+        if self.optimizer.schedule == Schedule::Constant {
+            free.extend(["epochs", "max_steps"]);
+        }
+        let (ours, theirs) = (Table::try_from(self)?, Table::try_from(before)?);
+        for table in TABLES {
+            let keys = |tables: &Table| tables.get(table).and_then(Value::as_table).cloned().unwrap_or_default();
+            let (ours, theirs) = (keys(&ours), keys(&theirs));
+            let mut names: Vec<&String> = ours.keys().chain(theirs.keys()).collect();
+            names.retain(|name| !(table == "train" && free.contains(&name.as_str())));
+            if let Some(name) = names.into_iter().find(|name| ours.get(*name) != theirs.get(*name)) {
+                return Ok(Some(format!("{table}.{name}")));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// The resolved config as TOML.
@@ -221,6 +356,10 @@ fn decode_model(mut table: Table) -> Result<ModelConfig> {
     match arch.as_str() {
         "rnn" => decode("model", table).map(ModelConfig::Rnn),
         "lstm" => decode("model", table).map(ModelConfig::Lstm),
+        "s4" => decode("model", table).map(ModelConfig::S4),
+        "mamba" => decode("model", table).map(ModelConfig::Mamba),
+        "rwkv5" => decode("model", table).map(ModelConfig::Rwkv5),
+        "rwkv6" => decode("model", table).map(ModelConfig::Rwkv6),
         "transformer" => decode("model", table).map(ModelConfig::Transformer),
         _ => bail!("unknown model.arch `{arch}`\n  hint: {}", suggestion(&arch, &known)),
     }
@@ -256,6 +395,47 @@ mod tests {
     }
 
     #[test]
+    fn every_config_that_comes_with_the_program_is_sound() {
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+        let mut checked = 0;
+        for folder in [configs.join("paper"), configs] {
+            for entry in std::fs::read_dir(folder).unwrap().filter_map(Result::ok) {
+                if entry.path().extension().is_some_and(|e| e == "toml") {
+                    Config::load(&entry.path(), &[]).unwrap();
+                    checked += 1;
+                }
+            }
+        }
+        assert!(checked >= 10, "{checked}");
+    }
+
+    #[test]
+    fn a_run_that_goes_on_keeps_what_it_is() {
+        let config = |set: &[&str]| {
+            let overrides: Vec<_> = set.iter().map(|s| parse_override(s).unwrap()).collect();
+            Config::parse(MINIMAL, &overrides).unwrap()
+        };
+        let difference =
+            |a: &[&str], b: &[&str]| config(a).first_fixed_difference(&config(b)).unwrap().unwrap_or_default();
+        assert_eq!(difference(&["train.epochs=9", "train.keep=2", "train.max_steps=3"], &["train.device=cpu"]), "");
+        assert_eq!(difference(&["optimizer.lr=0.5"], &[]), "optimizer.lr");
+        assert_eq!(difference(&[], &["train.pad_to=128"]), "train.pad_to");
+        let cosine = "optimizer.schedule=cosine";
+        assert_eq!(difference(&[cosine, "train.epochs=9"], &[cosine]), "train.epochs");
+    }
+
+    #[test]
+    fn weight_decay_follows_the_optimizer_unless_it_is_set() {
+        let decay = |set: &[&str]| {
+            let overrides: Vec<_> = set.iter().map(|s| parse_override(s).unwrap()).collect();
+            Config::parse(MINIMAL, &overrides).unwrap().optimizer.weight_decay
+        };
+        assert_eq!(decay(&[]), Some(0.01));
+        assert_eq!(decay(&["optimizer.name=adam"]), Some(0.0));
+        assert_eq!(decay(&["optimizer.weight_decay=0"]), Some(0.0));
+    }
+
+    #[test]
     fn unknown_names_come_with_the_nearest_valid_one() {
         for (set, expected) in [
             ("model.hiden_size=32", "unknown key model.hiden_size\n  hint: did you mean `hidden_size`?"),
@@ -274,6 +454,14 @@ mod tests {
             (vec!["optimizer.lr=-1.0"], "optimizer.lr must be a positive number"),
             (vec!["model.dropout=1.5"], "model.dropout: 1.5 is not a probability"),
             (vec!["model.arch=transformer", "model.num_heads=7"], "model.num_heads: hidden_size 1024"),
+            (vec!["train.accumulate=5"], "train.accumulate is 5, which does not divide train.batch_size = 32"),
+            (vec!["optimizer.name=adam", "optimizer.weight_decay=0.1"], "adam has none"),
+            (vec!["optimizer.name=sgd"], "unknown variant `sgd`, expected `adam` or `adamw`"),
+            (vec!["optimizer.beta2=1.0"], "optimizer.beta2 must be at least 0 and less than 1"),
+            (
+                vec!["optimizer.schedule=cosine", "optimizer.warmup_steps=10", "train.max_steps=10"],
+                "before the cosine begins",
+            ),
             (vec!["train.epochs='many'"], "in [train]: invalid type: string \"many\""),
         ] {
             let message = error(MINIMAL, &set);

@@ -9,11 +9,25 @@ mod run_dir;
 mod summary;
 
 #[cfg(feature = "train")]
+mod checkpoint;
+#[cfg(feature = "train")]
+mod checksum;
+#[cfg(feature = "train")]
 mod config;
 #[cfg(feature = "train")]
 mod device;
 #[cfg(feature = "train")]
+mod evaluation;
+#[cfg(feature = "train")]
 mod metrics_log;
+#[cfg(feature = "train")]
+mod onnx_check;
+#[cfg(feature = "train")]
+mod optimizer;
+#[cfg(feature = "train")]
+mod stop;
+#[cfg(feature = "train")]
+mod tensorboard;
 #[cfg(feature = "train")]
 mod trainer;
 

@@ -1,23 +1,25 @@
 //! `metrics.parquet`: the training curve, one row per logged step and per evaluated split.
 
 use anyhow::{Context, Result};
-use arrow::array::{ArrayRef, Float64Array, StringArray, UInt64Array};
+use arrow::array::{Array, ArrayRef, AsArray, Float64Array, StringArray, UInt64Array};
+use arrow::datatypes::{Float64Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
-use data::DataError;
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 /// One row of the curve. What a row has no value for is null.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct MetricsRow {
     /// Optimisation steps done.
     pub step: u64,
     /// Epochs begun, from 1; 0 is before training.
     pub epoch: u64,
-    /// `train`, `val` or `ood_test`.
-    pub split: &'static str,
-    /// Mean cross entropy per labelled token.
+    /// `train`, or the split that was evaluated.
+    pub split: String,
+    /// Mean cross entropy per labelled token; of an evaluation, the mean over batches of that.
     pub loss: Option<f64>,
     /// Correct among all labelled tokens.
     pub accuracy: Option<f64>,
@@ -27,13 +29,15 @@ pub struct MetricsRow {
     pub last_accuracy: Option<f64>,
     /// Sequences without a mistake.
     pub sequence_accuracy: Option<f64>,
+    /// Correct among the labelled tokens whose rank in their sequence exceeds the longest sequence of `val`.
+    pub unseen_accuracy: Option<f64>,
     /// Learning rate of the step.
     pub lr: Option<f64>,
     /// Global L2 norm of the gradient before clipping.
     pub grad_norm: Option<f64>,
     /// Input tokens per second since the last row of the split.
     pub tokens_per_s: Option<f64>,
-    /// Seconds since the run began.
+    /// Seconds since the run began, without those between an interruption and the resumption.
     pub seconds: f64,
 }
 
@@ -44,7 +48,7 @@ pub fn write(rows: &[MetricsRow], path: &Path) -> Result<()> {
     let counts = |f: fn(&MetricsRow) -> u64| {
         Arc::new(rows.iter().map(f).collect::<Vec<_>>().into_iter().collect::<UInt64Array>()) as ArrayRef
     };
-    let splits: StringArray = rows.iter().map(|r| Some(r.split)).collect();
+    let splits: StringArray = rows.iter().map(|r| Some(r.split.as_str())).collect();
     let batch = RecordBatch::try_from_iter([
         ("step", counts(|r| r.step)),
         ("epoch", counts(|r| r.epoch)),
@@ -54,6 +58,7 @@ pub fn write(rows: &[MetricsRow], path: &Path) -> Result<()> {
         ("counting_accuracy", numbers(|r| r.counting_accuracy)),
         ("last_accuracy", numbers(|r| r.last_accuracy)),
         ("sequence_accuracy", numbers(|r| r.sequence_accuracy)),
+        ("unseen_accuracy", numbers(|r| r.unseen_accuracy)),
         ("lr", numbers(|r| r.lr)),
         ("grad_norm", numbers(|r| r.grad_norm)),
         ("tokens_per_s", numbers(|r| r.tokens_per_s)),
@@ -63,7 +68,71 @@ pub fn write(rows: &[MetricsRow], path: &Path) -> Result<()> {
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None)?;
     writer.write(&batch)?;
     writer.close()?;
-    data::files::write_bytes(path, &bytes)
-        .map_err(|e: DataError| anyhow::Error::new(e))
-        .context("cannot keep the training curve")
+    data::files::write_bytes(path, &bytes).context("cannot keep the training curve")
+}
+
+/// Reads a curve back.
+pub fn read(path: &Path) -> Result<Vec<MetricsRow>> {
+    let doing = || format!("cannot read the training curve {}", path.display());
+    let file = File::open(path).with_context(doing)?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|b| b.build()).with_context(doing)?;
+    let mut rows = Vec::new();
+    for batch in reader {
+        append(&batch.with_context(doing)?, &mut rows).with_context(doing)?;
+    }
+    Ok(rows)
+}
+
+fn append(batch: &RecordBatch, rows: &mut Vec<MetricsRow>) -> Result<()> {
+    let column = |name: &str| batch.column_by_name(name).with_context(|| format!("it has no column `{name}`"));
+    let counts = |name: &str| -> Result<UInt64Array> {
+        let found = column(name)?.as_primitive_opt::<UInt64Type>().cloned();
+        found.with_context(|| format!("its column `{name}` does not hold counts"))
+    };
+    let numbers = |name: &str| -> Result<Vec<Option<f64>>> {
+        let found = column(name)?.as_primitive_opt::<Float64Type>();
+        Ok(found.with_context(|| format!("its column `{name}` does not hold numbers"))?.iter().collect())
+    };
+    let (steps, epochs) = (counts("step")?, counts("epoch")?);
+    let splits = column("split")?.as_string_opt::<i32>().context("its column `split` does not hold text")?;
+    let names = ["loss", "accuracy", "counting_accuracy", "last_accuracy", "sequence_accuracy", "unseen_accuracy"];
+    let [loss, accuracy, counting, last, sequence, unseen] = names.map(numbers);
+    let (loss, accuracy, counting, last, sequence, unseen) = (loss?, accuracy?, counting?, last?, sequence?, unseen?);
+    let [lr, grad_norm, tokens_per_s, seconds] = ["lr", "grad_norm", "tokens_per_s", "seconds"].map(numbers);
+    let (lr, grad_norm, tokens_per_s, seconds) = (lr?, grad_norm?, tokens_per_s?, seconds?);
+    rows.extend((0..batch.num_rows()).map(|i| MetricsRow {
+        step: steps.value(i),
+        epoch: epochs.value(i),
+        split: if splits.is_valid(i) { splits.value(i).to_owned() } else { String::new() },
+        loss: loss[i],
+        accuracy: accuracy[i],
+        counting_accuracy: counting[i],
+        last_accuracy: last[i],
+        sequence_accuracy: sequence[i],
+        unseen_accuracy: unseen[i],
+        lr: lr[i],
+        grad_norm: grad_norm[i],
+        tokens_per_s: tokens_per_s[i],
+        seconds: seconds[i].unwrap_or_default(),
+    }));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_curve_reads_back_with_its_nulls() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.parquet");
+        let trained = MetricsRow { step: 5, epoch: 1, split: "train".into(), loss: Some(0.5), ..Default::default() };
+        let evaluated = MetricsRow { split: "val".into(), loss: None, unseen_accuracy: Some(0.25), ..trained.clone() };
+        let rows = [trained, evaluated];
+        write(&rows, &path).unwrap();
+        assert_eq!(read(&path).unwrap(), rows);
+        std::fs::write(&path, "PAR1").unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("metrics.parquet"));
+    }
 }

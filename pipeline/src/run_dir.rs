@@ -4,6 +4,12 @@ use anyhow::{Context, Result, bail};
 use data::suggest::nearest;
 use std::fs;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "train")]
+use {
+    crate::checkpoint::{self, Checkpoint, read_state},
+    serde::{Deserialize, Serialize},
+    std::fs::{File, TryLockError},
+};
 
 /// One run's folder.
 #[derive(Debug, Clone)]
@@ -105,24 +111,199 @@ impl RunDir {
         self.path.join("metrics.parquet")
     }
 
+    /// TensorBoard's event files.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.path.join("tensorboard")
+    }
+
     /// Where a checkpoint goes.
     pub fn checkpoint(&self, epoch: u64, step: u64) -> PathBuf {
         self.path.join("checkpoints").join(format!("epoch-{epoch:04}-step-{step}"))
     }
 
-    /// The checkpoint with the most steps.
-    pub fn last_checkpoint(&self) -> Result<PathBuf> {
-        let folder = self.path.join("checkpoints");
-        let entries = fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok);
-        let steps = |name: &str| name.strip_prefix("epoch-")?.split_once("-step-")?.1.parse::<u64>().ok();
-        let last = entries.filter_map(|e| Some((steps(e.file_name().to_str()?)?, e.path()))).max();
-        last.map(|(_, path)| path).with_context(|| {
-            format!(
-                "run `{}` has no checkpoint in {}\n  hint: it ended before its first one; train again, or set train.checkpoint_every",
+    /// The checkpoint that `choice` names: `last` (the default), `best`, `epoch-N` for the last one of epoch N, or the name
+    /// of its folder. `note` is told of damaged ones that were passed over.
+    pub fn choose_checkpoint(&self, choice: Option<&str>, note: impl FnMut(String)) -> Result<Checkpoint> {
+        let wanted = match choice {
+            None | Some("last") => return self.last_checkpoint(note),
+            Some("best") => self.best_checkpoint().with_context(|| {
+                format!(
+                    "no checkpoint of run `{}` was evaluated, so that none is the best\n  hint: export its last one, or train with train.eval_every",
+                    self.handle
+                )
+            })?,
+            Some(name) => {
+                let called = |path: &Path| path.file_name().is_some_and(|f| f.to_string_lossy() == name);
+                let epoch: Option<u64> = name.strip_prefix("epoch-").and_then(|n| n.parse().ok());
+                let of_epoch = |path: &Path| {
+                    let folder = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    epoch.is_some_and(|n| folder.starts_with(&format!("epoch-{n:04}-")))
+                };
+                let all = self.checkpoints();
+                let found = all.iter().rev().find(|(_, path)| called(path) || of_epoch(path));
+                let (_, path) = found.with_context(|| {
+                    let names = all.iter().filter_map(|(_, path)| Some(path.file_name()?.to_string_lossy().into_owned()));
+                    let names: Vec<_> = ["last".to_owned(), "best".to_owned()].into_iter().chain(names).collect();
+                    format!("run `{}` has no checkpoint `{name}`\n  hint: there are {}", self.handle, names.join(", "))
+                })?;
+                path.clone()
+            }
+        };
+        Checkpoint::open(&wanted)
+    }
+
+    /// The folders of all checkpoints with their steps, fewest first; whole or not.
+    pub fn checkpoints(&self) -> Vec<(u64, PathBuf)> {
+        let entries = fs::read_dir(self.path.join("checkpoints")).into_iter().flatten().filter_map(Result::ok);
+        let steps = |name: &str| name.strip_prefix("epoch-")?.split_once("-step-")?.1.parse().ok();
+        let mut found: Vec<_> = entries.filter_map(|e| Some((steps(e.file_name().to_str()?)?, e.path()))).collect();
+        found.sort();
+        found
+    }
+
+    /// The whole checkpoint with the most steps. `note` is told of damaged ones that were passed over.
+    pub fn last_checkpoint(&self, mut note: impl FnMut(String)) -> Result<Checkpoint> {
+        let mut damage = Vec::new();
+        for (_, path) in self.checkpoints().into_iter().rev() {
+            match Checkpoint::open(&path) {
+                Ok(checkpoint) => {
+                    for error in damage {
+                        note(format!("passed over a damaged checkpoint ({error:#}); using {}", checkpoint.name()));
+                    }
+                    return Ok(checkpoint);
+                }
+                Err(error) => damage.push(error),
+            }
+        }
+        match damage.into_iter().next() {
+            Some(error) => Err(error.context(format!(
+                "run `{}` has no checkpoint that is whole\n  hint: train again; `pipeline train --resume {}` starts over",
+                self.handle, self.handle
+            ))),
+            None => bail!(
+                "run `{}` has no checkpoint in {}\n  hint: it ended before its first one; `pipeline train --resume {}` goes on, and train.checkpoint_every saves more often",
                 self.handle,
-                folder.display()
-            )
-        })
+                self.path.join("checkpoints").display(),
+                self.handle
+            ),
+        }
+    }
+
+    /// The checkpoint with the highest accuracy on validation, then the lowest loss, among those evaluated when saved.
+    pub fn best_checkpoint(&self) -> Option<PathBuf> {
+        let scored = self.checkpoints().into_iter().filter_map(|(_, path)| {
+            let state = read_state(&path).ok()?;
+            Some((state.val_accuracy?, state.val_loss?, path))
+        });
+        scored.max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.total_cmp(&a.1))).map(|(_, _, path)| path)
+    }
+
+    /// Removes all checkpoints but the `keep` newest and the best.
+    pub fn prune_checkpoints(&self, keep: usize) -> Result<()> {
+        let (best, all) = (self.best_checkpoint(), self.checkpoints());
+        let old = &all[..all.len().saturating_sub(keep)];
+        old.iter().filter(|(_, path)| Some(path) != best.as_ref()).try_for_each(|(_, path)| checkpoint::remove(path))
+    }
+
+    /// Removes what a killed process was writing.
+    pub fn remove_partial_files(&self) {
+        for folder in [self.path.clone(), self.path.join("checkpoints")] {
+            for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+                if entry.file_name().to_string_lossy().starts_with(".partial-") {
+                    let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
+                }
+            }
+        }
+    }
+
+    /// How far training is, as the process that trains last said.
+    pub fn progress(&self) -> Option<RunProgress> {
+        let text = fs::read_to_string(self.path.join("status.json")).ok()?;
+        let mut progress: RunProgress = serde_json::from_str(&text).ok()?;
+        // Whoever was killed had no chance to say so.
+        if progress.status == Status::Running && !self.is_locked() {
+            progress.status = Status::Killed;
+        }
+        Some(progress)
+    }
+
+    /// Says how far training is.
+    pub fn set_progress(&self, progress: &RunProgress) -> Result<()> {
+        let text = serde_json::to_string(progress)?;
+        Ok(data::files::write_bytes(&self.path.join("status.json"), format!("{text}\n").as_bytes())?)
+    }
+
+    /// Makes this process the one that trains the run, until the value is dropped or the process ends in whatever way.
+    pub fn lock(&self) -> Result<RunLock> {
+        let path = self.path.join(".lock");
+        let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => bail!(
+                "run `{}` is being trained by another process\n  hint: wait for it, or stop it first",
+                self.handle
+            ),
+            // Some network file systems have no locks; better to train without than not at all.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(RunLock { _file: file }),
+        }
+    }
+
+    /// Whether a process is training the run now.
+    pub fn is_locked(&self) -> bool {
+        let file = File::open(self.path.join(".lock"));
+        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+}
+
+/// See [`RunDir::lock`].
+#[cfg(feature = "train")]
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
+}
+
+/// `status.json`: how far a run is.
+#[cfg(feature = "train")]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunProgress {
+    /// Running, or how it ended.
+    pub status: Status,
+    /// Optimisation steps done.
+    pub step: u64,
+    /// Optimisation steps that the config asks for.
+    pub total_steps: u64,
+}
+
+/// The state of a run.
+#[cfg(feature = "train")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// A process trains it.
+    Running,
+    /// All steps are done.
+    Finished,
+    /// It was stopped by a signal and saved.
+    Interrupted,
+    /// Its process ended without saying why.
+    Killed,
+    /// Its loss became infinite or NaN.
+    Diverged,
+    /// An error ended it.
+    Failed,
+}
+
+#[cfg(feature = "train")]
+impl Status {
+    /// One word for listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Finished => "finished",
+            Self::Interrupted => "interrupted",
+            Self::Killed => "killed",
+            Self::Diverged => "diverged",
+            Self::Failed => "failed",
+        }
     }
 }
 
@@ -149,15 +330,55 @@ mod tests {
         assert!(RunDir::open(runs.path(), "../elsewhere").is_err());
     }
 
+    fn save(run: &RunDir, epoch: u64, step: u64, val: Option<(f64, f64)>) {
+        let (val_accuracy, val_loss) = val.unzip();
+        let state = checkpoint::State { epoch, step, val_accuracy, val_loss, ..Default::default() };
+        Checkpoint::write(&run.checkpoint(epoch, step), state, &Default::default(), &Default::default()).unwrap();
+    }
+
     #[test]
-    fn the_last_checkpoint_is_the_one_with_the_most_steps() {
+    fn the_last_checkpoint_is_the_whole_one_with_the_most_steps() {
         let runs = tempfile::tempdir().unwrap();
         let run = RunDir::create(runs.path()).unwrap();
-        assert!(run.last_checkpoint().unwrap_err().to_string().contains("has no checkpoint"));
+        let last = || run.last_checkpoint(|_| ()).map(|c| c.path().to_owned());
+        assert!(last().unwrap_err().to_string().contains("has no checkpoint"));
         for (epoch, step) in [(1, 900), (2, 1800), (2, 1000)] {
-            fs::create_dir_all(run.checkpoint(epoch, step)).unwrap();
+            save(&run, epoch, step, None);
         }
         fs::create_dir_all(run.path().join("checkpoints/.partial-5000")).unwrap();
-        assert_eq!(run.last_checkpoint().unwrap(), run.checkpoint(2, 1800));
+        assert_eq!(last().unwrap(), run.checkpoint(2, 1800));
+
+        fs::write(run.checkpoint(2, 1800).join("model.safetensors"), "torn").unwrap();
+        let mut notes = Vec::new();
+        assert_eq!(run.last_checkpoint(|n| notes.push(n)).unwrap().path(), run.checkpoint(2, 1000));
+        assert!(notes[0].contains("epoch-0002-step-1800") && notes[0].contains("damaged"), "{notes:?}");
+        run.remove_partial_files();
+        assert_eq!(fs::read_dir(run.path().join("checkpoints")).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn pruning_spares_the_newest_and_the_best() {
+        let runs = tempfile::tempdir().unwrap();
+        let run = RunDir::create(runs.path()).unwrap();
+        let scores = [(0.5, 1.0), (0.9, 0.5), (0.9, 0.4), (0.8, 0.3)];
+        for (step, score) in (1..).zip(scores) {
+            save(&run, 1, step, Some(score));
+        }
+        save(&run, 1, 5, None);
+        run.prune_checkpoints(1).unwrap();
+        let left: Vec<u64> = run.checkpoints().into_iter().map(|(step, _)| step).collect();
+        assert_eq!((left, run.best_checkpoint()), (vec![3, 5], Some(run.checkpoint(1, 3))));
+    }
+
+    #[test]
+    fn one_process_trains_a_run() {
+        let runs = tempfile::tempdir().unwrap();
+        let run = RunDir::create(runs.path()).unwrap();
+        run.set_progress(&RunProgress { status: Status::Running, step: 3, total_steps: 9 }).unwrap();
+        let lock = run.lock().unwrap();
+        assert!(run.is_locked() && run.lock().unwrap_err().to_string().contains("another process"));
+        assert_eq!(run.progress().unwrap().status, Status::Running);
+        drop(lock);
+        assert_eq!(run.progress().unwrap().status, Status::Killed);
     }
 }

@@ -1,293 +1,484 @@
 //! The training loop.
 
-use crate::config::{Config, OptimizerConfig};
+use crate::checkpoint::{Checkpoint, State};
+use crate::config::Config;
+use crate::evaluation::{Evaluation, evaluate, max_seen_length};
 use crate::metrics_log::{self, MetricsRow};
+use crate::optimizer::Adam;
 use crate::progress::Progress;
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, RunProgress, Status};
+use crate::stop;
+use crate::tensorboard::EventFile;
 use anyhow::{Context, Result, bail};
-use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
-use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
-use burn::record::{BinBytesRecorder, FullPrecisionSettings, Recorder};
-use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::{ElementConversion, Int, Tensor, TensorData};
-use data::{Batch, Collation, Dataset, EpochOrder, ExampleRef, Task, Vocabulary};
-use evaluators::{Running, Score};
+use burn::module::{AutodiffModule, Module};
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Int, Tensor, TensorData};
+use data::{Batch, Collation, Dataset, EpochOrder, PositionScheme, Task};
 use models::layers::DropoutSource;
 use models::ops::SequenceOps;
-use models::{Model, ModelInput, Weights, masked_cross_entropy};
-use std::path::Path;
+use models::{Model, ModelInput, Weights, l2_wrap, masked_cross_entropy};
 use std::time::Instant;
 
-/// The three splits of the task.
+/// The examples of a run.
 pub struct Splits {
     /// What is trained on.
     pub train: Dataset,
-    /// The same distribution.
-    pub val: Dataset,
-    /// Longer sequences.
-    pub ood_test: Dataset,
+    /// What is evaluated on, by name: `val` (the same distribution) first, then `ood_test` (longer sequences) and others.
+    pub evaluated: Vec<(String, Dataset)>,
+}
+
+/// One run's training, up to the device that it is on.
+pub struct Job<'a> {
+    /// Where everything is written.
+    pub run: &'a RunDir,
+    /// What to do.
+    pub config: &'a Config,
+    /// The task that the config names.
+    pub task: &'a Task,
+    /// Its examples.
+    pub splits: &'a Splits,
+    /// Weights to start from, instead of random ones.
+    pub initial: Option<Weights>,
+    /// Go on from here, instead of from the start.
+    pub resume: Option<Checkpoint>,
+    /// Bars and notes.
+    pub progress: &'a Progress,
 }
 
 /// How a run ended.
 #[derive(Debug, Clone)]
 pub struct Outcome {
+    /// Whether all steps are done; otherwise a signal asked to stop, and a checkpoint was saved.
+    pub finished: bool,
     /// Optimisation steps.
     pub steps: u64,
-    /// Wall-clock seconds, evaluation included.
+    /// Optimisation steps that the config asks for.
+    pub total_steps: u64,
+    /// Wall-clock seconds of all parts of the run, evaluation included.
     pub seconds: f64,
+    /// Of these, seconds of evaluation since the last start.
+    pub evaluation_seconds: f64,
     /// Loss of the last step.
     pub loss: f64,
-    /// Scores on validation at the end.
-    pub val: Score,
-    /// Scores on the out-of-distribution split at the end.
-    pub ood_test: Score,
+    /// The last evaluation of every split, by name.
+    pub evaluations: Vec<(String, Evaluation)>,
 }
 
-/// Trains from scratch: checkpoints, curve and progress go to `run`; the same config gives the same weights.
-pub fn train<B>(
-    run: &RunDir,
-    config: &Config,
-    task: &Task,
-    splits: &Splits,
-    device: &B::Device,
-    progress: &Progress,
-) -> Result<Outcome>
+impl Outcome {
+    /// The last evaluation of a split.
+    pub fn evaluation(&self, split: &str) -> Option<&Evaluation> {
+        self.evaluations.iter().find(|(name, _)| name == split).map(|(_, evaluation)| evaluation)
+    }
+}
+
+/// Trains: checkpoints, curve and progress go to the run. The same config gives the same weights, on a CPU to the last bit,
+/// however often training is interrupted and resumed.
+pub fn train<B>(job: &Job<'_>, device: &B::Device) -> Result<Outcome>
 where
     B: AutodiffBackend + SequenceOps,
     B::InnerBackend: SequenceOps,
 {
-    let (settings, seed) = (&config.train, config.train.seed);
-    let vocabulary = &task.vocabulary;
-    let per_epoch = splits.train.len().div_ceil(settings.batch_size) as u64;
-    let total = settings.max_steps.unwrap_or(u64::MAX).min(settings.epochs * per_epoch);
+    let Job { run, config, task, splits, progress, .. } = job;
+    let (settings, vocabulary) = (&config.train, &task.vocabulary);
+    let per_epoch = settings.steps_per_epoch(splits.train.len());
+    let total = settings.total_steps(splits.train.len());
+    let max_seen = splits.evaluated.first().map_or(0, |(_, val)| max_seen_length(val, vocabulary));
+    let (mut model, mut optimizer) = start::<B>(job, total, device)?;
+    let first = job.resume.as_ref().map_or(0, |c| c.state().step);
+    let mut curve = Curve::begin(job)?;
+    let mut evaluations = Vec::new();
+    let mut evaluation_seconds = 0.0;
+    let mut evaluate_now = |model: &Model<B>, step: u64, epoch: u64, curve: &mut Curve| -> Result<_> {
+        let (start, model) = (Instant::now(), model.valid());
+        let collation = Collation { pad_to: None, ..collation(job, step) };
+        let mut found = Vec::new();
+        for (name, examples) in &splits.evaluated {
+            let batch_size = config.eval.batch_size;
+            let evaluation = evaluate(&model, examples, vocabulary, batch_size, &collation, max_seen, device)?;
+            curve.push(evaluation_row(step, epoch, name, &evaluation))?;
+            found.push((name.clone(), evaluation));
+        }
+        curve.save()?;
+        progress.note(format!("step {step} · epoch {epoch} · {}", accuracies(&found)));
+        for (name, evaluation) in &found {
+            if let Some(sample) = &evaluation.sample {
+                progress.detail(format!("  {name}: {}", sample.describe(vocabulary)));
+            }
+        }
+        evaluation_seconds += start.elapsed().as_secs_f64();
+        Ok(found)
+    };
+    if first == 0 {
+        evaluations = evaluate_now(&model, 0, 0, &mut curve)?;
+    }
 
-    let mut model: Model<B> = config.model.init(vocabulary.len(), seed, device);
-    let mut optimizer = adamw(&config.optimizer).init::<B, Model<B>>();
-    progress.note(format!(
-        "{}: {} layer(s) of width {}, {} parameters, {total} steps of {} examples",
+    let report = |status: Status, step: u64| run.set_progress(&RunProgress { status, step, total_steps: total });
+    report(Status::Running, first)?;
+    let bar = progress.bar(config.model.arch(), total, "steps");
+    bar.set_position(first);
+    bar.reset_eta();
+    let mut order = EpochOrder::new(settings.seed, first / per_epoch + 1, splits.train.len());
+    let mut recent = Recent::<B::InnerBackend>::default();
+    let (mut step, mut loss, mut stopped) = (first, f64::NAN, false);
+    let (mut tokens, mut since) = (0, Instant::now());
+    while step < total && !stopped {
+        let (epoch, index) = (step / per_epoch + 1, step % per_epoch);
+        if index == 0 {
+            order = EpochOrder::new(settings.seed, epoch, splits.train.len());
+        }
+        let rows = order.batch(index as usize, settings.batch_size);
+        let pieces = pieces(job, rows, step)?;
+        tokens += rows.iter().map(|&i| splits.train.get(i as usize).input_ids.len()).sum::<usize>();
+
+        let (gradients, step_loss) = gradients(&model, &pieces, settings.seed, step, device);
+        let (updated, grad_norm) = optimizer.step(step, model, gradients);
+        model = updated;
+        recent.push(step_loss, grad_norm);
+        step += 1;
+        bar.set_position(step);
+
+        stopped = stop::requested();
+        let ends_epoch = step == total || index + 1 == per_epoch;
+        let due = |every: Option<u64>| ends_epoch || every.is_some_and(|every| step.is_multiple_of(every));
+        let (log, evaluation) = (step.is_multiple_of(settings.log_every), due(settings.eval_every));
+        let checkpoint = due(settings.checkpoint_every) || stopped;
+        if !(log || evaluation || checkpoint) {
+            continue;
+        }
+        let (last_loss, grad_norm) = recent.check(step).or_else(|bad| diverged(job, per_epoch, &bad))?;
+        loss = last_loss;
+        if log {
+            let tokens_per_s = tokens as f64 / since.elapsed().as_secs_f64();
+            (tokens, since) = (0, Instant::now());
+            curve.push(MetricsRow {
+                step,
+                epoch,
+                split: "train".into(),
+                loss: Some(loss),
+                lr: Some(optimizer.lr(step - 1)),
+                grad_norm: Some(grad_norm),
+                tokens_per_s: Some(tokens_per_s),
+                ..Default::default()
+            })?;
+            bar.set_message(format!("loss {loss:.4} · {tokens_per_s:.0} tokens/s · {}", accuracies(&evaluations)));
+        }
+        let pause = Instant::now();
+        if evaluation {
+            evaluations = evaluate_now(&model, step, epoch, &mut curve)?;
+        }
+        if checkpoint {
+            // The curve first: a checkpoint promises that all rows up to its step are there.
+            curve.save()?;
+            let val = evaluations.first().filter(|_| evaluation).map(|(_, val)| val);
+            let state = State {
+                epoch,
+                step,
+                seconds: curve.seconds(),
+                val_accuracy: val.and_then(|v| v.score.accuracy()),
+                val_loss: val.and_then(|v| v.loss),
+                ..Default::default()
+            };
+            let weights = Weights::of(&model)?;
+            if weights.iter().any(|(_, w)| w.values.iter().any(|v| !v.is_finite())) {
+                return diverged(job, per_epoch, &NotFinite { step, loss, grad_norm });
+            }
+            Checkpoint::write(&run.checkpoint(epoch, step), state, &weights, &optimizer.state()?)?;
+            if let Some(keep) = settings.keep {
+                run.prune_checkpoints(keep)?;
+            }
+            report(Status::Running, step)?;
+        }
+        since += pause.elapsed();
+    }
+    bar.finish_and_clear();
+    let finished = step == total;
+    report(if finished { Status::Finished } else { Status::Interrupted }, step)?;
+    let seconds = curve.seconds();
+    Ok(Outcome { finished, steps: step, total_steps: total, seconds, evaluation_seconds, loss, evaluations })
+}
+
+/// Model and optimiser as they are before the first step: fresh, from given weights, or from a checkpoint.
+fn start<B>(job: &Job<'_>, total_steps: u64, device: &B::Device) -> Result<(Model<B>, Adam<B>)>
+where
+    B: AutodiffBackend + SequenceOps,
+{
+    let config = job.config;
+    let mut model: Model<B> = config.model.init(job.task.vocabulary.len(), config.train.seed, device);
+    if let Some(checkpoint) = &job.resume {
+        let doing = || format!("in the checkpoint {}", checkpoint.path().display());
+        checkpoint.weights()?.load_into(&mut model).with_context(doing)?;
+        let mut optimizer = Adam::new(&config.optimizer, config.model.arch(), &model, total_steps);
+        optimizer.load_state(&checkpoint.optimizer()?, &model, device).with_context(doing)?;
+        job.progress.note(format!("going on from step {} of {total_steps}", checkpoint.state().step));
+        return Ok((model, optimizer));
+    }
+    if let (Some(weights), Some(path)) = (&job.initial, &config.train.init_from) {
+        weights.load_into(&mut model).with_context(|| format!("in train.init_from = {}", path.display()))?;
+        job.progress.note(format!("starting from the weights in {}", path.display()));
+    }
+    job.progress.note(format!(
+        "{}: {} layer(s) of width {}, {} parameters, {total_steps} steps of {} examples",
         config.model.arch(),
         config.model.num_layers(),
         config.model.hidden_size(),
         model.num_params(),
-        settings.batch_size,
+        config.train.batch_size,
     ));
-
-    let start = Instant::now();
-    let bar = progress.bar(config.model.arch(), total, "steps");
-    let mut curve = Vec::new();
-    let evaluate_now =
-        |model: &Model<B>, step: u64, epoch: u64, curve: &mut Vec<MetricsRow>| -> Result<(Score, Score)> {
-            let model = model.valid();
-            let mut score = |split, examples: &Dataset| -> Result<Score> {
-                let score = evaluate(&model, examples, vocabulary, config.eval.batch_size, device)?;
-                curve.push(evaluation_row(step, epoch, split, &score, start));
-                Ok(score)
-            };
-            let scores = (score("val", &splits.val)?, score("ood_test", &splits.ood_test)?);
-            metrics_log::write(curve, &run.metrics())?;
-            Ok(scores)
-        };
-
-    let (mut val, mut ood_test) = evaluate_now(&model, 0, 0, &mut curve)?;
-    let (mut step, mut loss) = (0, f64::NAN);
-    let (mut tokens, mut since) = (0, Instant::now());
-    for epoch in 1..=settings.epochs {
-        let order = EpochOrder::new(seed, epoch, splits.train.len());
-        for index in 0..order.steps(settings.batch_size) {
-            let examples = order.batch(index, settings.batch_size);
-            let examples: Vec<ExampleRef> = examples.iter().map(|&i| splits.train.get(i as usize)).collect();
-            let batch = Batch::collate(&examples, vocabulary, &Collation::plain())?;
-
-            let input = ModelInput::new(&batch, device).training(DropoutSource { seed, step });
-            let mean_loss = masked_cross_entropy(model.forward(input), labels(&batch, device));
-            let mut gradients = GradientsParams::from_grads(mean_loss.backward(), &model);
-            loss = mean_loss.into_scalar().elem::<f64>();
-            let grad_norm = clip_global_norm(&model, &mut gradients, config.optimizer.grad_clip);
-            if !loss.is_finite() || !grad_norm.is_finite() {
-                bail!(
-                    "training diverged at step {step} of run {}: loss {loss}, gradient norm {grad_norm}\n  hint: lower optimizer.lr or raise optimizer.warmup_steps",
-                    run.handle()
-                );
-            }
-            let lr = learning_rate(&config.optimizer, step);
-            model = optimizer.step(lr, model, gradients);
-
-            step += 1;
-            tokens += batch.batch * batch.seq;
-            bar.set_position(step);
-            if step.is_multiple_of(settings.log_every) {
-                let tokens_per_s = tokens as f64 / since.elapsed().as_secs_f64();
-                curve.push(MetricsRow {
-                    step,
-                    epoch,
-                    split: "train",
-                    loss: Some(loss),
-                    lr: Some(lr),
-                    grad_norm: Some(grad_norm),
-                    tokens_per_s: Some(tokens_per_s),
-                    seconds: start.elapsed().as_secs_f64(),
-                    ..Default::default()
-                });
-                bar.set_message(format!("loss {loss:.4} · {}", accuracies(&val, &ood_test)));
-                (tokens, since) = (0, Instant::now());
-            }
-            let done = step == total;
-            let due = |every: Option<u64>| !done && every.is_some_and(|every| step.is_multiple_of(every));
-            if due(settings.eval_every) {
-                (val, ood_test) = evaluate_now(&model, step, epoch, &mut curve)?;
-            }
-            if due(settings.checkpoint_every) {
-                save_checkpoint(&run.checkpoint(epoch, step), &model, &optimizer.to_record(), epoch, step)?;
-            }
-            if done {
-                break;
-            }
-        }
-        (val, ood_test) = evaluate_now(&model, step, epoch, &mut curve)?;
-        save_checkpoint(&run.checkpoint(epoch, step), &model, &optimizer.to_record(), epoch, step)?;
-        progress.detail(format!("epoch {epoch}, step {step}: loss {loss:.4} · {}", accuracies(&val, &ood_test)));
-        if step == total {
-            break;
-        }
-    }
-    bar.finish_and_clear();
-    Ok(Outcome { steps: step, seconds: start.elapsed().as_secs_f64(), loss, val, ood_test })
+    let optimizer = Adam::new(&config.optimizer, config.model.arch(), &model, total_steps);
+    Ok((model, optimizer))
 }
 
-fn adamw(config: &OptimizerConfig) -> AdamWConfig {
-    AdamWConfig::new()
-        .with_beta_1(config.beta1)
-        .with_beta_2(config.beta2)
-        .with_epsilon(config.epsilon)
-        .with_weight_decay(config.weight_decay)
+/// How the examples of a step become batches. Random positions are drawn by seed, step and example.
+fn collation(job: &Job<'_>, step: u64) -> Collation {
+    let positions = PositionScheme { seed: job.config.train.seed, draw: step, ..PositionScheme::PLAIN };
+    Collation { positions, pad_to: job.config.train.pad_to }
 }
 
-/// lr·min(1, n / warmup_steps) for step n = 0, 1, …: the first step of a warm-up has learning rate 0.
-fn learning_rate(config: &OptimizerConfig, step: u64) -> f64 {
-    let warmup = config.warmup_steps;
-    if step < warmup { config.lr * step as f64 / warmup as f64 } else { config.lr }
+/// A step's examples in `train.accumulate` batches.
+fn pieces(job: &Job<'_>, rows: &[u32], step: u64) -> Result<Vec<Batch>> {
+    let size = job.config.train.batch_size / job.config.train.accumulate;
+    let collation = collation(job, step);
+    let batch = |rows: &[u32]| {
+        let rows = rows.iter().map(|&i| (u64::from(i), job.splits.train.get(i as usize)));
+        Ok(Batch::collate_rows(rows, &job.task.vocabulary, &collation)?)
+    };
+    rows.chunks(size).map(batch).collect()
 }
 
-fn labels<B: AutodiffBackend>(batch: &Batch, device: &B::Device) -> Tensor<B, 2, Int> {
-    Tensor::from_data(TensorData::new(batch.labels.clone(), [batch.batch, batch.seq]), device)
-}
-
-/// Scores every example; examples of similar length share a batch, so little is padded.
-fn evaluate<B: SequenceOps>(
+/// The gradient of the mean loss over all labelled tokens of the pieces, and that loss `[1]`, still on the device. RWKV's
+/// gradient has the term of [`l2_wrap`] as well, as its recipe says.
+pub fn gradients<B>(
     model: &Model<B>,
-    examples: &Dataset,
-    vocabulary: &Vocabulary,
-    batch_size: usize,
+    pieces: &[Batch],
+    seed: u64,
+    step: u64,
     device: &B::Device,
-) -> Result<Score> {
-    let mut order: Vec<usize> = (0..examples.len()).collect();
-    order.sort_by_key(|&i| examples.get(i).input_ids.len());
-    let mut score = Score::default();
-    for chunk in order.chunks(batch_size) {
-        let chunk: Vec<ExampleRef> = chunk.iter().map(|&i| examples.get(i)).collect();
-        let batch = Batch::collate(&chunk, vocabulary, &Collation::plain())?;
-        let logits = model.forward(ModelInput::new(&batch, device)).into_data();
-        let logits = logits.into_vec::<f32>().map_err(|e| anyhow::anyhow!("cannot read the logits back: {e:?}"))?;
-        let row = batch.seq * vocabulary.len();
-        for (example, logits) in chunk.iter().zip(logits.chunks(row)) {
-            let mut sequence = Running::default();
-            for (logits, &label) in logits.chunks(vocabulary.len()).zip(example.labels) {
-                if let Ok(label) = usize::try_from(label) {
-                    sequence.push(logits, label);
-                }
-            }
-            score.add(&sequence);
+) -> (GradientsParams, Tensor<B::InnerBackend, 1>)
+where
+    B: AutodiffBackend + SequenceOps,
+{
+    let labelled: usize = pieces.iter().map(Batch::labelled).sum();
+    let cells: usize = pieces.iter().map(|batch| batch.batch * batch.seq).sum();
+    let wraps = matches!(model, Model::Rwkv5(_) | Model::Rwkv6(_));
+    let mut sum = GradientsAccumulator::new();
+    let mut loss = Tensor::zeros([1], device);
+    for (piece, batch) in pieces.iter().enumerate().filter(|(_, batch)| batch.labelled() > 0) {
+        let dropout = DropoutSource { seed, step: step * pieces.len() as u64 + piece as u64 };
+        let labels = TensorData::new(batch.labels.clone(), [batch.batch, batch.seq]);
+        let labels = Tensor::<B, 2, Int>::from_data(labels, device);
+        let logits = model.forward(ModelInput::new(batch, device).training(dropout));
+        let part = |of: usize, whole: usize| of as f64 / whole as f64;
+        let wrap = wraps.then(|| l2_wrap(logits.clone()) * part(batch.batch * batch.seq, cells));
+        let mut piece_loss = masked_cross_entropy(logits, labels) * part(batch.labelled(), labelled);
+        if let Some(wrap) = wrap {
+            piece_loss = piece_loss + wrap;
         }
+        sum.accumulate(model, GradientsParams::from_grads(piece_loss.backward(), model));
+        loss = loss + piece_loss.inner();
     }
-    Ok(score)
+    (sum.grads(), loss)
 }
 
-fn evaluation_row(step: u64, epoch: u64, split: &'static str, score: &Score, start: Instant) -> MetricsRow {
+/// Losses and gradient norms that have not been looked at. They stay on the device until something is to be written, so that
+/// steps need not wait for each other.
+struct Recent<B: Backend> {
+    losses: Vec<Tensor<B, 1>>,
+    grad_norms: Vec<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Default for Recent<B> {
+    fn default() -> Self {
+        Self { losses: vec![], grad_norms: vec![] }
+    }
+}
+
+/// A step after which training makes no sense.
+struct NotFinite {
+    step: u64,
+    loss: f64,
+    grad_norm: f64,
+}
+
+impl<B: Backend> Recent<B> {
+    fn push(&mut self, loss: Tensor<B, 1>, grad_norm: Tensor<B, 1>) {
+        self.losses.push(loss);
+        self.grad_norms.push(grad_norm);
+    }
+
+    /// Loss and gradient norm of the last step, which is number `step`; or the first step for which they are not finite.
+    fn check(&mut self, step: u64) -> std::result::Result<(f64, f64), NotFinite> {
+        let first = step + 1 - self.losses.len() as u64;
+        let read = |tensors: &mut Vec<Tensor<B, 1>>| -> Vec<f64> {
+            Tensor::cat(std::mem::take(tensors), 0).into_data().iter::<f64>().collect()
+        };
+        let values = read(&mut self.losses).into_iter().zip(read(&mut self.grad_norms));
+        let mut last = (f64::NAN, f64::NAN);
+        for (step, (loss, grad_norm)) in (first..).zip(values) {
+            if !(loss.is_finite() && grad_norm.is_finite()) {
+                return Err(NotFinite { step, loss, grad_norm });
+            }
+            last = (loss, grad_norm);
+        }
+        Ok(last)
+    }
+}
+
+/// Says where training broke down and what there is to go on with.
+fn diverged<T>(job: &Job<'_>, per_epoch: u64, bad: &NotFinite) -> Result<T> {
+    let NotFinite { step, loss, grad_norm } = bad;
+    let (epoch, index) = ((step - 1) / per_epoch + 1, (step - 1) % per_epoch);
+    let order = EpochOrder::new(job.config.train.seed, epoch, job.splits.train.len());
+    let examples = order.batch(index as usize, job.config.train.batch_size);
+    let examples = examples.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let total_steps = job.config.train.total_steps(job.splits.train.len());
+    job.run.set_progress(&RunProgress { status: Status::Diverged, step: *step, total_steps })?;
+    let good = match job.run.last_checkpoint(|_| ()) {
+        Ok(checkpoint) => format!("the last good checkpoint is {}", checkpoint.path().display()),
+        Err(_) => "there is no checkpoint before it".to_owned(),
+    };
+    bail!(
+        "training diverged at step {step} (epoch {epoch}) of run {}: loss {loss}, gradient norm {grad_norm}\n  \
+         its batch was the training examples {examples}\n  {good}\n  \
+         hint: lower optimizer.lr or raise optimizer.warmup_steps",
+        job.run.handle()
+    )
+}
+
+/// The run's training curve, in memory and on disk.
+struct Curve<'a> {
+    run: &'a RunDir,
+    rows: Vec<MetricsRow>,
+    events: Option<EventFile>,
+    /// Seconds of the run before this process.
+    earlier: f64,
+    start: Instant,
+}
+
+impl<'a> Curve<'a> {
+    /// An empty curve, or the rows up to the checkpoint that training goes on from: later ones will be made again.
+    fn begin(job: &Job<'a>) -> Result<Self> {
+        let mut rows = Vec::new();
+        let mut earlier = 0.0;
+        if let Some(checkpoint) = &job.resume {
+            earlier = checkpoint.state().seconds;
+            match metrics_log::read(&job.run.metrics()) {
+                Ok(read) => rows = read,
+                Err(error) => job.progress.note(format!("the training curve begins anew: {error:#}")),
+            }
+            rows.retain(|row| row.step <= checkpoint.state().step);
+        }
+        let tensorboard = job.config.train.tensorboard;
+        let events = tensorboard.then(|| EventFile::create(&job.run.tensorboard(), &rows, earlier)).transpose()?;
+        Ok(Self { run: job.run, rows, events, earlier, start: Instant::now() })
+    }
+
+    fn seconds(&self) -> f64 {
+        self.earlier + self.start.elapsed().as_secs_f64()
+    }
+
+    fn push(&mut self, row: MetricsRow) -> Result<()> {
+        let row = MetricsRow { seconds: self.seconds(), ..row };
+        if let Some(events) = &mut self.events {
+            events.append(std::slice::from_ref(&row))?;
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+
+    fn save(&self) -> Result<()> {
+        metrics_log::write(&self.rows, &self.run.metrics())
+    }
+}
+
+fn evaluation_row(step: u64, epoch: u64, split: &str, evaluation: &Evaluation) -> MetricsRow {
+    let score = &evaluation.score;
     MetricsRow {
         step,
         epoch,
-        split,
-        loss: score.loss(),
+        split: split.to_owned(),
+        loss: evaluation.loss,
         accuracy: score.accuracy(),
         counting_accuracy: score.counting_accuracy(),
         last_accuracy: score.last_accuracy(),
         sequence_accuracy: score.sequence_accuracy(),
-        seconds: start.elapsed().as_secs_f64(),
+        unseen_accuracy: evaluation.unseen_accuracy,
         ..Default::default()
     }
 }
 
-fn accuracies(val: &Score, ood_test: &Score) -> String {
-    let percent = |a: Option<f64>| a.map_or("–".into(), |a| format!("{:.1} %", 100.0 * a));
-    format!("accuracy: val {}, ood {}", percent(val.accuracy()), percent(ood_test.accuracy()))
-}
-
-/// Scales all gradients so that their joint L2 norm is at most `max_norm` (Pascanu et al., arXiv 1211.5063); returns the
-/// norm they had.
-fn clip_global_norm<B: AutodiffBackend>(model: &Model<B>, gradients: &mut GradientsParams, max_norm: f64) -> f64 {
-    struct Squares<'a, B: AutodiffBackend> {
-        gradients: &'a GradientsParams,
-        sums: Vec<Tensor<B::InnerBackend, 1>>,
-    }
-    impl<B: AutodiffBackend> ModuleVisitor<B> for Squares<'_, B> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if let Some(gradient) = self.gradients.get::<B::InnerBackend, D>(param.id) {
-                self.sums.push(gradient.square().sum());
-            }
-        }
-    }
-    struct Scale<'a> {
-        gradients: &'a mut GradientsParams,
-        factor: f64,
-    }
-    impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if let Some(gradient) = self.gradients.remove::<B::InnerBackend, D>(param.id) {
-                self.gradients.register(param.id, gradient * self.factor);
-            }
-        }
-    }
-    let mut squares = Squares::<B> { gradients, sums: vec![] };
-    model.visit(&mut squares);
-    let norm = Tensor::cat(squares.sums, 0).sum().sqrt().into_scalar().elem::<f64>();
-    if norm > max_norm {
-        model.visit(&mut Scale { gradients, factor: max_norm / (norm + 1e-6) });
-    }
-    norm
-}
-
-/// Writes the folder under a temporary name and renames it, so that a checkpoint is there whole or not at all.
-fn save_checkpoint<B, R>(path: &Path, model: &Model<B>, optimizer: &R, epoch: u64, step: u64) -> Result<()>
-where
-    B: AutodiffBackend + SequenceOps,
-    R: burn::record::Record<B> + Clone,
-{
-    let doing = || format!("cannot save the checkpoint {}", path.display());
-    let folder = path.parent().with_context(doing)?;
-    let temporary = folder.join(format!(".partial-{step}"));
-    let write = || -> Result<()> {
-        data::files::write_bytes(&temporary.join("model.safetensors"), &Weights::of(model)?.to_safetensors()?)?;
-        let record = BinBytesRecorder::<FullPrecisionSettings>::default().record(optimizer.clone(), ())?;
-        data::files::write_bytes(&temporary.join("optimizer.bin"), &record)?;
-        let state = serde_json::json!({ "epoch": epoch, "step": step });
-        data::files::write_bytes(&temporary.join("state.json"), format!("{state}\n").as_bytes())?;
-        std::fs::rename(&temporary, path)?;
-        data::files::sync_folder(folder);
-        Ok(())
+fn accuracies(evaluations: &[(String, Evaluation)]) -> String {
+    let one = |(name, evaluation): &(String, Evaluation)| {
+        let accuracy = evaluation.score.accuracy().map_or("–".into(), |a| format!("{:.1} %", 100.0 * a));
+        format!("{name} {accuracy}")
     };
-    write().with_context(doing).inspect_err(|_| {
-        let _ = std::fs::remove_dir_all(&temporary);
-    })
+    format!("accuracy: {}", evaluations.iter().map(one).collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use burn::backend::Autodiff;
+    use burn::tensor::ElementConversion;
+    use data::Example;
+    use serde::Deserialize;
+    use std::collections::BTreeMap;
+    use std::path::Path;
 
+    /// What scripts/pytorch_training_reference.py measured.
+    #[derive(Deserialize)]
+    struct Reference {
+        loss: Vec<f64>,
+        grad_norm: Vec<f64>,
+    }
+
+    /// The batch of a step, by the formula in that script.
+    fn batch(step: usize, task: &Task) -> Batch {
+        let example = |row: usize| {
+            let n = (7 * step + 5 * row) % 12 + 1;
+            let labels = (1..=n).map(|i| (i % 10) as i16);
+            let input_ids = [vec![0], vec![12; n]].concat();
+            Example { input_ids, labels: std::iter::once(-1).chain(labels).collect(), length: n as u32 }
+        };
+        let examples: Vec<Example> = (0..8).map(example).collect();
+        let examples: Vec<_> = examples.iter().map(Example::as_ref).collect();
+        Batch::collate(&examples, &task.vocabulary, &Collation::plain()).unwrap()
+    }
+
+    /// Warm-up, clipping and AdamW over twenty steps, from the same weights and batches.
     #[test]
-    fn warm_up_starts_at_zero_and_ends_at_the_full_rate() {
-        let config = OptimizerConfig { lr: 2.0, warmup_steps: 4, ..Default::default() };
-        let rates: Vec<f64> = (0..6).map(|n| learning_rate(&config, n)).collect();
-        assert_eq!(rates, [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]);
+    fn losses_are_those_of_pytorch() {
+        type B = Autodiff<models::Cpu>;
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pytorch");
+        let text = std::fs::read_to_string(fixtures.join("losses.json")).unwrap();
+        let references: BTreeMap<String, Reference> = serde_json::from_str(&text).unwrap();
+        assert_eq!(references.len(), 3);
+        for (arch, reference) in references {
+            let extra =
+                if arch == "transformer" { "num_heads = 2\npositional_embedding = 'rope'" } else { "dropout = 0.0" };
+            let config = format!(
+                "[task]\nname = 'counting_samesymbol_mod10bos'\n\
+                 [model]\narch = '{arch}'\nhidden_size = 16\nnum_layers = 2\n{extra}\n\
+                 [optimizer]\nlr = 1e-2\nwarmup_steps = 6\ngrad_clip = 0.25\n"
+            );
+            let config = Config::parse(&config, &[]).unwrap();
+            let task = Task::by_name(&config.task.name).unwrap();
+            let device = Default::default();
+            let mut model: Model<B> = config.model.init(task.vocabulary.len(), 0, &device);
+            let weights = Weights::read(&fixtures.join(format!("{arch}.safetensors"))).unwrap();
+            weights.load_into(&mut model).unwrap();
+            let mut optimizer = Adam::new(&config.optimizer, &arch, &model, 20);
+            for step in 0..20 {
+                let (gradients, loss) = gradients(&model, &[batch(step, &task)], 0, step as u64, &device);
+                let (updated, norm) = optimizer.step(step as u64, model, gradients);
+                model = updated;
+                let (loss, norm) = (loss.into_scalar().elem::<f64>(), norm.into_scalar().elem::<f64>());
+                let (expected, expected_norm) = (reference.loss[step], reference.grad_norm[step]);
+                assert!((loss - expected).abs() < 1e-5, "{arch} step {step}: loss {loss}, PyTorch's {expected}");
+                assert!((norm / expected_norm - 1.0).abs() < 1e-3, "{arch} step {step}: norm {norm}, {expected_norm}");
+            }
+            assert!(reference.loss[19] < 0.9 * reference.loss[0], "{arch} has learnt something");
+        }
     }
 }

@@ -116,6 +116,9 @@ mod training {
         train(&["--set", "model.hiden_size=3"], &["unknown key model.hiden_size", "did you mean `hidden_size`?"]);
         train(&["--set", "optimiser.lr=3"], &["unknown table [optimiser]", "did you mean `optimizer`?"]);
         train(&["--set", "lr=3"], &["table.key"]);
+        train(&["--set", "train.accumulate=3"], &["train.accumulate", "does not divide", "hint:"]);
+        train(&["--init-from", "gone.safetensors"], &["there is no such file"]);
+        train(&["--init-from", "1123_9"], &["--init-from 1123_9 is not a file", "there is no run"]);
         train(&["--device", "gpu"], &["unknown device `gpu`", "auto, cpu, cuda"]);
         fails(dir.path(), &["train", "--config", "gone.toml"], 1, &["gone.toml", "configs/"]);
         std::fs::write(dir.path().join("bad.toml"), "[task\nname=1").unwrap();
@@ -123,6 +126,9 @@ mod training {
         std::fs::write(dir.path().join("key.toml"), "[task]\nnam = 'x'\n[model]\narch='rnn'").unwrap();
         fails(dir.path(), &["train", "--config", "key.toml"], 1, &["key.toml", "task.nam", "did you mean `name`?"]);
         assert_eq!(files(dir.path()), ["bad.toml", "key.toml"], "nothing was created");
+        let short = tiny_training(&config, &["--set", "train.pad_to=20"]);
+        fails(dir.path(), &short, 1, &["train.pad_to is 20", "has 51 tokens"]);
+        assert!(!dir.path().join("runs").exists());
     }
 
     #[test]
@@ -157,7 +163,12 @@ mod training {
         let weights = run_dir.join("checkpoints/epoch-0002-step-6/model.safetensors");
         let bytes = std::fs::read(&weights).unwrap();
         std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
-        fails(dir.path(), &["export", "--handle", &handle], 1, &["model.safetensors", "damaged"]);
+        let exported = run(dir.path(), &["export", "--handle", &handle, "--json"]);
+        assert!(exported.stderr.contains("model.safetensors is damaged"), "{}", exported.stderr);
+        assert!(exported.stderr.contains("using epoch-0001-step-4"), "{}", exported.stderr);
+        std::fs::remove_file(run_dir.join("model.onnx")).unwrap();
+        std::fs::write(run_dir.join("checkpoints/epoch-0001-step-4/state.json"), "{}").unwrap();
+        fails(dir.path(), &["export", "--handle", &handle], 1, &["no checkpoint that is whole", "damaged"]);
         std::fs::remove_dir_all(run_dir.join("checkpoints")).unwrap();
         fails(dir.path(), &["export", "--handle", &handle], 1, &["has no checkpoint"]);
         assert!(!run_dir.join("model.onnx").exists());
@@ -172,7 +183,8 @@ mod training {
         }
         let config = config();
         let cuda = ["--device", "cuda"];
-        fails(dir.path(), &tiny_training(&config, &cuda), 1, &["cannot train on cuda", "--device cpu"]);
+        let reason = if cfg!(feature = "cuda") { "cannot train on cuda" } else { "built without CUDA" };
+        fails(dir.path(), &tiny_training(&config, &cuda), 1, &[reason, "--device cpu"]);
         assert!(files(dir.path()).is_empty());
     }
 

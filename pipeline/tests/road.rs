@@ -38,9 +38,10 @@ fn a_run_holds_what_it_should_and_the_sweep_covers_every_length() {
         assert!(table.contains("1–50") && table.contains("eval/sweep.parquet"), "{table}");
 
         let run = dir.path().join("runs").join(handle);
-        let mut expected: Vec<String> = ["config.toml", "metrics.parquet", "model.onnx"].map(String::from).to_vec();
+        let mut expected: Vec<String> =
+            [".lock", "config.toml", "metrics.parquet", "model.onnx", "status.json"].map(String::from).to_vec();
         for checkpoint in ["epoch-0001-step-4", "epoch-0002-step-6"] {
-            for file in ["model.safetensors", "optimizer.bin", "state.json"] {
+            for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
                 expected.push(format!("checkpoints/{checkpoint}/{file}"));
             }
         }

@@ -2,7 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)] // every test file uses some of this
 
 use data::Task;
-use evaluators::{LengthResult, LoadOptions, Model, Provider, Sweep, SweepResult};
+use evaluators::{LengthResult, Lengths, LoadOptions, Model, Provider, Sweep, SweepResult};
 use std::path::PathBuf;
 
 pub const MOD10: &str = "counting_samesymbol_mod10bos";
@@ -23,7 +23,7 @@ pub fn model(name: &str) -> Model {
 /// Sweeps a fixture over `lengths`, changed by `adjust`.
 pub fn sweep(name: &str, task: &str, lengths: &str, adjust: impl FnOnce(Sweep<'_>) -> Sweep<'_>) -> SweepResult {
     let (mut model, task) = (model(name), Task::by_name(task).unwrap());
-    adjust(Sweep::new(&mut model, &task).lengths(lengths.parse().unwrap())).run(|_, _| {}).unwrap()
+    adjust(Sweep::new(&mut model).task(&task).lengths(lengths.parse::<Lengths>().unwrap())).results().unwrap()
 }
 
 pub fn statuses(results: &[LengthResult]) -> Vec<&str> {

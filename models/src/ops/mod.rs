@@ -2,10 +2,15 @@
 //! without a model changing. The defaults in [`plain`] are ordinary tensor operations: the readable definition.
 
 pub mod plain;
+pub mod s4;
+pub mod scan;
+pub mod wkv;
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::prelude::*;
+use s4::S4Kernel;
+use scan::SelectiveScan;
 
 /// The weights of one recurrent layer in PyTorch's layout; G is 1 for an RNN and 4 for an LSTM (gates i, f, g, o).
 #[derive(Debug, Clone)]
@@ -18,6 +23,15 @@ pub struct RecurrentWeights<B: Backend> {
     pub bias_ih: Tensor<B, 1>,
     /// `[G·hidden]`.
     pub bias_hh: Tensor<B, 1>,
+}
+
+/// Which keys attention may see; the causal mask comes on top.
+#[derive(Debug, Clone)]
+pub struct KeyMask<B: Backend> {
+    /// `[batch, seq]`, 0 at keys that no query may see, 1 at the others.
+    pub keys: Tensor<B, 2>,
+    /// Every query may see itself, whatever `keys` says of it.
+    pub identity: bool,
 }
 
 /// Operations over whole sequences.
@@ -42,16 +56,47 @@ pub trait SequenceOps: Backend {
         plain::lstm_layer(x, weights, state)
     }
 
-    /// Causal attention: `q`, `k`, `v` `[batch, heads, seq, head_dim]`, `key_mask` `[batch, seq]` with 0 at keys that
-    /// no query may see → `[batch, heads, seq, head_dim]`. Scores are `scale`·q·kᵀ.
+    /// Causal attention: `q`, `k`, `v` `[batch, heads, seq, head_dim]` → `[batch, heads, seq, head_dim]`. Scores are
+    /// `scale`·q·kᵀ.
     fn causal_attention(
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
-        key_mask: Option<Tensor<Self, 2>>,
+        mask: Option<KeyMask<Self>>,
         scale: f64,
     ) -> Tensor<Self, 4> {
-        plain::causal_attention(q, k, v, key_mask, scale)
+        plain::causal_attention(q, k, v, mask, scale)
+    }
+
+    /// The first `length` taps of S4's kernel, `[hidden, length]`. See [`s4::kernel`] for the definition.
+    fn s4_kernel(parameters: S4Kernel<Self>, length: usize) -> Tensor<Self, 2> {
+        s4::kernel(parameters, length)
+    }
+
+    /// Causal convolution of every channel with a kernel of its own: `u` `[batch, seq, hidden]`, `k` `[hidden, seq]` →
+    /// `[batch, seq, hidden]`. See [`s4::causal_convolution`] for the definition.
+    fn causal_convolution(u: Tensor<Self, 3>, k: Tensor<Self, 2>) -> Tensor<Self, 3> {
+        s4::causal_convolution(u, k)
+    }
+
+    /// Mamba's selective scan from state `h` `[batch, channels, state]` (zero if `None`): outputs
+    /// `[batch, seq, channels]`, and the last state. See [`scan::selective_scan`] for the definition.
+    fn selective_scan(inputs: SelectiveScan<Self>, h: Option<Tensor<Self, 3>>) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
+        scan::selective_scan(inputs, h)
+    }
+
+    /// RWKV's matrix state with decays, from `state` `[batch, heads, size, size]` (zero if `None`): `r`, `k`, `v` and
+    /// `decay` (in 0..=1) `[batch, heads, seq, size]`, `bonus` `[heads, size]` → outputs `[batch, heads, seq, size]`, and
+    /// the last state. See [`wkv::recurrent`] for the definition.
+    fn wkv(
+        r: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        decay: Tensor<Self, 4>,
+        bonus: Tensor<Self, 2>,
+        state: Option<Tensor<Self, 4>>,
+    ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
+        wkv::chunked(r, k, v, decay, bonus, state)
     }
 }
 

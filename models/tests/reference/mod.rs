@@ -3,9 +3,8 @@
 mod npz;
 pub mod parity;
 
-use models::lstm::LstmConfig;
-use models::rnn::RnnConfig;
-use models::transformer::{LAYER_NORM_EPSILON, PositionalEmbedding, TransformerConfig};
+use data::PositionIds;
+use models::original::Original;
 use models::{ModelConfig, Weights};
 use npz::Npz;
 use serde_json::Value;
@@ -20,6 +19,8 @@ pub struct Reference {
     pub cases: Vec<Case>,
     /// The gradients of the case called `case`.
     pub gradients: Vec<Gradient>,
+    /// The same with RWKV's extra term in the loss; empty for other architectures.
+    pub gradients_l2_wrap: Vec<Gradient>,
 }
 
 /// One batch; integers are row-major `[batch, seq]`.
@@ -31,7 +32,7 @@ pub struct Case {
     pub labels: Vec<i64>,
     pub attention_mask: Vec<i64>,
     /// Zeros where the model has none.
-    pub position_ids: Vec<i64>,
+    pub position_ids: PositionIds,
     /// `[batch, seq, vocab]`, computed in float64.
     pub logits: Vec<f64>,
     pub loss: Option<f64>,
@@ -54,12 +55,14 @@ impl Reference {
             return None;
         };
         let config = json(&folder.join("config.json"));
+        let grads = json(&folder.join("grads.json"));
         Some(Self {
             vocab: config["vocab"].as_array().unwrap().len(),
-            config: model_config(&config),
+            config: Original::new(&config).unwrap().model,
             weights: Weights::read(&folder.join("model.safetensors")).unwrap(),
             cases: cases(&folders),
-            gradients: gradients(&json(&folder.join("grads.json"))),
+            gradients: gradients(&grads["params"]),
+            gradients_l2_wrap: gradients(&grads["params_l2wrap"]),
         })
     }
 }
@@ -73,31 +76,6 @@ fn folders(name: &str) -> Vec<PathBuf> {
 
 fn json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-/// The settings under the original's field names, as ours. Refuses those that ours cannot express.
-fn model_config(config: &Value) -> ModelConfig {
-    let size = |key: &str| config[key].as_u64().unwrap() as usize;
-    let on = |key: &str| config[key].as_bool().unwrap();
-    assert!(!on("tie_word_embeddings") && !on("freeze_null_emb"));
-    let (hidden_size, num_layers) = (size("hidden_size"), size("num_hidden_layers"));
-    let dropout = config["dropout"].as_f64();
-    match config["arch"].as_str().unwrap() {
-        "RNN" => ModelConfig::Rnn(RnnConfig { hidden_size, num_layers, dropout: dropout.unwrap() }),
-        "LSTM" => ModelConfig::Lstm(LstmConfig { hidden_size, num_layers, dropout: dropout.unwrap() }),
-        "transformer" => {
-            assert!(on("scale_attn_weights") && on("scale_attn_by_inverse_layer_idx"));
-            assert!(!on("must_attend_to_identity") && !on("absolute_posemb") && !on("sinusoidal_posemb"));
-            assert!(!on("scaler_posemb") && config["activation_function"] == "relu");
-            assert_eq!(config["layer_norm_epsilon"], LAYER_NORM_EPSILON);
-            assert_eq!(size("mlp_dim_multipler"), 4);
-            let positional_embedding =
-                if on("rotary_posemb") { PositionalEmbedding::Rope } else { PositionalEmbedding::None };
-            let num_heads = size("num_attention_heads");
-            ModelConfig::Transformer(TransformerConfig { hidden_size, num_layers, num_heads, positional_embedding })
-        }
-        other => panic!("no architecture is called {other}"),
-    }
 }
 
 /// Every case of any of the folders, each name once.
@@ -119,14 +97,22 @@ fn case(path: &Path) -> Case {
         input_ids,
         labels: file.array("labels").unwrap().1,
         attention_mask: file.array("attention_mask").unwrap().1,
-        position_ids: file.array("position_ids").map_or_else(|| vec![0; batch * seq], |(_, values)| values),
+        position_ids: position_ids(&mut file).unwrap_or_else(|| PositionIds::Integers(vec![0; batch * seq])),
         logits: file.array("logits_f64").unwrap().1,
         loss: file.array::<f64>("loss_f64").map(|(_, values)| values[0]),
     }
 }
 
-fn gradients(grads: &Value) -> Vec<Gradient> {
-    let trained = grads["params"].as_array().unwrap().iter().filter(|p| p["frozen"] != true);
+/// int64, or float32 for scalar positions.
+fn position_ids(file: &mut Npz) -> Option<PositionIds> {
+    Some(match file.kind("position_ids")?.as_str() {
+        "<f4" => PositionIds::Scalars(file.array("position_ids")?.1),
+        _ => PositionIds::Integers(file.array("position_ids")?.1),
+    })
+}
+
+fn gradients(params: &Value) -> Vec<Gradient> {
+    let trained = params.as_array().into_iter().flatten().filter(|p| p["frozen"] != true);
     trained
         .map(|p| Gradient {
             name: p["name"].as_str().unwrap().to_owned(),

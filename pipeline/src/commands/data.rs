@@ -203,15 +203,17 @@ fn shorten(tokens: &[String]) -> String {
 
 /// Counts in at most twenty ranges of equal width.
 fn histogram(values: &[u32]) -> Vec<(String, usize)> {
-    let (Some(low), Some(high)) = (values.iter().min(), values.iter().max()) else { return vec![] };
+    let values = || values.iter().map(|value| u64::from(*value));
+    let (Some(low), Some(high)) = (values().min(), values().max()) else { return vec![] };
     let width = (high - low + 1).div_ceil(20);
     let mut counts = vec![0; ((high - low) / width + 1) as usize];
-    values.iter().for_each(|value| counts[((value - low) / width) as usize] += 1);
-    let range = |i: u32| {
-        let (from, to) = (low + i * width, (low + (i + 1) * width - 1).min(high));
+    values().for_each(|value| counts[((value - low) / width) as usize] += 1);
+    let range = |i: usize| {
+        let from = low + i as u64 * width;
+        let to = (from + width - 1).min(high);
         if from == to { from.to_string() } else { format!("{from}–{to}") }
     };
-    counts.into_iter().enumerate().map(|(i, n)| (range(i as u32), n)).collect()
+    counts.into_iter().enumerate().map(|(i, n)| (range(i), n)).collect()
 }
 
 /// How often each label occurs, in the order of the vocabulary.

@@ -8,9 +8,7 @@ use crate::summary;
 use anyhow::{Context as _, Result, bail};
 use data::Task;
 use data::families::Family;
-use evaluators::{
-    LengthResult, LoadOptions, Model, RuntimeLibrary, Sweep, SweepFacts, to_record_batch, write, write_predictions,
-};
+use evaluators::{LengthResult, LoadOptions, Model, RuntimeLibrary, Sweep, SweepFacts, write, write_predictions};
 use serde_json::json;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -29,24 +27,26 @@ pub fn run(context: &Context, args: EvalArgs) -> Result<()> {
     let task = task_of(&model, args.task.as_deref())?;
     let start = Instant::now();
     let bar = context.progress.bar("sweep", 0, "tokens");
-    let result = Sweep::new(&mut model, &task)
+    let result = Sweep::new(&mut model)
+        .task(&task)
         .lengths(args.lengths.clone())
         .samples(args.samples as usize)
         .seed(args.seed)
         .exhaustive(args.exhaustive)
-        .max_tokens(args.max_tokens as usize)
+        .max_tokens(Some(args.max_tokens as usize))
         .keep_predictions(args.predictions)
-        .run(|done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        })?;
+        .progress(|p| {
+            bar.set_length(p.total_tokens);
+            bar.set_position(p.tokens);
+        })
+        .results()?;
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
 
-    let facts = SweepFacts::new(&model, &task, "sweep");
+    let facts = result.facts.clone();
     let table = stem.with_extension(args.format.name());
     let table = args.output.clone().unwrap_or(table);
-    write(&to_record_batch(&result.lengths, &facts)?, args.format, &table)?;
+    write(&result.to_record_batch()?, args.format, &table)?;
     let mut files = vec![table.clone()];
     if args.predictions {
         let path = beside(&table, "-predictions", args.format.name());

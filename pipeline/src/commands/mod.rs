@@ -8,6 +8,8 @@ mod export;
 #[cfg(feature = "train")]
 mod quickstart;
 #[cfg(feature = "train")]
+mod runs;
+#[cfg(feature = "train")]
 mod train;
 
 use crate::cli::{Cli, Command};
@@ -26,6 +28,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Quickstart => quickstart::run(&context),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&context, args),
+        #[cfg(feature = "train")]
+        Command::Runs(args) => runs::run(&context, args),
         #[cfg(feature = "train")]
         Command::Export(args) => export::run(&context, args),
     }

@@ -7,7 +7,7 @@ use crate::run_dir::RunDir;
 use crate::summary::{mean_last_accuracy, percent, table};
 use anyhow::{Context as _, Result};
 use data::{Split, Task};
-use evaluators::{Format, LengthResult, LoadOptions, Model, Sweep, SweepFacts, to_record_batch, write};
+use evaluators::{Format, LengthResult, LoadOptions, Model, Sweep, write};
 use serde_json::json;
 use std::thread;
 use std::time::Instant;
@@ -41,7 +41,7 @@ pub fn run(context: &Context) -> Result<()> {
     let runs = train_side_by_side(context, &configs)?;
 
     note("2/3 exporting both to ONNX".into());
-    runs.iter().try_for_each(|run| export_run(context, run).map(|_| ()))?;
+    runs.iter().try_for_each(|run| export_run(context, run, &Default::default()).map(|_| ()))?;
 
     note(format!("3/3 sweeping both over lengths 1..{LONGEST} through ONNX Runtime"));
     let finished = runs.into_iter().zip(&configs).map(|(run, config)| sweep(context, run, config, &task));
@@ -103,11 +103,9 @@ fn train_side_by_side(context: &Context, configs: &[Config]) -> Result<Vec<RunDi
 
 fn sweep(context: &Context, run: RunDir, config: &Config, task: &Task) -> Result<Finished> {
     let mut model = Model::load(&run.onnx(), LoadOptions::default())?;
-    let lengths: evaluators::Lengths = format!("1..{LONGEST}").parse()?;
-    let result = Sweep::new(&mut model, task).lengths(lengths).run(|_, _| {})?;
-    let facts = SweepFacts::new(&model, task, "sweep");
+    let result = Sweep::new(&mut model).task(task).lengths(1..=LONGEST).results()?;
     let path = run.eval().join("sweep.parquet");
-    write(&to_record_batch(&result.lengths, &facts)?, Format::Parquet, &path)?;
+    write(&result.to_record_batch()?, Format::Parquet, &path)?;
     context.progress.detail(format!("wrote {}", path.display()));
     let label = plot::display_name(config.model.arch(), config.model.positional_embedding());
     Ok(Finished { run, label, lengths: result.lengths })

@@ -1,0 +1,265 @@
+//! What the lowerings of RWKV-5 and RWKV-6 share. The counterpart of `models::rwkv` and `models::ops::wkv`.
+
+use crate::graph::Attribute::{Float, Int, Ints, Text};
+use crate::graph::{GraphBuilder, Value};
+use crate::{ExportError, Target};
+use models::rwkv::HEAD_NORM_EPSILON;
+
+/// The sizes of a block.
+#[derive(Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) hidden: usize,
+    pub(crate) head_size: usize,
+}
+
+impl Sizes {
+    pub(crate) fn heads(self) -> usize {
+        self.hidden / self.head_size
+    }
+}
+
+/// Every token's predecessor, `[batch, seq, hidden]`. The last token of the piece before is the state `<name>_in`
+/// `[batch, 1, hidden]`, that of this piece `<name>_out`. `ids` tells the size of the batch.
+pub(crate) fn shift(g: &mut GraphBuilder<'_>, name: &str, ids: &Value, x: &Value, hidden: usize) -> Value {
+    let dims = [1, hidden];
+    let before = g.state_input(name, "the last token's input to the mix", ids, &dims);
+    g.scope("shift", |g| {
+        let (zero, last, time) = (g.list("zero", &[0]), g.list("last", &[-1]), g.list("time_axis", &[1]));
+        let end = g.list("end", &[i64::MAX]);
+        let earlier = g.node("Slice", &[x, &zero, &last, &time], &[]); // [batch, seq − 1, hidden]
+        let after = g.node("Slice", &[x, &last, &end, &time], &[]); // [batch, 1, hidden]
+        g.state_output(name, "the last token's input to the mix", after, &dims);
+        g.node("Concat", &[&before, &earlier], &[("axis", Int(1))])
+    })
+}
+
+/// base + step·(the weight `name`), `[batch, seq, hidden]`.
+pub(crate) fn mixture(
+    g: &mut GraphBuilder<'_>,
+    name: &str,
+    base: &Value,
+    step: &Value,
+    hidden: usize,
+) -> Result<Value, ExportError> {
+    let part = g.parameter(name, &[1, 1, hidden])?;
+    let step = g.node("Mul", &[step, &part], &[]);
+    Ok(g.node("Add", &[base, &step], &[]))
+}
+
+/// Every head normalised over its channels: `[batch, seq, heads, head_size]` → `[batch, seq, hidden]`.
+pub(crate) fn group_norm(
+    g: &mut GraphBuilder<'_>,
+    module: &str,
+    x: &Value,
+    Sizes { hidden, head_size }: Sizes,
+) -> Result<Value, ExportError> {
+    g.scope(module, |g| {
+        let ones = g.constant("ones", &[head_size], &vec![1.0f32; head_size]);
+        let weight = g.parameter("weight", &[hidden])?;
+        let bias = g.parameter("bias", &[hidden])?;
+        let attributes = [("axis", Int(-1)), ("epsilon", Float(HEAD_NORM_EPSILON))];
+        let normal = g.node("LayerNormalization", &[x, &ones], &attributes);
+        let merged = g.list("merged", &[0, 0, hidden as i64]); // in the shape of a Reshape, 0 keeps an axis as it is
+        let normal = g.node("Reshape", &[&normal, &merged], &[]);
+        let scaled = g.node("Mul", &[&normal, &weight], &[]);
+        Ok(g.node("Add", &[&scaled, &bias], &[]))
+    })
+}
+
+/// The WKV operation of `models::ops::wkv` from and to the state `<name>` `[batch, heads, key, value]`: `r`, `k`, `v` and
+/// `log_decay` (at most 0), all `[batch, seq, hidden]`, `bonus` `[heads, head_size]` → `[batch, seq, heads, head_size]`.
+pub(crate) fn wkv(
+    g: &mut GraphBuilder<'_>,
+    name: &str,
+    ids: &Value,
+    [r, k, v, log_decay]: [&Value; 4],
+    bonus: &Value,
+    sizes: Sizes,
+) -> Result<Value, ExportError> {
+    let dims = [sizes.heads(), sizes.head_size, sizes.head_size];
+    let before = g.state_input(name, "the matrix of every head, by key and value", ids, &dims);
+    let (y, after) = g.scope("wkv", |g| -> Result<_, ExportError> {
+        let split = g.list("heads", &[0, 0, sizes.heads() as i64, sizes.head_size as i64]);
+        let [own_r, own_k, own_v] = [r, k, v].map(|x| g.node("Reshape", &[x, &split], &[])); // [batch, seq, heads, size]
+        let product = g.node("Mul", &[&own_r, &own_k], &[]);
+        let product = g.node("Mul", &[&product, bonus], &[]);
+        let channel_axis = g.list("channel_axis", &[3]);
+        let own = g.node("ReduceSum", &[&product, &channel_axis], &[("keepdims", Int(1))]);
+        let own = g.node("Mul", &[&own, &own_v], &[]);
+
+        let (earlier, after) = match g.target() {
+            Target::Portable => {
+                let decay = g.node("Exp", &[log_decay], &[]);
+                chunks(g, ids, [r, k, v, &decay], &before, sizes)?
+            }
+            Target::Ort => linear_attention(g, [r, k, v, log_decay], &before, sizes),
+        };
+        Ok((g.node("Add", &[&own, &earlier], &[]), after))
+    })?;
+    g.state_output(name, "the matrix of every head, by key and value", after, &dims);
+    Ok(y)
+}
+
+/// What every step reads of the steps before it, `[batch, seq, heads, head_size]`, and the state at the end, by ONNX
+/// Runtime's operator. There a step reads the state after itself, so that every r reads one step earlier.
+fn linear_attention(
+    g: &mut GraphBuilder<'_>,
+    [r, k, v, log_decay]: [&Value; 4],
+    before: &Value,
+    sizes: Sizes,
+) -> (Value, Value) {
+    let heads = sizes.heads() as i64;
+    let time_axis = g.list("time_axis", &[1]);
+    let (zero, one, minus_one) = (g.list("zero", &[0]), g.list("one", &[1]), g.list("minus_one", &[-1]));
+    let end = g.list("end", &[i64::MAX]);
+    let later = g.node("Slice", &[r, &one, &end, &time_axis], &[]);
+    let pad_end = g.list("pad_end", &[0, 1]);
+    let later = g.node("Pad", &[&later, &pad_end, &Value::none(), &time_axis], &[]);
+    let attributes = [
+        ("q_num_heads", Int(heads)),
+        ("kv_num_heads", Int(heads)),
+        ("scale", Float(1.0)),
+        ("update_rule", Text("gated")),
+    ];
+    let inputs = [&later, k, v, before, log_decay];
+    let [next, after] = g.nodes("com.microsoft.LinearAttention", &inputs, &attributes);
+
+    let split = g.list("split", &[0, 0, heads, sizes.head_size as i64]);
+    let first = g.node("Slice", &[r, &zero, &one, &time_axis], &[]);
+    let first = g.node("Reshape", &[&first, &split], &[]);
+    let first = g.node("Transpose", &[&first], &[("perm", Ints(&[0, 2, 1, 3]))]); // [batch, heads, 1, size]
+    let first = g.node("MatMul", &[&first, before], &[]);
+    let first = g.node("Transpose", &[&first], &[("perm", Ints(&[0, 2, 1, 3]))]); // [batch, 1, heads, size]
+    let next = g.node("Slice", &[&next, &zero, &minus_one, &time_axis], &[]);
+    let next = g.node("Reshape", &[&next, &split], &[]);
+    (g.node("Concat", &[&first, &next], &[("axis", Int(1))]), after)
+}
+
+/// Time steps that are worked on at once; then the state moves on by one step of a loop.
+const CHUNK: usize = 16;
+
+/// The same with standard operators.
+///
+/// The sequence is cut into chunks, the last one filled up with steps that do nothing. Within all chunks at once, what
+/// steps read of earlier ones is found by doubling blocks, as in `models::ops::wkv::chunked`; a loop over the chunks
+/// carries the state.
+fn chunks(
+    g: &mut GraphBuilder<'_>,
+    ids: &Value,
+    inputs: [&Value; 4],
+    before: &Value,
+    sizes: Sizes,
+) -> Result<(Value, Value), ExportError> {
+    let (heads, size) = (sizes.heads() as i64, sizes.head_size as i64);
+    let chunk = CHUNK as i64;
+    let time_axis = g.list("time_axis", &[1]);
+    let seq = g.node("Shape", &[ids], &[("start", Int(1)), ("end", Int(2))]);
+    let (zero, length) = (g.list("zero", &[0]), g.list("chunk", &[chunk]));
+    let missing = g.node("Neg", &[&seq], &[]);
+    let missing = g.node("Mod", &[&missing, &length], &[]);
+    let pads = g.node("Concat", &[&zero, &missing], &[("axis", Int(0))]);
+    let (nothing, keep) = (g.scalar("nothing", 0f32), g.scalar("keep", 1f32));
+    let by_chunk = g.list("by_chunk", &[0, -1, chunk, heads, size]);
+    let fills = [&nothing, &nothing, &nothing, &keep];
+    let whole: [Value; 4] = std::array::from_fn(|i| {
+        let x = g.node("Pad", &[inputs[i], &pads, fills[i], &time_axis], &[]);
+        let x = g.node("Reshape", &[&x, &by_chunk], &[]);
+        g.node("Transpose", &[&x], &[("perm", Ints(&[1, 0, 3, 2, 4]))]) // [chunks, batch, heads, chunk, size]
+    });
+
+    let mut blocks = Blocks::new(g, &whole, size);
+    while blocks.length < chunk {
+        blocks = blocks.double(g);
+    }
+    let flat = g.list("flat", &[-1, chunk, size]);
+    let shape = g.node("Shape", &[&whole[0]], &[]);
+    let decayed = |g: &mut GraphBuilder<'_>, x: &Value, by: &Value| {
+        let x = g.node("Reshape", &[x, &flat], &[]);
+        let by = g.node("Reshape", &[by, &flat], &[]);
+        let x = g.node("Mul", &[&x, &by], &[]);
+        g.node("Reshape", &[&x, &shape], &[]) // [chunks, batch, heads, chunk, size]
+    };
+    let reads = decayed(g, &whole[0], &blocks.since);
+    let writes = decayed(g, &whole[1], &blocks.until);
+    let writes = g.node("Transpose", &[&writes], &[("perm", Ints(&[0, 1, 2, 4, 3]))]);
+    let written = g.node("MatMul", &[&writes, &whole[2]], &[]); // [chunks, batch, heads, key, value]
+    let outer = g.node("Shape", &[&whole[0]], &[("end", Int(3))]);
+    let column = g.list("column", &[size, 1]);
+    let column = g.node("Concat", &[&outer, &column], &[("axis", Int(0))]);
+    let total = g.node("Reshape", &[&blocks.total, &column], &[]); // [chunks, batch, heads, key, 1]
+    let ([after], [carried]) =
+        g.scan([before], [&reads, &written, &total], |g, [state], [reads, written, total]| {
+            let read = g.node("MatMul", &[&reads, &state], &[]);
+            let kept = g.node("Mul", &[&total, &state], &[]);
+            Ok(([g.node("Add", &[&kept, &written], &[])], [read]))
+        })?;
+
+    let within = g.node("Reshape", &[&blocks.y, &shape], &[]);
+    let y = g.node("Add", &[&within, &carried], &[]);
+    let y = g.node("Transpose", &[&y], &[("perm", Ints(&[1, 0, 3, 2, 4]))]); // [batch, chunks, chunk, heads, size]
+    let joined = g.list("joined", &[0, -1, heads, size]);
+    let y = g.node("Reshape", &[&y, &joined], &[]);
+    Ok((g.node("Slice", &[&y, &zero, &seq, &time_axis], &[]), after))
+}
+
+/// The blocks into which every chunk is cut, `length` steps each, all tensors `[blocks, length, size]`.
+struct Blocks {
+    length: i64,
+    size: i64,
+    r: Value,
+    k: Value,
+    v: Value,
+    /// What the steps read of the block's earlier steps.
+    y: Value,
+    /// The product of the decays of the block's steps before each.
+    since: Value,
+    /// The product of the decays of the block's steps after each.
+    until: Value,
+    /// The product of all decays of the block, `[blocks, 1, size]`.
+    total: Value,
+}
+
+impl Blocks {
+    /// Blocks of one step, from r, k, v and decays.
+    fn new(g: &mut GraphBuilder<'_>, [r, k, v, decay]: &[Value; 4], size: i64) -> Self {
+        let single = g.list("single", &[-1, 1, size]);
+        let total = g.node("Reshape", &[decay, &single], &[]);
+        let shape = g.node("Shape", &[&total], &[]);
+        let (zero, one) = (g.scalar("no_reads", 0f32), g.scalar("no_decays", 1f32));
+        let ones = g.node("Expand", &[&one, &shape], &[]);
+        let y = g.node("Expand", &[&zero, &shape], &[]);
+        let (r, k, v) = (r.clone(), k.clone(), v.clone());
+        Self { length: 1, size, r, k, v, y, since: ones.clone(), until: ones, total }
+    }
+
+    /// Blocks twice as long: the second half of each reads what the first has written,
+    /// (r·since)·(k·until)ᵀ·v.
+    fn double(self, g: &mut GraphBuilder<'_>) -> Self {
+        let Self { length, size, r, k, v, y, since, until, total } = self;
+        g.scope(format!("blocks_{}", 2 * length), |g| {
+            let pairs = g.list("pairs", &[-1, 2, length, size]);
+            let halves = |g: &mut GraphBuilder<'_>, x: &Value| -> [Value; 2] {
+                let x = g.node("Reshape", &[x, &pairs], &[]);
+                g.nodes("Split", &[&x], &[("axis", Int(1)), ("num_outputs", Int(2))]) // [pairs, 1, length, size] each
+            };
+            let ([_, r2], [k1, _], [v1, _]) = (halves(g, &r), halves(g, &k), halves(g, &v));
+            let ([y1, y2], [s1, s2], [u1, u2]) = (halves(g, &y), halves(g, &since), halves(g, &until));
+            let pair = g.list("pair", &[-1, 2, 1, size]);
+            let total = g.node("Reshape", &[&total, &pair], &[]);
+            let [t1, t2] = g.nodes("Split", &[&total], &[("axis", Int(1)), ("num_outputs", Int(2))]);
+
+            let queries = g.node("Mul", &[&r2, &s2], &[]);
+            let keys = g.node("Mul", &[&k1, &u1], &[]);
+            let keys = g.node("Transpose", &[&keys], &[("perm", Ints(&[0, 1, 3, 2]))]);
+            let scores = g.node("MatMul", &[&queries, &keys], &[]); // [pairs, 1, length, length]
+            let read = g.node("MatMul", &[&scores, &v1], &[]);
+            let y2 = g.node("Add", &[&y2, &read], &[]);
+            let s2 = g.node("Mul", &[&s2, &t1], &[]);
+            let u1 = g.node("Mul", &[&u1, &t2], &[]);
+            let total = g.node("Mul", &[&t1, &t2], &[]);
+            let join = |g: &mut GraphBuilder<'_>, halves: [&Value; 2]| g.node("Concat", &halves, &[("axis", Int(1))]);
+            let (y, since, until) = (join(g, [&y1, &y2]), join(g, [&s1, &s2]), join(g, [&u1, &u2]));
+            Self { length: 2 * length, size, r, k, v, y, since, until, total }
+        })
+    }
+}

@@ -1,0 +1,223 @@
+//! S4: embedding → residual blocks of LayerNorm and a structured state space per channel → decoder. The counterpart of
+//! `models::s4`.
+
+use crate::ExportError;
+use crate::graph::Attribute::{Int, Ints};
+use crate::graph::{GraphBuilder, Value};
+use crate::layers::{affine, embedding, input_ids, layer_norm, linear, logits};
+use crate::onnx::tensor_proto::DataType;
+use models::s4::{LAYER_NORM_EPSILON, MODES, S4Config};
+use models::state_space::{S4Parameters, StateSpace, product};
+
+/// The size of each channel's state: real parts, then imaginary parts.
+const STATE: usize = 2 * MODES;
+/// Time steps that are one product of matrices; a power of two.
+const CHUNK: usize = 64;
+
+pub(crate) fn lower(config: &S4Config, vocab: usize, g: &mut GraphBuilder<'_>) -> Result<(), ExportError> {
+    let hidden = config.hidden_size;
+    let ids = input_ids(g); // [batch, seq]
+    let mut x = embedding(g, "encoder", &ids, [vocab, hidden])?; // [batch, seq, hidden]
+    for i in 0..config.num_layers {
+        let u = g.scope("norms", |g| layer_norm(g, &i.to_string(), &x, hidden, LAYER_NORM_EPSILON))?;
+        let y = g.scope(format!("s4_layers.{i}"), |g| -> Result<_, ExportError> {
+            let y = g.scope("layer", |g| state_spaces(g, hidden, i, &ids, &u))?;
+            let y = g.node("Gelu", &[&y], &[]);
+            let z = g.scope("output_linear", |g| affine(g, "0", &y, [hidden, 2 * hidden]))?;
+            let [z, gate] = g.nodes("Split", &[&z], &[("axis", Int(-1)), ("num_outputs", Int(2))]);
+            let gate = g.node("Sigmoid", &[&gate], &[]);
+            Ok(g.node("Mul", &[&z, &gate], &[]))
+        })?;
+        x = g.node("Add", &[&x, &y], &[]);
+    }
+    let scores = linear(g, "decoder", &x, [hidden, vocab])?; // [batch, seq, vocab]
+    logits(g, scores, vocab);
+    Ok(())
+}
+
+/// x_t = Ā·x_{t−1} + B̄·u_t, y_t = C·x_t + D·u_t in every channel: `u` `[batch, seq, hidden]` → the same shape, from and to
+/// the state `x_l<layer>` `[batch, hidden, STATE]`.
+fn state_spaces(
+    g: &mut GraphBuilder<'_>,
+    hidden: usize,
+    layer: usize,
+    ids: &Value,
+    u: &Value,
+) -> Result<Value, ExportError> {
+    let (name, doc, dims) = (format!("x_l{layer}"), "the state of every channel", [hidden, STATE]);
+    let before = g.state_input(&name, doc, ids, &dims);
+    let (y, after) = g.scope("kernel", |g| -> Result<_, ExportError> {
+        let matrices = Matrices::new(g, hidden)?;
+        Ok(chunks(g, hidden, ids, u, &before, &matrices)?)
+    })?;
+    g.state_output(&name, doc, after, &dims);
+    let d = g.parameter("D", &[1, hidden])?;
+    let skip = g.node("Mul", &[u, &d], &[]);
+    Ok(g.node("Add", &[&y, &skip], &[]))
+}
+
+/// What the recurrence is in chunks of c = [`CHUNK`] steps, as matrices that row vectors are multiplied by, one per channel.
+struct Matrices {
+    /// Āᵀ, `[hidden, STATE, STATE]`.
+    step: Value,
+    /// (Āᶜ)ᵀ, `[hidden, STATE, STATE]`.
+    chunk: Value,
+    /// The inputs of a chunk → the state after it, `[hidden, CHUNK, STATE]`: row s is Ā^{c−1−s}·B̄.
+    write: Value,
+    /// The state before a chunk → its outputs, `[hidden, STATE, CHUNK]`: column t is C·Ā^{t+1}.
+    read: Value,
+    /// The inputs of a chunk → its outputs, `[hidden, CHUNK, CHUNK]`: entry (s, t) is C·Ā^{t−s}·B̄, 0 where s > t.
+    toeplitz: Value,
+}
+
+impl Matrices {
+    /// From the current module's weights. All powers are taken in float64: errors of a single step would add up over the
+    /// thousands of steps that a channel remembers.
+    fn new(g: &mut GraphBuilder<'_>, hidden: usize) -> Result<Self, ExportError> {
+        let l_kernel = g.integer("l_kernel")?;
+        let modes = [hidden, MODES];
+        let pairs = [1, hidden, MODES, 2];
+        let parameters = S4Parameters {
+            inv_dt: &g.weight("inv_dt", &[hidden, 1])?.values,
+            a_real: &g.weight("A_real", &modes)?.values,
+            a_imag: &g.weight("A_imag", &modes)?.values,
+            b: &g.weight("B", &pairs)?.values,
+            c: &g.weight("C", &pairs)?.values,
+            p: &g.weight("P", &pairs)?.values,
+        };
+        let [mut step, mut chunk, mut write, mut read, mut toeplitz] = [(); 5].map(|()| Vec::<f32>::new());
+        let narrow = |values: Vec<f64>| values.into_iter().map(|v| v as f32);
+        for mut space in parameters.channels() {
+            space.untruncate(l_kernel);
+            step.extend(narrow(transposed(&space.a, STATE)));
+            chunk.extend(narrow(transposed(&space.power(CHUNK), STATE)));
+            let (writes, reads, taps) = unrolled(&space);
+            write.extend(narrow(writes.into_iter().rev().flatten().collect()));
+            read.extend(narrow(transposed(&reads.concat(), STATE)));
+            let entry = |s: usize, t: usize| if s > t { 0.0 } else { taps[t - s] as f32 };
+            toeplitz.extend((0..CHUNK).flat_map(|s| (0..CHUNK).map(move |t| (s, t))).map(|(s, t)| entry(s, t)));
+        }
+        Ok(Self {
+            step: g.constant("step", &[hidden, STATE, STATE], &step),
+            chunk: g.constant("chunk", &[hidden, STATE, STATE], &chunk),
+            write: g.constant("write", &[hidden, CHUNK, STATE], &write),
+            read: g.constant("read", &[hidden, STATE, CHUNK], &read),
+            toeplitz: g.constant("toeplitz", &[hidden, CHUNK, CHUNK], &toeplitz),
+        })
+    }
+}
+
+/// Āᵗ·B̄, C·Ā^{t+1} and C·Āᵗ·B̄ for t < [`CHUNK`].
+#[allow(clippy::type_complexity)] // three lists over time
+fn unrolled(space: &StateSpace) -> (Vec<Vec<f64>>, Vec<Vec<f64>>, Vec<f64>) {
+    let columns = transposed(&space.a, space.n);
+    let (mut b, mut c) = (space.b.clone(), space.c.clone());
+    let (mut writes, mut reads, mut taps) = (vec![], vec![], vec![]);
+    for _ in 0..CHUNK {
+        taps.push(b.iter().zip(&space.c).map(|(b, c)| b * c).sum());
+        c = product(&c, &space.a, space.n);
+        reads.push(c.clone());
+        let next = product(&b, &columns, space.n);
+        writes.push(std::mem::replace(&mut b, next));
+    }
+    (writes, reads, taps)
+}
+
+/// `[m, n]` → `[n, m]`.
+fn transposed(matrix: &[f64], n: usize) -> Vec<f64> {
+    (0..n).flat_map(|column| matrix.iter().skip(column).step_by(n).copied()).collect()
+}
+
+/// The outputs `[batch, seq, hidden]` without D, and the state after the last step.
+///
+/// The sequence is cut into chunks, the last one filled up with zeros. All chunks at once are multiplied by what makes
+/// their outputs and states from their own inputs; a loop carries the state from chunk to chunk; the states before all
+/// chunks at once add what they make of the outputs.
+fn chunks(
+    g: &mut GraphBuilder<'_>,
+    hidden: usize,
+    ids: &Value,
+    u: &Value,
+    before: &Value,
+    m: &Matrices,
+) -> Result<(Value, Value), ExportError> {
+    let (channels, state, chunk) = (hidden as i64, STATE as i64, CHUNK as i64);
+    let (zero, time_axis) = (g.list("zero", &[0]), g.list("time_axis", &[1]));
+    let length = g.list("length", &[chunk]);
+    let seq = g.node("Shape", &[ids], &[("start", Int(1)), ("end", Int(2))]);
+    let batch = g.node("Shape", &[ids], &[("start", Int(0)), ("end", Int(1))]);
+
+    let missing = g.node("Neg", &[&seq], &[]);
+    let missing = g.node("Mod", &[&missing, &length], &[]);
+    let pads = g.node("Concat", &[&zero, &missing], &[("axis", Int(0))]);
+    let whole = g.node("Pad", &[u, &pads, &Value::none(), &time_axis], &[]);
+    let by_chunk = g.list("by_chunk", &[0, -1, chunk, channels]);
+    let inputs = g.node("Reshape", &[&whole, &by_chunk], &[]);
+    let inputs = g.node("Transpose", &[&inputs], &[("perm", Ints(&[3, 1, 0, 2]))]); // [hidden, chunks, batch, CHUNK]
+    let rows = g.list("input_rows", &[channels, -1, chunk]);
+    let inputs = g.node("Reshape", &[&inputs, &rows], &[]); // [hidden, chunks·batch, CHUNK]
+
+    let written = g.node("MatMul", &[&inputs, &m.write], &[]); // [hidden, chunks·batch, STATE]
+    let (hidden_axis, minus_one, size) =
+        (g.list("hidden", &[channels]), g.list("minus_one", &[-1]), g.list("state", &[state]));
+    let by_example = g.node("Concat", &[&hidden_axis, &minus_one, &batch, &size], &[("axis", Int(0))]);
+    let written = g.node("Reshape", &[&written, &by_example], &[]);
+    let written = g.node("Transpose", &[&written], &[("perm", Ints(&[1, 0, 2, 3]))]); // [chunks, hidden, batch, STATE]
+    let start = g.node("Transpose", &[before], &[("perm", Ints(&[1, 0, 2]))]); // [hidden, batch, STATE]
+    let (_, [states]) = g.scan([&start], [&written], |g, [x], [written]| {
+        let kept = g.node("MatMul", &[&x, &m.chunk], &[]);
+        Ok(([g.node("Add", &[&kept, &written], &[])], [g.node("Identity", &[&x], &[])]))
+    })?; // the states before the chunks, [chunks, hidden, batch, STATE]
+    let after = last_state(g, ids, u, &states, m);
+
+    let states = g.node("Transpose", &[&states], &[("perm", Ints(&[1, 0, 2, 3]))]);
+    let rows = g.list("state_rows", &[channels, -1, state]);
+    let states = g.node("Reshape", &[&states, &rows], &[]);
+    let own = g.node("MatMul", &[&inputs, &m.toeplitz], &[]); // [hidden, chunks·batch, CHUNK]
+    let earlier = g.node("MatMul", &[&states, &m.read], &[]);
+    let y = g.node("Add", &[&own, &earlier], &[]);
+    let by_example = g.node("Concat", &[&hidden_axis, &minus_one, &batch, &length], &[("axis", Int(0))]);
+    let y = g.node("Reshape", &[&y, &by_example], &[]);
+    let y = g.node("Transpose", &[&y], &[("perm", Ints(&[2, 1, 3, 0]))]); // [batch, chunks, CHUNK, hidden]
+    let joined = g.list("joined", &[0, -1, channels]);
+    let y = g.node("Reshape", &[&y, &joined], &[]);
+    Ok((g.node("Slice", &[&y, &zero, &seq, &time_axis], &[]), after))
+}
+
+/// The state after the last step, `[batch, hidden, STATE]`. The last chunk has r = 1 … CHUNK steps of the sequence:
+/// x ← Āʳ·x + Σ Ā^{r−1−s}·B̄·u_s, where Āʳ is put together from Ā, Ā², Ā⁴ … by the binary digits of r.
+fn last_state(g: &mut GraphBuilder<'_>, ids: &Value, u: &Value, states: &Value, m: &Matrices) -> Value {
+    g.scope("last", |g| {
+        let (zero, one, time_axis) = (g.list("zero", &[0]), g.list("one", &[1]), g.list("time_axis", &[1]));
+        let (length, end) = (g.list("length", &[CHUNK as i64]), g.list("end", &[i64::MAX]));
+        let seq = g.node("Shape", &[ids], &[("start", Int(1)), ("end", Int(2))]);
+        let steps = g.node("Sub", &[&seq, &one], &[]);
+        let steps = g.node("Mod", &[&steps, &length], &[]);
+        let steps = g.node("Add", &[&steps, &one], &[]); // r, [1]
+
+        let start = g.node("Sub", &[&seq, &steps], &[]);
+        let inputs = g.node("Slice", &[u, &start, &end, &time_axis], &[]); // [batch, r, hidden]
+        let missing = g.node("Sub", &[&length, &steps], &[]);
+        let pads = g.node("Concat", &[&missing, &zero], &[("axis", Int(0))]);
+        let inputs = g.node("Pad", &[&inputs, &pads, &Value::none(), &time_axis], &[]);
+        let inputs = g.node("Transpose", &[&inputs], &[("perm", Ints(&[2, 0, 1]))]); // [hidden, batch, CHUNK]
+        let written = g.node("MatMul", &[&inputs, &m.write], &[]);
+
+        let last = g.scalar("last", -1i64);
+        let mut x = g.node("Gather", &[states, &last], &[("axis", Int(0))]); // [hidden, batch, STATE]
+        let two = g.list("two", &[2]);
+        let (mut power, mut digits) = (m.step.clone(), steps);
+        for digit in 0..=CHUNK.ilog2() {
+            if digit > 0 {
+                power = g.node("MatMul", &[&power, &power], &[]);
+                digits = g.node("Div", &[&digits, &two], &[]);
+            }
+            let odd = g.node("Mod", &[&digits, &two], &[]);
+            let odd = g.cast(&odd, DataType::Bool);
+            let moved = g.node("MatMul", &[&x, &power], &[]);
+            x = g.node("Where", &[&odd, &moved, &x], &[]);
+        }
+        let x = g.node("Add", &[&x, &written], &[]);
+        g.node("Transpose", &[&x], &[("perm", Ints(&[1, 0, 2]))])
+    })
+}

@@ -1,0 +1,254 @@
+//! RWKV-6 "Finch": blocks of a time mix (a matrix state per head, with a decay that the input decides) and a channel mix,
+//! both of which also see the token before.
+//!
+//! Source: Peng et al., "Eagle and Finch: RWKV with Matrix-Valued States and Dynamic Recurrence", arXiv 2404.05892, block
+//! type `x060` of the code published with it; sizes of arXiv 2405.20131.
+
+use crate::error::ConfigError;
+use crate::layers::{Embedding, LayerNorm, Linear, dropout};
+use crate::ops::SequenceOps;
+use crate::ops::plain::matmul_rows;
+use crate::rwkv::{self, Depth, GroupNorm, LAYER_NORM_EPSILON, RwkvState, ffn_size, shift, split_heads};
+use crate::{Init, ModelInput};
+use burn::module::{Module, Param};
+use burn::prelude::*;
+use burn::tensor::activation::{relu, sigmoid, silu, tanh};
+use serde::{Deserialize, Serialize};
+
+/// Sizes of an [`Rwkv6`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rwkv6Config {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Blocks.
+    pub num_layers: usize,
+    /// Channels of a head; divides `hidden_size`.
+    pub head_size: usize,
+    /// Dropout of the embedding, and of the whole residual stream after each addition to it.
+    pub dropout: f64,
+}
+
+impl Default for Rwkv6Config {
+    fn default() -> Self {
+        Self { hidden_size: 128, num_layers: 4, head_size: 64, dropout: 0.1 }
+    }
+}
+
+/// The mixtures of a token with its predecessor, in the order of their low-rank matrices: w, k, v, r, g.
+pub const MIXES: usize = 5;
+
+/// The rank of what the input adds to each mixture.
+pub const MIX_RANK: usize = 32;
+
+/// The rank of what the input adds to the decay.
+pub const DECAY_RANK: usize = 64;
+
+impl Rwkv6Config {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        rwkv::validate(self.hidden_size, self.head_size)
+    }
+
+    /// A model over `vocab` tokens. What a block adds starts at zero; mixtures and decays depend on channel and depth.
+    pub fn init<B: Backend>(&self, vocab: usize, init: &mut Init<'_, B>) -> Rwkv6<B> {
+        let hidden = self.hidden_size;
+        Rwkv6 {
+            emb: rwkv::embedding(init, vocab, hidden),
+            blocks: (0..self.num_layers).map(|i| self.block(init, i)).collect(),
+            ln_out: LayerNorm::new(init, hidden, LAYER_NORM_EPSILON),
+            head: rwkv::head(init, vocab, hidden),
+            dropout: self.dropout,
+        }
+    }
+
+    fn block<B: Backend>(&self, init: &mut Init<'_, B>, i: usize) -> Block<B> {
+        let (hidden, ffn) = (self.hidden_size, ffn_size(self.hidden_size));
+        let depth = Depth::new(i, self.num_layers, hidden);
+        let heads = [hidden / self.head_size, self.head_size];
+        let maa = |init: &mut Init<'_, B>, token: Vec<f32>| {
+            init.values(token.into_iter().map(|part| 1.0 - part).collect(), [1, 1, hidden])
+        };
+        Block {
+            ln0: (i == 0).then(|| LayerNorm::new(init, hidden, LAYER_NORM_EPSILON)),
+            ln1: LayerNorm::new(init, hidden, LAYER_NORM_EPSILON),
+            ln2: LayerNorm::new(init, hidden, LAYER_NORM_EPSILON),
+            att: TimeMix {
+                time_maa_x: maa(init, depth.mix()),
+                time_maa_w: maa(init, depth.mix()),
+                time_maa_k: maa(init, depth.mix()),
+                time_maa_v: maa(init, depth.mix_value()),
+                time_maa_r: maa(init, depth.mix_gate()),
+                time_maa_g: maa(init, depth.mix_gate()),
+                time_maa_w1: init.constant([hidden, MIXES * MIX_RANK], 0.0),
+                time_maa_w2: init.uniform([MIXES, MIX_RANK, hidden], 0.01),
+                time_decay: init.values(depth.decay(), [1, 1, hidden]),
+                time_decay_w1: init.constant([hidden, DECAY_RANK], 0.0),
+                time_decay_w2: init.uniform([DECAY_RANK, hidden], 0.01),
+                time_faaaa: init.values(depth.bonus(), heads),
+                receptance: rwkv::orthogonal(init, hidden, hidden, 1.0),
+                key: rwkv::orthogonal(init, hidden, hidden, 0.1),
+                value: rwkv::orthogonal(init, hidden, hidden, 1.0),
+                output: rwkv::zero(init, hidden, hidden),
+                gate: rwkv::orthogonal(init, hidden, hidden, 0.1),
+                ln_x: GroupNorm::new(init, hidden, depth.head_scale()),
+            },
+            ffn: ChannelMix {
+                time_maa_k: maa(init, depth.mix()),
+                time_maa_r: maa(init, depth.mix()),
+                key: rwkv::orthogonal(init, hidden, ffn, 1.0),
+                receptance: rwkv::zero(init, hidden, hidden),
+                value: rwkv::zero(init, ffn, hidden),
+            },
+        }
+    }
+}
+
+/// See the [module documentation](self). Field names are those of the checkpoints.
+#[derive(Module, Debug)]
+pub struct Rwkv6<B: Backend> {
+    emb: Embedding<B>,
+    blocks: Vec<Block<B>>,
+    ln_out: LayerNorm<B>,
+    head: Linear<B>,
+    dropout: f64,
+}
+
+#[derive(Module, Debug)]
+struct Block<B: Backend> {
+    /// Normalises the embedding, in the first block.
+    ln0: Option<LayerNorm<B>>,
+    ln1: LayerNorm<B>,
+    ln2: LayerNorm<B>,
+    att: TimeMix<B>,
+    ffn: ChannelMix<B>,
+}
+
+/// The paper's μ are `time_maa`, its λ `time_decay`, its u `time_faaaa`.
+#[derive(Module, Debug)]
+struct TimeMix<B: Backend> {
+    time_maa_x: Param<Tensor<B, 3>>,
+    time_maa_w: Param<Tensor<B, 3>>,
+    time_maa_k: Param<Tensor<B, 3>>,
+    time_maa_v: Param<Tensor<B, 3>>,
+    time_maa_r: Param<Tensor<B, 3>>,
+    time_maa_g: Param<Tensor<B, 3>>,
+    time_maa_w1: Param<Tensor<B, 2>>,
+    time_maa_w2: Param<Tensor<B, 3>>,
+    time_decay: Param<Tensor<B, 3>>,
+    time_decay_w1: Param<Tensor<B, 2>>,
+    time_decay_w2: Param<Tensor<B, 2>>,
+    time_faaaa: Param<Tensor<B, 2>>,
+    receptance: Linear<B>,
+    key: Linear<B>,
+    value: Linear<B>,
+    output: Linear<B>,
+    gate: Linear<B>,
+    ln_x: GroupNorm<B>,
+}
+
+#[derive(Module, Debug)]
+struct ChannelMix<B: Backend> {
+    time_maa_k: Param<Tensor<B, 3>>,
+    time_maa_r: Param<Tensor<B, 3>>,
+    key: Linear<B>,
+    receptance: Linear<B>,
+    value: Linear<B>,
+}
+
+impl<B: SequenceOps> Rwkv6<B> {
+    /// Logits `[batch, seq, vocab]`.
+    pub fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
+        self.forward_from(input, None).0
+    }
+
+    /// Logits `[batch, seq, vocab]` of a piece of a sequence, from the state (one per block) after the piece before it, and
+    /// the state after this one.
+    pub fn forward_from(
+        &self,
+        input: ModelInput<B>,
+        state: Option<Vec<RwkvState<B>>>,
+    ) -> (Tensor<B, 3>, Vec<RwkvState<B>>) {
+        let drop = |x, place| dropout(x, self.dropout, input.dropout, place);
+        let mut x = drop(self.emb.forward(input.input_ids), 0); // [batch, seq, hidden]
+        let mut before = state.unwrap_or_default().into_iter();
+        let mut after = Vec::with_capacity(self.blocks.len());
+        for (i, block) in self.blocks.iter().enumerate() {
+            let next;
+            (x, next) = block.forward(x, before.next(), |x, place| drop(x, 2 * i as u64 + place));
+            after.push(next);
+        }
+        (self.head.forward(self.ln_out.forward(x)), after)
+    }
+}
+
+impl<B: SequenceOps> Block<B> {
+    fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        state: Option<RwkvState<B>>,
+        drop: impl Fn(Tensor<B, 3>, u64) -> Tensor<B, 3>,
+    ) -> (Tensor<B, 3>, RwkvState<B>) {
+        let (att_state, ffn_shift) = match state {
+            Some(s) => (Some((s.att_shift, s.wkv)), Some(s.ffn_shift)),
+            None => (None, None),
+        };
+        let x = match &self.ln0 {
+            Some(ln0) => ln0.forward(x),
+            None => x,
+        };
+        let (y, (att_shift, wkv)) = self.att.forward(self.ln1.forward(x.clone()), att_state);
+        let x = drop(x + y, 1);
+        let (y, ffn_shift) = self.ffn.forward(self.ln2.forward(x.clone()), ffn_shift);
+        let x = drop(x + y, 2);
+        (x, RwkvState { att_shift, wkv, ffn_shift })
+    }
+}
+
+impl<B: SequenceOps> TimeMix<B> {
+    /// `[batch, seq, hidden]` → the same shape, from and to the last token and the matrices.
+    #[allow(clippy::type_complexity)] // the pair is the time mix's part of the state
+    fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        state: Option<(Tensor<B, 3>, Tensor<B, 4>)>,
+    ) -> (Tensor<B, 3>, (Tensor<B, 3>, Tensor<B, 4>)) {
+        let (last, matrices) = state.unzip();
+        let (predecessor, last) = shift(&x, last);
+        let d = predecessor - x.clone(); // [batch, seq, hidden]
+        let [w, k, v, r, g] = self.mixtures(x, d);
+
+        let head_size = self.time_faaaa.dims()[1];
+        let heads = |x: Tensor<B, 3>| split_heads(x, head_size); // [batch, heads, seq, head_size]
+        let w = matmul_rows(tanh(matmul_rows(w, self.time_decay_w1.val())), self.time_decay_w2.val());
+        let decay = (w + self.time_decay.val()).exp().neg().exp();
+        let (r, k, v) = (self.receptance.forward(r), self.key.forward(k), self.value.forward(v));
+        let (y, matrices) = B::wkv(heads(r), heads(k), heads(v), heads(decay), self.time_faaaa.val(), matrices);
+        let gated = self.ln_x.forward(y) * silu(self.gate.forward(g));
+        (self.output.forward(gated), (last, matrices))
+    }
+
+    /// x + d·(μ_j + m_j) for j = w, k, v, r, g, where m_j is of low rank in x + d·μ_x; d leads from x to its predecessor.
+    fn mixtures(&self, x: Tensor<B, 3>, d: Tensor<B, 3>) -> [Tensor<B, 3>; MIXES] {
+        let [batch, seq, hidden] = x.dims();
+        let m = tanh(matmul_rows(x.clone() + d.clone() * self.time_maa_x.val(), self.time_maa_w1.val()));
+        let m = m.reshape([batch * seq, MIXES, MIX_RANK]).swap_dims(0, 1);
+        let m = m.matmul(self.time_maa_w2.val()); // [5, batch·seq, hidden]
+        let maa = [&self.time_maa_w, &self.time_maa_k, &self.time_maa_v, &self.time_maa_r, &self.time_maa_g];
+        std::array::from_fn(|j| {
+            let m = m.clone().narrow(0, j, 1).reshape([batch, seq, hidden]);
+            x.clone() + d.clone() * (m + maa[j].val())
+        })
+    }
+}
+
+impl<B: SequenceOps> ChannelMix<B> {
+    /// σ(r)·(relu(k)²·W), `[batch, seq, hidden]` → the same shape, from and to the last token.
+    fn forward(&self, x: Tensor<B, 3>, last: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
+        let (predecessor, last) = shift(&x, last);
+        let d = predecessor - x.clone();
+        let k = x.clone() + d.clone() * self.time_maa_k.val();
+        let r = x + d * self.time_maa_r.val();
+        let k = relu(self.key.forward(k)).square(); // [batch, seq, ffn]
+        (sigmoid(self.receptance.forward(r)) * self.value.forward(k), last)
+    }
+}

@@ -1,0 +1,295 @@
+//! Whether an ONNX file computes what the model computes in burn.
+
+use anyhow::{Context as _, Result, bail};
+use burn::tensor::TensorData;
+use data::{Batch, Collation, ExampleRef, Task, stream_rng};
+use evaluators::{LoadOptions, Provider};
+use exporters::Precision;
+use models::{Cpu, Model, ModelConfig, ModelInput, Weights};
+use rand::RngExt;
+use std::path::Path;
+
+/// The largest difference between burn's logits and ONNX Runtime's that an exported file may have, in float32 …
+const TOLERANCE: f32 = 1e-4;
+/// … and where products are computed in half the bits. There, the arg-max must agree as well wherever the two best logits
+/// differ by more, but for one token in a thousand.
+const NARROW_TOLERANCE: f32 = 2e-2;
+/// A recurrent model can be chaotic on sequences unlike any in training, and then any two implementations part after some
+/// hundred tokens. How much it amplifies rounding is measured by rounding its weights, in the last bit for float32; a
+/// difference of up to this many times what that does is rounding too.
+const ROUNDING_FACTOR: f32 = 32.0;
+
+/// A model to be compared with its file.
+pub struct Check<'a> {
+    /// Sizes.
+    pub config: &'a ModelConfig,
+    /// Tokens, positions and lengths.
+    pub task: &'a Task,
+    /// Weights.
+    pub weights: &'a Weights,
+    /// Of the file.
+    pub precision: Precision,
+}
+
+/// The largest difference that was found.
+#[derive(Debug, Clone)]
+pub struct Worst {
+    /// Between two logits.
+    pub difference: f32,
+    /// In tokens.
+    pub length: usize,
+    /// What rounding the weights does at that length, where it was measured.
+    rounding: Option<f32>,
+    /// Of the tokens whose two best logits differ by more than the tolerance, the share with another arg-max.
+    flipped: f64,
+    precision: Precision,
+}
+
+impl Worst {
+    fn tolerance(&self) -> f32 {
+        if self.precision == Precision::Fp32 { TOLERANCE } else { NARROW_TOLERANCE }
+    }
+
+    fn is_rounding(&self) -> bool {
+        if let Some(rounding) = self.rounding {
+            return self.difference <= self.tolerance().max(ROUNDING_FACTOR * rounding); // false for NaN
+        }
+        self.difference <= self.tolerance() && self.flipped <= 1e-3
+    }
+}
+
+impl std::fmt::Display for Worst {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "largest difference {:.1e}, at length {}", self.difference, self.length)?;
+        match (self.rounding, self.precision) {
+            (None, _) => Ok(()),
+            (Some(rounding), Precision::Fp32) => {
+                write!(f, " of random tokens, where a change of the weights in the last bit alone makes {rounding:.1e}")
+            }
+            (Some(rounding), narrow) => {
+                write!(
+                    f,
+                    " of random tokens, where rounding the weights to {} alone makes {rounding:.1e}",
+                    narrow.name()
+                )
+            }
+        }
+    }
+}
+
+impl Check<'_> {
+    /// The lengths to compare at, in tokens: the shortest, those of training and twice that, and a long one, as far as
+    /// the model's positions go.
+    pub fn lengths(&self) -> Vec<usize> {
+        let trained = self.task.family.train_max_length() as usize;
+        let mut lengths = vec![1, 2, trained, 2 * trained, 1000];
+        lengths.sort_unstable();
+        lengths.dedup();
+        lengths
+    }
+
+    /// Compares at each length, on random tokens of which some are padding, inside and at the end. Returns the worst.
+    ///
+    /// # Errors
+    /// The file differs by more than rounding explains, or cannot be run.
+    pub fn run(&self, onnx: &Path, lengths: &[usize]) -> Result<Worst> {
+        let worst = self.worst(onnx, lengths)?;
+        if !worst.is_rounding() {
+            bail!(
+                "the ONNX file gives other logits than burn: {worst}; allowed is {:.0e}\n  \
+                 hint: no file was left; this is a defect of the exporter, please report it with the run's config.toml",
+                worst.tolerance()
+            );
+        }
+        Ok(worst)
+    }
+
+    /// The worst length: one that cannot be rounding, or else the one with the largest difference. Where the difference is
+    /// beyond the tolerance, the model with rounded weights runs too.
+    fn worst(&self, onnx: &Path, lengths: &[usize]) -> Result<Worst> {
+        let mut session = evaluators::Model::load(onnx, LoadOptions { provider: Provider::Cpu, threads: None })?;
+        let model = self.model(self.weights)?;
+        let none = Worst { difference: 0.0, length: 0, rounding: None, flipped: 0.0, precision: self.precision };
+        let mut worst = none.clone();
+        for &length in lengths {
+            let batch = self.batch(length)?;
+            let logits = |model: &Model<Cpu>| model.forward(ModelInput::new(&batch, &Default::default())).into_data();
+            let ours = logits(&model);
+            let ours = values(&ours)?;
+            let theirs = session.run(&batch)?;
+            let difference = largest_difference(ours, theirs.values())?;
+            let flipped = flipped(ours, theirs.values(), self.task.vocabulary.len(), none.tolerance());
+            let mut found = Worst { difference, length, flipped, ..none };
+            if !found.is_rounding() {
+                let rounded = logits(&self.model(&self.rounded())?);
+                found.rounding = Some(largest_difference(ours, values(&rounded)?)?);
+                if !found.is_rounding() {
+                    return Ok(found);
+                }
+            }
+            if found.difference >= worst.difference {
+                worst = found;
+            }
+        }
+        Ok(worst)
+    }
+
+    fn model(&self, weights: &Weights) -> Result<Model<Cpu>> {
+        let mut model = self.config.init(self.task.vocabulary.len(), 0, &Default::default());
+        weights.load_into(&mut model).context("cannot load the checkpoint's weights")?;
+        Ok(model)
+    }
+
+    fn rounded(&self) -> Weights {
+        match self.precision {
+            Precision::Fp32 => self.weights.nudged(0),
+            narrow => {
+                let round = |(name, weight): (&str, &models::Weight)| {
+                    let values = weight.values.iter().map(|&v| narrow.round(v)).collect();
+                    (name.to_owned(), models::Weight { shape: weight.shape.clone(), values })
+                };
+                self.weights.iter().map(round).collect()
+            }
+        }
+    }
+
+    /// Two sequences of random tokens; the second ends in padding after three quarters.
+    fn batch(&self, length: usize) -> Result<Batch> {
+        let vocabulary = &self.task.vocabulary;
+        let mut rng = stream_rng(0, "export check", length as u64);
+        let mut tokens = |n: usize| -> Vec<u16> {
+            let mut ids: Vec<u16> = (0..n).map(|_| rng.random_range(0..vocabulary.len() as u16)).collect();
+            // A sequence that starts with padding has no key to attend to.
+            while ids[0] == vocabulary.pad_id() {
+                ids[0] = rng.random_range(0..vocabulary.len() as u16);
+            }
+            ids
+        };
+        let rows = [tokens(length), tokens((3 * length).div_ceil(4))];
+        // With a label at every token the mask is not left out.
+        let labels = vec![0; length];
+        let examples = [&rows[0], &rows[1]].map(|ids| ExampleRef {
+            input_ids: ids,
+            labels: &labels[..ids.len()],
+            length: ids.len() as u32,
+        });
+        Ok(Batch::collate(&examples, vocabulary, &Collation::plain())?)
+    }
+}
+
+fn values(logits: &TensorData) -> Result<&[f32]> {
+    logits.as_slice::<f32>().map_err(|e| anyhow::anyhow!("cannot read the logits back: {e:?}"))
+}
+
+fn largest_difference(ours: &[f32], theirs: &[f32]) -> Result<f32> {
+    if ours.len() != theirs.len() {
+        bail!("the ONNX file gives {} logits where burn gives {}", theirs.len(), ours.len());
+    }
+    // `max` would swallow a NaN.
+    let differences = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs());
+    Ok(differences.fold(0.0, |worst, d| if d > worst || d.is_nan() { d } else { worst }))
+}
+
+/// Of the tokens whose two best logits differ by more than `margin`, the share with another arg-max.
+fn flipped(ours: &[f32], theirs: &[f32], vocab: usize, margin: f32) -> f64 {
+    let best = |logits: &[f32]| (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0);
+    let (mut clear, mut other) = (0u32, 0u32);
+    for (ours, theirs) in ours.chunks(vocab).zip(theirs.chunks(vocab)) {
+        let first = best(ours);
+        let second = ours.iter().enumerate().filter(|(i, _)| *i != first).map(|(_, v)| *v).fold(f32::MIN, f32::max);
+        if ours[first] - second > margin {
+            clear += 1;
+            other += u32::from(best(theirs) != first);
+        }
+    }
+    f64::from(other) / f64::from(clear.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use exporters::{ExportInfo, ExportOptions, export};
+    use models::rnn::RnnConfig;
+    use models::transformer::TransformerConfig;
+
+    fn task() -> Task {
+        Task::by_name("counting_samesymbol_mod10").unwrap()
+    }
+
+    fn file(config: &ModelConfig, weights: &Weights, precision: Precision) -> Vec<u8> {
+        let info = ExportInfo {
+            handle: "1123_000000".into(),
+            task: "task".into(),
+            vocab: task().vocabulary.tokens().to_vec(),
+            train_max_length: 3,
+            max_position_embeddings: 8,
+            augmentation: "none".into(),
+            seed: 1,
+            checkpoint: "epoch-0001-step-1".into(),
+        };
+        export(config, weights, &info, &ExportOptions { precision, ..Default::default() }).unwrap().model
+    }
+
+    fn fresh(config: &ModelConfig, seed: u64) -> Weights {
+        Weights::of(&config.init::<Cpu>(task().vocabulary.len(), seed, &Default::default())).unwrap()
+    }
+
+    fn scaled(weights: &Weights, name: &str, factor: f32) -> Weights {
+        let scale = |(n, w): (&str, &models::Weight)| {
+            let values = w.values.iter().map(|v| if n == name { v * factor } else { *v }).collect();
+            (n.to_owned(), models::Weight { shape: w.shape.clone(), values })
+        };
+        weights.iter().map(scale).collect()
+    }
+
+    /// Compares the model with `weights` to a file made of `of`.
+    fn compare(
+        config: &ModelConfig,
+        weights: &Weights,
+        of: &Weights,
+        lengths: &[usize],
+        precision: Precision,
+    ) -> Result<Worst> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.onnx");
+        std::fs::write(&path, file(config, of, precision)).unwrap();
+        Check { config, task: &task(), weights, precision }.run(&path, lengths)
+    }
+
+    #[test]
+    fn a_file_with_other_logits_is_refused() {
+        let config = ModelConfig::Rnn(RnnConfig { hidden_size: 8, ..Default::default() });
+        let (ours, other) = (fresh(&config, 1), fresh(&config, 2));
+        let error = compare(&config, &ours, &other, &[1, 7], Precision::Fp32).unwrap_err().to_string();
+        assert!(error.contains("other logits than burn"), "{error}");
+        let worst = compare(&config, &ours, &ours, &[1, 7], Precision::Fp32).unwrap();
+        assert!(worst.difference < 1e-5 && worst.rounding.is_none(), "{worst}");
+    }
+
+    /// Recurrent weights this large make an RNN chaotic: two implementations agree for some tokens and then part, as two
+    /// runs with weights that differ in the last bit do. The same file is refused if its decoder is off by a thousandth.
+    #[test]
+    fn chaos_is_told_apart_from_a_wrong_file() {
+        let config = ModelConfig::Rnn(RnnConfig { hidden_size: 32, ..Default::default() });
+        let chaotic = scaled(&scaled(&fresh(&config, 1), "decoder.weight", 50.0), "lstm.weight_hh_l0", 6.0);
+        let lengths = [1, 2, 50, 1000];
+        let worst = compare(&config, &chaotic, &chaotic, &lengths, Precision::Fp32).unwrap();
+        assert!(worst.difference > TOLERANCE && worst.length == 1000 && worst.rounding.is_some(), "{worst}");
+
+        let wrong = scaled(&chaotic, "decoder.weight", 1.001);
+        let error = compare(&config, &chaotic, &wrong, &lengths, Precision::Fp32).unwrap_err().to_string();
+        assert!(error.contains("at length 1"), "{error}");
+    }
+
+    #[test]
+    fn half_precision_agrees_less_closely_and_still_refuses_other_weights() {
+        let config =
+            ModelConfig::Transformer(TransformerConfig { hidden_size: 32, num_heads: 2, ..Default::default() });
+        let weights = scaled(&fresh(&config, 1), "lm_head.weight", 20.0);
+        let worst = compare(&config, &weights, &weights, &[1, 60], Precision::Fp16).unwrap();
+        assert!(worst.difference > 1e-5 && worst.difference < NARROW_TOLERANCE && worst.rounding.is_none(), "{worst}");
+        let wrong = scaled(&weights, "ln_f.weight", 1.1);
+        assert!(compare(&config, &weights, &wrong, &[1, 60], Precision::Fp16).is_err());
+    }
+}
