@@ -5,8 +5,8 @@ use crate::rnn::RnnConfig;
 use crate::rwkv5::Rwkv5Config;
 use crate::rwkv6::Rwkv6Config;
 use crate::s4::S4Config;
-use crate::transformer::{PositionalEmbedding, TransformerConfig};
-use data::{Augmentation, Batch, PositionIds, Vocabulary};
+use crate::transformer::TransformerConfig;
+use data::{Augmentation, Batch, PositionScheme, Vocabulary};
 use serde::{Deserialize, Serialize};
 
 /// The `[model]` table of a config: `arch` selects which of the others are read.
@@ -88,6 +88,12 @@ impl ModelConfig {
         }
     }
 
+    /// How the positions of the batches of a run are made; `draw` is the step.
+    pub fn positions(&self, seed: u64, draw: u64) -> PositionScheme {
+        let max_position_embeddings = self.max_position_embeddings().unwrap_or(0);
+        PositionScheme { augmentation: self.augmentation(), max_position_embeddings, seed, draw }
+    }
+
     /// The table size that positions are drawn from; `None` for models without positions.
     pub fn max_position_embeddings(&self) -> Option<usize> {
         match self {
@@ -104,24 +110,11 @@ impl ModelConfig {
         }
     }
 
-    /// Refuses a batch whose positions the model cannot take.
+    /// Refuses a batch whose positions the model cannot take: past the rows of its table, or of the wrong kind.
     pub fn check(&self, batch: &Batch) -> Result<(), InputError> {
-        let Self::Transformer(config) = self else { return Ok(()) };
-        let scalar = config.positional_embedding == PositionalEmbedding::Scalar;
-        match &batch.position_ids {
-            _ if config.positional_embedding == PositionalEmbedding::None => Ok(()),
-            PositionIds::Integers(ids) if !scalar => match (ids.iter().max(), config.position_limit()) {
-                (Some(&position), Some(limit)) if position >= limit as i64 => {
-                    Err(InputError::PastTable { position, limit })
-                }
-                _ => Ok(()),
-            },
-            PositionIds::Scalars(_) if scalar => Ok(()),
-            _ => {
-                let [wanted, found] = if scalar { ["scalar", "integer"] } else { ["integer", "scalar"] };
-                let (embedding, augmentation) = (self.positional_embedding(), self.augmentation().name());
-                Err(InputError::PositionKind { embedding, wanted, found, augmentation })
-            }
+        match self {
+            Self::Transformer(c) => c.check(batch),
+            _ => Ok(()),
         }
     }
 
@@ -130,6 +123,7 @@ impl ModelConfig {
         let freezes_null = match self {
             Self::Rnn(c) => c.freeze_null_embedding,
             Self::Lstm(c) => c.freeze_null_embedding,
+            Self::S4(c) => c.freeze_null_embedding,
             Self::Transformer(c) => c.freeze_null_embedding,
             _ => false,
         };

@@ -7,7 +7,7 @@ use crate::rwkv5::Rwkv5;
 use crate::rwkv6::Rwkv6;
 use crate::s4::S4;
 use crate::transformer::Transformer;
-use crate::{Init, ModelConfig};
+use crate::{Init, InputError, ModelConfig};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
@@ -68,7 +68,7 @@ pub enum Positions<B: Backend> {
 }
 
 impl<B: Backend> Positions<B> {
-    /// Rows of a table; a fraction counts as the integer below it ([`ModelConfig::check`] refuses them).
+    /// Rows of a table; a fraction counts as the integer below it ([`Model::check`] refuses them).
     pub fn indices(self) -> Tensor<B, 2, Int> {
         match self {
             Self::Integers(ids) => ids,
@@ -138,6 +138,14 @@ impl<B: AutodiffBackend> Model<B> {
 }
 
 impl<B: SequenceOps> Model<B> {
+    /// [`ModelConfig::check`].
+    pub fn check(&self, batch: &Batch) -> Result<(), InputError> {
+        match self {
+            Self::Transformer(m) => m.config().check(batch),
+            _ => Ok(()),
+        }
+    }
+
     /// Logits `[batch, seq, vocab]`.
     pub fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
         match self {

@@ -69,7 +69,7 @@ fn an_lstm_learns_to_count() {
 
 #[test]
 fn s4_learns_to_count() {
-    let config = S4Config { hidden_size: 32, num_layers: 1, dropout: 0.0, kernel_length: 64 };
+    let config = S4Config { hidden_size: 32, num_layers: 1, dropout: 0.0, kernel_length: 64, ..Default::default() };
     learns(ModelConfig::S4(config), 3e-3, 1000);
 }
 

@@ -49,6 +49,9 @@ pub enum Command {
     /// List runs, look at one, delete some
     #[cfg(feature = "train")]
     Runs(RunsArgs),
+    /// Make a run out of one of the original PyTorch code: its config.json and a checkpoint
+    #[cfg(feature = "train")]
+    Import(ImportArgs),
     /// Write a trained run as ONNX and check it against the model that was trained
     #[cfg(feature = "train")]
     Export(ExportArgs),
@@ -158,6 +161,17 @@ pub enum RunsCommand {
         #[arg(short, long)]
         yes: bool,
     },
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The folder with config.json, and with model.safetensors or model.pt beside it, or checkpoints under ckpts/
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub folder: PathBuf,
+    /// Task name, where the config does not say it
+    #[arg(long)]
+    pub task: Option<String>,
 }
 
 #[cfg(feature = "train")]

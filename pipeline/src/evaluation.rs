@@ -85,6 +85,7 @@ pub fn evaluate<B: SequenceOps>(
     for chunk in by_length.chunks(batch_size) {
         let rows = chunk.iter().map(|&i| (i as u64, examples.get(i)));
         let batch = Batch::collate_rows(rows, vocabulary, collation)?;
+        model.check(&batch)?;
         let logits = model.forward(ModelInput::new(&batch, device)).into_data();
         let logits = logits.into_vec::<f32>().map_err(|e| anyhow!("cannot read the logits back: {e:?}"))?;
         for (&index, logits) in chunk.iter().zip(logits.chunks(batch.seq * vocabulary.len())) {

@@ -14,7 +14,7 @@ use burn::module::{AutodiffModule, Module};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
-use data::{Batch, Collation, Dataset, EpochOrder, PositionScheme, Task};
+use data::{Batch, Collation, Dataset, EpochOrder, Task};
 use models::layers::DropoutSource;
 use models::ops::SequenceOps;
 use models::{Model, ModelInput, Weights, l2_wrap, masked_cross_entropy};
@@ -183,7 +183,7 @@ where
             if weights.iter().any(|(_, w)| w.values.iter().any(|v| !v.is_finite())) {
                 return diverged(job, per_epoch, &NotFinite { step, loss, grad_norm });
             }
-            Checkpoint::write(&run.checkpoint(epoch, step), state, &weights, &optimizer.state()?)?;
+            Checkpoint::write(&run.checkpoint(epoch, step), state, &weights, Some(&optimizer.state()?))?;
             if let Some(keep) = settings.keep {
                 run.prune_checkpoints(keep)?;
             }
@@ -231,7 +231,7 @@ where
 
 /// How the examples of a step become batches. Random positions are drawn by seed, step and example.
 fn collation(job: &Job<'_>, step: u64) -> Collation {
-    let positions = PositionScheme { seed: job.config.train.seed, draw: step, ..PositionScheme::PLAIN };
+    let positions = job.config.model.positions(job.config.train.seed, step);
     Collation { positions, pad_to: job.config.train.pad_to }
 }
 
@@ -241,7 +241,9 @@ fn pieces(job: &Job<'_>, rows: &[u32], step: u64) -> Result<Vec<Batch>> {
     let collation = collation(job, step);
     let batch = |rows: &[u32]| {
         let rows = rows.iter().map(|&i| (u64::from(i), job.splits.train.get(i as usize)));
-        Ok(Batch::collate_rows(rows, &job.task.vocabulary, &collation)?)
+        let batch = Batch::collate_rows(rows, &job.task.vocabulary, &collation)?;
+        job.config.model.check(&batch)?;
+        Ok(batch)
     };
     rows.chunks(size).map(batch).collect()
 }
