@@ -1,6 +1,7 @@
 //! A run's config: a TOML file, then `--task`/`--seed`/`--device`, then every `--set`, resolved and checked once.
 
 use anyhow::{Context, Result, bail};
+use data::Task;
 use data::suggest::nearest;
 use models::ModelConfig;
 use serde::de::DeserializeOwned;
@@ -259,9 +260,16 @@ impl Config {
             Some(Value::Table(table)) => Ok(table),
             Some(other) => bail!("`{name}` must be a table, not {}", other.type_str()),
         };
+        let task: TaskConfig = decode("task", take("task")?)?;
+        let mut model = take("model")?;
+        if model.get("arch").and_then(Value::as_str) == Some("transformer") {
+            // Some tasks have longer sequences than others. A name that is no task's is reported later, where it is used.
+            let positions = Task::by_name(&task.name).map(|task| task.max_position_embeddings as i64);
+            positions.into_iter().for_each(|p| _ = model.entry("max_position_embeddings").or_insert(p.into()));
+        }
         let mut config = Self {
-            task: decode("task", take("task")?)?,
-            model: decode_model(take("model")?)?,
+            task,
+            model: decode_model(model)?,
             train: decode("train", take("train")?)?,
             optimizer: decode("optimizer", take("optimizer")?)?,
             eval: decode("eval", take("eval")?)?,

@@ -126,8 +126,8 @@ pub fn export_run(context: &Context, run: &RunDir, plan: &ExportPlan) -> Result<
         task: task.name.clone(),
         vocab: task.vocabulary.tokens().to_vec(),
         train_max_length: task.family.train_max_length() as usize,
-        max_position_embeddings: task.max_position_embeddings,
-        augmentation: "none".into(),
+        max_position_embeddings: config.model.max_position_embeddings().unwrap_or(task.max_position_embeddings),
+        augmentation: config.model.augmentation().name().into(),
         seed: config.train.seed,
         checkpoint: checkpoint.name(),
     };
