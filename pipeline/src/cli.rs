@@ -192,6 +192,9 @@ pub struct ExportArgs {
     /// Version of ONNX's operators, 20 to 23; 20 is what every TensorRT 10 reads
     #[arg(long)]
     pub opset: Option<i64>,
+    /// portable: standard operators, for every runtime; ort: also ONNX Runtime's own, where they are faster
+    #[arg(long, default_value = "portable")]
+    pub target: String,
     /// Do not compare the file with burn in ONNX Runtime
     #[arg(long)]
     pub no_verify: bool,
