@@ -127,8 +127,8 @@ const RANDOM_LOOPS: u32 = 10;
 const MOST_TRACKS: usize = 100_000;
 /// Sessions side by side each hold the weights; together they may take this many bytes.
 const SESSION_BYTES: usize = 1 << 29;
-/// Rows × tokens² of one batch of a model with attention; 134 MB per matrix of 8 heads.
-const ATTENTION_PAIRS: usize = 1 << 22;
+/// Rows × tokens² of one batch of a model with attention; 67 MB per matrix of 8 heads.
+const ATTENTION_PAIRS: usize = 1 << 21;
 /// What attention holds for each pair of tokens: scores, mask and weights of 8 heads in float32.
 const ATTENTION_BYTES: u64 = 3 * 8 * 4;
 

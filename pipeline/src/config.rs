@@ -414,6 +414,21 @@ mod tests {
     }
 
     #[test]
+    fn every_config_that_comes_with_the_program_is_sound() {
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+        let mut checked = 0;
+        for folder in [configs.join("paper"), configs] {
+            for entry in std::fs::read_dir(folder).unwrap().filter_map(Result::ok) {
+                if entry.path().extension().is_some_and(|e| e == "toml") {
+                    Config::load(&entry.path(), &[]).unwrap();
+                    checked += 1;
+                }
+            }
+        }
+        assert!(checked >= 10, "{checked}");
+    }
+
+    #[test]
     fn a_run_that_goes_on_keeps_what_it_is() {
         let config = |set: &[&str]| {
             let overrides: Vec<_> = set.iter().map(|s| parse_override(s).unwrap()).collect();

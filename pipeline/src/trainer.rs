@@ -17,7 +17,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use data::{Batch, Collation, Dataset, EpochOrder, PositionScheme, Task};
 use models::layers::DropoutSource;
 use models::ops::SequenceOps;
-use models::{Model, ModelInput, Weights, masked_cross_entropy};
+use models::{Model, ModelInput, Weights, l2_wrap, masked_cross_entropy};
 use std::time::Instant;
 
 /// The examples of a run.
@@ -246,7 +246,8 @@ fn pieces(job: &Job<'_>, rows: &[u32], step: u64) -> Result<Vec<Batch>> {
     rows.chunks(size).map(batch).collect()
 }
 
-/// The gradient of the mean loss over all labelled tokens of the pieces, and that loss `[1]`, still on the device.
+/// The gradient of the mean loss over all labelled tokens of the pieces, and that loss `[1]`, still on the device. RWKV's
+/// gradient has the term of [`l2_wrap`] as well, as its recipe says.
 pub fn gradients<B>(
     model: &Model<B>,
     pieces: &[Batch],
@@ -258,6 +259,8 @@ where
     B: AutodiffBackend + SequenceOps,
 {
     let labelled: usize = pieces.iter().map(Batch::labelled).sum();
+    let cells: usize = pieces.iter().map(|batch| batch.batch * batch.seq).sum();
+    let wraps = matches!(model, Model::Rwkv5(_) | Model::Rwkv6(_));
     let mut sum = GradientsAccumulator::new();
     let mut loss = Tensor::zeros([1], device);
     for (piece, batch) in pieces.iter().enumerate().filter(|(_, batch)| batch.labelled() > 0) {
@@ -265,8 +268,12 @@ where
         let labels = TensorData::new(batch.labels.clone(), [batch.batch, batch.seq]);
         let labels = Tensor::<B, 2, Int>::from_data(labels, device);
         let logits = model.forward(ModelInput::new(batch, device).training(dropout));
-        let part = batch.labelled() as f64 / labelled as f64;
-        let piece_loss = masked_cross_entropy(logits, labels) * part;
+        let part = |of: usize, whole: usize| of as f64 / whole as f64;
+        let wrap = wraps.then(|| l2_wrap(logits.clone()) * part(batch.batch * batch.seq, cells));
+        let mut piece_loss = masked_cross_entropy(logits, labels) * part(batch.labelled(), labelled);
+        if let Some(wrap) = wrap {
+            piece_loss = piece_loss + wrap;
+        }
         sum.accumulate(model, GradientsParams::from_grads(piece_loss.backward(), model));
         loss = loss + piece_loss.inner();
     }

@@ -1,0 +1,86 @@
+//! Exports a small model of every kind, with an input and the logits that burn computes from it, for other programs to
+//! compare with:
+//!
+//! ```text
+//! cargo run --release -p exporters --example reimport_cases -- FOLDER
+//! ```
+//!
+//! Each kind is two files, `<kind>.onnx` and `<kind>.safetensors`; the latter has `input_ids`, `attention_mask`,
+//! `position_ids` `[batch, seq]` and `logits` `[batch, seq, vocab]`.
+
+use data::{Batch, Collation, ExampleRef, PAD, Vocabulary};
+use exporters::{ExportInfo, export};
+use models::{Cpu, Model, ModelConfig, ModelInput, Weight, Weights};
+use safetensors::tensor::{Dtype, TensorView};
+use std::error::Error;
+use std::path::Path;
+
+const KINDS: [(&str, &str); 6] = [
+    ("rnn", r#"{"arch": "rnn", "hidden_size": 16, "num_layers": 2}"#),
+    ("lstm", r#"{"arch": "lstm", "hidden_size": 16, "num_layers": 2}"#),
+    ("rwkv5", r#"{"arch": "rwkv5", "hidden_size": 16, "num_layers": 2, "head_size": 8}"#),
+    ("rwkv6", r#"{"arch": "rwkv6", "hidden_size": 16, "num_layers": 2, "head_size": 8}"#),
+    ("nope", r#"{"arch": "transformer", "hidden_size": 16, "num_heads": 2, "positional_embedding": "none"}"#),
+    ("rope", r#"{"arch": "transformer", "hidden_size": 16, "num_heads": 2, "positional_embedding": "rope"}"#),
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let folder = std::env::args().nth(1).ok_or("usage: reimport_cases FOLDER")?;
+    let folder = Path::new(&folder);
+    std::fs::create_dir_all(folder)?;
+    let vocabulary = Vocabulary::numbers_then(10, &[PAD, "a"]);
+    for (kind, config) in KINDS {
+        write(&serde_json::from_str(config)?, &vocabulary, &folder.join(kind))?;
+    }
+    Ok(())
+}
+
+fn write(config: &ModelConfig, vocabulary: &Vocabulary, path: &Path) -> Result<(), Box<dyn Error>> {
+    let device = Default::default();
+    let mut model: Model<Cpu> = config.init(vocabulary.len(), 1, &device);
+    // A fresh model's logits are nearly zero, and then everything agrees.
+    let larger = |(name, weight): (&str, &Weight)| {
+        let values = weight.values.iter().map(|v| if weight.shape.len() == 2 { 3.0 * v } else { *v }).collect();
+        (name.to_owned(), Weight { shape: weight.shape.clone(), values })
+    };
+    let weights: Weights = Weights::of(&model)?.iter().map(larger).collect();
+    weights.load_into(&mut model)?;
+    let info = ExportInfo {
+        handle: "none".into(),
+        task: "none".into(),
+        vocab: vocabulary.tokens().to_vec(),
+        train_max_length: 0,
+        max_position_embeddings: 128,
+        augmentation: "none".into(),
+        seed: 1,
+        checkpoint: "none".into(),
+    };
+    std::fs::write(path.with_extension("onnx"), export(config, &weights, &info, &Default::default())?.model)?;
+
+    let rows: [Vec<u16>; 2] = [(0..37).map(|i| i * 7 % 13).collect(), (0..20).map(|i| i * 5 % 11).collect()];
+    let labels = [0i16; 37];
+    let examples = rows.each_ref().map(|ids| ExampleRef {
+        input_ids: ids,
+        labels: &labels[..ids.len()],
+        length: ids.len() as u32,
+    });
+    let batch = Batch::collate(&examples, vocabulary, &Collation::plain())?;
+    let logits: Vec<f32> = model.forward(ModelInput::new(&batch, &device)).into_data().iter::<f32>().collect();
+    let bytes = |ints: &[i64]| ints.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let shape = vec![batch.batch, batch.seq];
+    let ints = [
+        ("input_ids", bytes(&batch.input_ids)),
+        ("attention_mask", bytes(&batch.attention_mask)),
+        ("position_ids", bytes(batch.position_ids.as_integers().unwrap_or_default())),
+    ];
+    let logits: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let mut tensors =
+        vec![("logits", TensorView::new(Dtype::F32, vec![batch.batch, batch.seq, vocabulary.len()], &logits)?)];
+    for (name, values) in &ints {
+        if !values.is_empty() {
+            tensors.push((name, TensorView::new(Dtype::I64, shape.clone(), values)?));
+        }
+    }
+    safetensors::serialize_to_file(tensors, None, &path.with_extension("safetensors"))?;
+    Ok(())
+}
