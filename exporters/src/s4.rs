@@ -4,7 +4,7 @@
 use crate::ExportError;
 use crate::graph::Attribute::{Int, Ints};
 use crate::graph::{GraphBuilder, Value};
-use crate::layers::{affine, embedding, input_ids, layer_norm, linear, logits};
+use crate::layers::{affine, decoder, input_ids, layer_norm, logits, token_embedding};
 use crate::onnx::tensor_proto::DataType;
 use models::s4::{LAYER_NORM_EPSILON, MODES, S4Config};
 use models::state_space::{S4Parameters, StateSpace, product};
@@ -17,7 +17,7 @@ const CHUNK: usize = 64;
 pub(crate) fn lower(config: &S4Config, vocab: usize, g: &mut GraphBuilder<'_>) -> Result<(), ExportError> {
     let hidden = config.hidden_size;
     let ids = input_ids(g); // [batch, seq]
-    let mut x = embedding(g, "encoder", &ids, [vocab, hidden])?; // [batch, seq, hidden]
+    let mut x = token_embedding(g, "encoder", &ids, [vocab, hidden], config.freeze_null_embedding)?; // [batch, seq, hidden]
     for i in 0..config.num_layers {
         let u = g.scope("norms", |g| layer_norm(g, &i.to_string(), &x, hidden, LAYER_NORM_EPSILON))?;
         let y = g.scope(format!("s4_layers.{i}"), |g| -> Result<_, ExportError> {
@@ -30,7 +30,8 @@ pub(crate) fn lower(config: &S4Config, vocab: usize, g: &mut GraphBuilder<'_>) -
         })?;
         x = g.node("Add", &[&x, &y], &[]);
     }
-    let scores = linear(g, "decoder", &x, [hidden, vocab])?; // [batch, seq, vocab]
+    let tied = config.tie_word_embeddings.then_some("encoder");
+    let scores = decoder(g, "decoder", &x, [hidden, vocab], tied)?; // [batch, seq, vocab]
     logits(g, scores, vocab);
     Ok(())
 }

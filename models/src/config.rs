@@ -130,6 +130,7 @@ impl ModelConfig {
         let freezes_null = match self {
             Self::Rnn(c) => c.freeze_null_embedding,
             Self::Lstm(c) => c.freeze_null_embedding,
+            Self::S4(c) => c.freeze_null_embedding,
             Self::Transformer(c) => c.freeze_null_embedding,
             _ => false,
         };

@@ -29,7 +29,7 @@ fn lstm(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
 }
 
 fn s4(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
-    ModelConfig::S4(S4Config { hidden_size, num_layers, dropout, kernel_length: 64 })
+    ModelConfig::S4(S4Config { hidden_size, num_layers, dropout, kernel_length: 64, ..Default::default() })
 }
 
 fn mamba(hidden_size: usize, num_layers: usize) -> ModelConfig {
