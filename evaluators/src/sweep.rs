@@ -96,7 +96,7 @@ impl SweepResult {
 pub struct DatasetResult {
     /// By length, pooled over the passes; and the predictions of the first pass, if asked for.
     pub by_length: SweepResult,
-    /// Over all examples and passes. [`Score::unseen_accuracy`] is over the labelled positions whose rank is larger than
+    /// Over all examples of the lengths that could be scored, and all passes. [`Score::unseen_accuracy`] is over the labelled positions whose rank is larger than
     /// any sequence of the task's validation split is long.
     pub total: Score,
     /// Cross entropy as the original reports it: the mean within each batch of 32 examples in file order, and the
@@ -104,6 +104,13 @@ pub struct DatasetResult {
     pub batch_mean_loss: Option<f64>,
     /// How often the whole dataset ran.
     pub loops: u32,
+}
+
+impl DatasetResult {
+    /// `ok`, or why the first length that could not be scored was not; the total is then over the others.
+    pub fn status(&self) -> &str {
+        self.by_length.lengths.iter().map(LengthResult::status).find(|status| *status != "ok").unwrap_or("ok")
+    }
 }
 
 /// How far a sweep is.
@@ -417,7 +424,7 @@ impl<'a> Sweep<'a> {
             let mut losses = vec![(0, 0.0); dataset.len()];
             let report = &mut self.progress;
             let sink = |mut outcome: Outcome| {
-                for (index, labelled, loss) in outcome.losses.drain(..) {
+                for (index, labelled, loss) in outcome.losses.drain(..).filter(|(_, _, loss)| !loss.is_nan()) {
                     losses[index] = (labelled, loss);
                 }
                 if pass > 0 {
@@ -437,17 +444,17 @@ impl<'a> Sweep<'a> {
                 means.add((labelled > 0).then(|| sum / labelled as f64));
             }
         }
-        let mut pooled = Score::default();
-        tally.scores.iter().for_each(|score| pooled.merge(score));
         let results = lengths.iter().enumerate().map(|(slot, &length)| {
             let obstacle = || obstacles[slot].clone();
             setting.result(length, Plan::Exhaustive, &tally.scores[slot], tally.failures[slot].take(), obstacle)
         });
-        let lengths = results.collect();
+        let lengths: Vec<LengthResult> = results.collect();
+        let mut total = Score::default();
+        lengths.iter().filter_map(LengthResult::score).for_each(|score| total.merge(score));
         tally.predictions.sort_by_key(|p| (p.length, p.index));
         let facts = SweepFacts::new(self.model, task, split);
         let by_length = SweepResult { lengths, predictions: tally.predictions, facts };
-        Ok(DatasetResult { by_length, total: pooled, batch_mean_loss: means.value(), loops })
+        Ok(DatasetResult { by_length, total, batch_mean_loss: means.value(), loops })
     }
 
     fn named_task(&self) -> Result<Option<Task>> {
