@@ -1,6 +1,6 @@
 use crate::execute::{Outcome, Work, execute};
 use crate::journal::Journal;
-use crate::model::{Interface, fingerprint};
+use crate::model::{Interface, Shapes, fingerprint};
 use crate::plan::{Budget, Item, Job, pack};
 use crate::{EvalError, Lengths, Model, Provider, Result, Score, SweepFacts, memory, to_record_batch};
 use arrow::record_batch::RecordBatch;
@@ -324,8 +324,8 @@ impl<'a> Sweep<'a> {
             }
             let items = items(plan, &asked, &reach);
             progress.total_tokens += items.clone().map(|item| item.tokens as u64).sum::<u64>();
-            for slot in 0..asked.len() {
-                tally.expect(open[slot], reach.iter().filter(|(_, reached, ..)| *reached > slot).count());
+            for (asked, &slot) in open.iter().enumerate() {
+                tally.expect(slot, reach.iter().filter(|(_, reached, ..)| *reached > asked).count());
             }
             let build = |Item { index, span, .. }: Item| {
                 let mut job = Job::of_track(index, track(index), &asked, span);
@@ -577,13 +577,15 @@ impl Setting<'_> {
     fn budget(&self, max_tokens: Option<usize>, total: usize, longest: usize) -> Budget {
         let cpu = matches!(self.provider, Provider::Auto | Provider::Cpu);
         let tokens = max_tokens.unwrap_or(if cpu { 16_384 } else { 65_536 });
+        let piece = self.interface.is_stateful().then(|| (tokens / 16).max(256));
+        let widest = piece.map_or(longest, |piece| longest.min(piece)).max(1);
         Budget {
             tokens,
             work: if cpu { (total / 8).max(4096) } else { usize::MAX },
-            piece: self.interface.is_stateful().then(|| (tokens / 16).max(256)),
+            piece,
             square: self.quadratic.then_some(ATTENTION_PAIRS),
             // TensorRT reserves memory for the most rows times the most tokens.
-            rows: if self.provider == Provider::TensorRt { (tokens / longest.max(1)).max(1) } else { usize::MAX },
+            rows: if self.provider == Provider::TensorRt { (tokens / widest).max(1) } else { usize::MAX },
         }
     }
 
@@ -606,7 +608,7 @@ impl Setting<'_> {
     fn obstacle(&self, example: ExampleRef<'_>) -> Option<String> {
         let tokens = example.input_ids.len();
         if self.attention_limit.is_some_and(|limit| tokens > limit) {
-            let gib = (tokens as u64).pow(2) * ATTENTION_BYTES >> 30;
+            let gib = ((tokens as u64).pow(2) * ATTENTION_BYTES) >> 30;
             return Some(format!("attention over {tokens} tokens takes about {gib} GiB of memory, more than is free"));
         }
         let PositionScheme { augmentation, max_position_embeddings, .. } = self.positions;
@@ -682,7 +684,10 @@ fn run_batches(
     if first.is_empty() {
         return Ok(());
     }
-    let sessions = model.sessions(first.len())?;
+    let longest = first.iter().flatten().map(|item| item.tokens).max().unwrap_or(1); // the longest run first
+    let tokens = work.budget.piece.map_or(longest, |piece| longest.min(piece));
+    let shapes = Shapes { rows: work.budget.rows, tokens, interface: work.interface.clone() };
+    let sessions = model.sessions(first.len(), &shapes)?;
     execute(work, sessions, first.into_iter().chain(batches), build, sink)
 }
 
