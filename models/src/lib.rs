@@ -7,7 +7,7 @@
 //! | [`s4`] | S4: a structured state space per channel, trained as a convolution |
 //! | [`mamba`] | Mamba: a selective state space |
 //! | [`rwkv5`], [`rwkv6`] | RWKV-5 "Eagle" and RWKV-6 "Finch"; what they share is in [`rwkv`] |
-//! | [`transformer`] | causal Transformer, pre-norm, ReLU MLP; no positional embedding or rotary |
+//! | [`transformer`] | causal Transformer, pre-norm, ReLU MLP; no, absolute, sinusoidal, rotary or scalar positions |
 //!
 //! What is costly and sequential sits behind [`ops::SequenceOps`], a trait over burn's `Backend` with a plain-tensor
 //! default for each operation. [`Model`] is any of the architectures, built from a [`ModelConfig`]; [`Weights`] are its
@@ -24,21 +24,23 @@ pub mod lstm;
 pub mod mamba;
 mod model;
 pub mod ops;
+pub mod original;
 pub mod rnn;
 pub mod rwkv;
 pub mod rwkv5;
 pub mod rwkv6;
 pub mod s4;
 pub mod state_space;
+mod torch;
 pub mod transformer;
 mod weights;
 
 pub use config::ModelConfig;
-pub use error::ConfigError;
+pub use error::{ConfigError, InputError};
 pub use groups::ParameterGroup;
 pub use init::Init;
 pub use loss::{l2_wrap, masked_cross_entropy, predictions};
-pub use model::{Model, ModelInput};
+pub use model::{Model, ModelInput, Positions};
 pub use weights::{Weight, WeightError, Weights};
 
 /// The CPU backend.

@@ -14,7 +14,7 @@ use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
 use models::s4::S4Config;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
-use models::{Cpu, Model, ModelConfig, ModelInput, masked_cross_entropy, predictions};
+use models::{Cpu, Model, ModelConfig, ModelInput, Positions, masked_cross_entropy, predictions};
 use rand::RngExt;
 
 /// Trains until 99 % of the 50 tokens are right, and fails where that takes more than `max_steps`.
@@ -51,12 +51,20 @@ fn accuracy(model: &Model<Autodiff<Cpu>>, batch: &Batch) -> f64 {
 
 #[test]
 fn an_rnn_learns_to_count() {
-    learns(ModelConfig::Rnn(RnnConfig { hidden_size: 32, num_layers: 1, dropout: 0.0 }), 3e-3, 1000);
+    learns(
+        ModelConfig::Rnn(RnnConfig { hidden_size: 32, num_layers: 1, dropout: 0.0, ..Default::default() }),
+        3e-3,
+        1000,
+    );
 }
 
 #[test]
 fn an_lstm_learns_to_count() {
-    learns(ModelConfig::Lstm(LstmConfig { hidden_size: 32, num_layers: 1, dropout: 0.0 }), 3e-3, 1000);
+    learns(
+        ModelConfig::Lstm(LstmConfig { hidden_size: 32, num_layers: 1, dropout: 0.0, ..Default::default() }),
+        3e-3,
+        1000,
+    );
 }
 
 #[test]
@@ -74,7 +82,8 @@ fn mamba_learns_to_count() {
 #[test]
 fn a_transformer_learns_to_count() {
     let positional_embedding = PositionalEmbedding::Rope;
-    let config = TransformerConfig { hidden_size: 64, num_layers: 2, num_heads: 4, positional_embedding };
+    let config =
+        TransformerConfig { hidden_size: 64, num_layers: 2, num_heads: 4, positional_embedding, ..Default::default() };
     learns(ModelConfig::Transformer(config), 1e-3, 1000);
 }
 
@@ -96,7 +105,7 @@ fn latches(config: ModelConfig, lr: f64, max_steps: u64) {
     };
     let input = |ids: Tensor<_, 2, Int>| ModelInput {
         input_ids: ids.clone(),
-        position_ids: ids,
+        position_ids: Positions::Integers(ids),
         attention_mask: None,
         dropout: None,
     };

@@ -9,7 +9,7 @@ use data::stream_rng;
 use models::ops::{SequenceOps, wkv};
 use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
-use models::{Cpu, Model, ModelConfig, ModelInput, Weight, Weights, l2_wrap};
+use models::{Cpu, Model, ModelConfig, ModelInput, Positions, Weight, Weights, l2_wrap};
 use rand::RngExt;
 
 const VOCAB: usize = 13;
@@ -51,7 +51,7 @@ fn random(n: usize, bound: f64, index: u64) -> Vec<f64> {
 
 fn input(ids: &[i64]) -> ModelInput<Cpu> {
     let ids = Tensor::from_data(TensorData::new(ids.to_vec(), [1, ids.len()]), &Default::default());
-    ModelInput { input_ids: ids.clone(), position_ids: ids, attention_mask: None, dropout: None }
+    ModelInput { input_ids: ids.clone(), position_ids: Positions::Integers(ids), attention_mask: None, dropout: None }
 }
 
 fn ids(n: usize) -> Vec<i64> {

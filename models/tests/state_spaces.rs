@@ -15,7 +15,7 @@ use models::ops::s4::S4Kernel;
 use models::ops::scan::SelectiveScan;
 use models::s4::{MODES, S4, S4Config};
 use models::state_space::{S4Parameters, StateSpace, product};
-use models::{Cpu, Model, ModelConfig, ModelInput, Weight, Weights};
+use models::{Cpu, Model, ModelConfig, ModelInput, Positions, Weight, Weights};
 use npz::Npz;
 use rand::RngExt;
 use std::path::{Path, PathBuf};
@@ -337,7 +337,12 @@ fn tokens(batch: usize, start: usize, seq: usize) -> ModelInput<Cpu> {
     let ids: Vec<i64> = (0..batch * total).map(|_| rng.random_range(0..VOCAB as i64)).collect();
     let ids = Tensor::<Cpu, 2, Int>::from_data(TensorData::new(ids, [batch, total]), &Default::default());
     let input_ids = ids.narrow(1, start, seq);
-    ModelInput { position_ids: input_ids.zeros_like(), input_ids, attention_mask: None, dropout: None }
+    ModelInput {
+        position_ids: Positions::Integers(input_ids.zeros_like()),
+        input_ids,
+        attention_mask: None,
+        dropout: None,
+    }
 }
 
 /// The logits of all tokens at once, and of the pieces with the state carried over.
