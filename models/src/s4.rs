@@ -91,6 +91,9 @@ pub struct S4<B: Backend> {
     dropout: f64,
 }
 
+/// The state of each block, `[batch, hidden, 2·MODES]`: real parts, then imaginary parts.
+pub type S4State<B> = Vec<Tensor<B, 3>>;
+
 impl<B: SequenceOps> S4<B> {
     /// Logits `[batch, seq, vocab]`, by convolution.
     pub fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
@@ -104,21 +107,9 @@ impl<B: SequenceOps> S4<B> {
         self.decode(x)
     }
 
-    fn decode(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        match &self.decoder {
-            Some(decoder) => decoder.forward(x),
-            None => tied_decoder(x, self.encoder.table()),
-        }
-    }
-
-    /// Logits `[batch, seq, vocab]` of tokens that follow those which left `state` behind (none if `None`), and the
-    /// state of every block after them, `[batch, hidden, 2·MODES]`: real parts, then imaginary parts. For inference: one
-    /// time step after another, and without gradients of the state spaces' parameters.
-    pub fn forward_from(
-        &self,
-        input: ModelInput<B>,
-        state: Option<Vec<Tensor<B, 3>>>,
-    ) -> (Tensor<B, 3>, Vec<Tensor<B, 3>>) {
+    /// Logits `[batch, seq, vocab]` of a sequence that goes on from `state` (the zero state if `None`), and the state
+    /// after it. For inference: one time step after another, without gradients of the state spaces' parameters.
+    pub fn forward_from(&self, input: ModelInput<B>, state: Option<S4State<B>>) -> (Tensor<B, 3>, S4State<B>) {
         let mut x = self.encoder.forward(input.input_ids); // [batch, seq, hidden]
         let mut before = state.into_iter().flatten();
         let mut after = Vec::with_capacity(self.s4_layers.len());
@@ -130,6 +121,13 @@ impl<B: SequenceOps> S4<B> {
             after.push(state);
         }
         (self.decode(x), after)
+    }
+
+    fn decode(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match &self.decoder {
+            Some(decoder) => decoder.forward(x),
+            None => tied_decoder(x, self.encoder.table()),
+        }
     }
 
     /// The checkpoint's integer buffers: for every block the length that its C stands for.

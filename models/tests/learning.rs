@@ -69,14 +69,8 @@ fn an_lstm_learns_to_count() {
 
 #[test]
 fn s4_learns_to_count() {
-    let config = S4Config { hidden_size: 32, num_layers: 1, dropout: 0.0, kernel_length: 64, ..Default::default() };
+    let config = S4Config { hidden_size: 32, dropout: 0.0, kernel_length: 64, ..Default::default() };
     learns(ModelConfig::S4(config), 3e-3, 1000);
-}
-
-#[test]
-fn mamba_learns_to_count() {
-    let config = MambaConfig { hidden_size: 32, num_layers: 1, ..Default::default() };
-    learns(ModelConfig::Mamba(config), 3e-3, 1000);
 }
 
 #[test]
@@ -126,6 +120,12 @@ fn latches(config: ModelConfig, lr: f64, max_steps: u64) {
         model = optimizer.step(lr, model, gradients);
     }
     panic!("{}: accuracy {accuracy} after {max_steps} steps", config.arch());
+}
+
+#[test]
+fn mamba_learns_to_latch() {
+    let config = MambaConfig { hidden_size: 32, num_layers: 1, ..Default::default() };
+    latches(ModelConfig::Mamba(config), 3e-3, 1000);
 }
 
 #[test]

@@ -371,7 +371,7 @@ fn decode<T: DeserializeOwned>(name: &str, table: Table) -> Result<T> {
     })
 }
 
-/// The size of a position table, if it is not set, is the task's.
+/// The size of a position table and the length of S4's kernel, if they are not set, are the task's.
 fn decode_model(mut table: Table, task: Option<&Task>) -> Result<ModelConfig> {
     let known = ModelConfig::ARCHITECTURES;
     let arch = match table.remove("arch") {
@@ -382,7 +382,12 @@ fn decode_model(mut table: Table, task: Option<&Task>) -> Result<ModelConfig> {
     match arch.as_str() {
         "rnn" => decode("model", table).map(ModelConfig::Rnn),
         "lstm" => decode("model", table).map(ModelConfig::Lstm),
-        "s4" => decode("model", table).map(ModelConfig::S4),
+        "s4" => {
+            if let Some(size) = task.and_then(|task| i64::try_from(task.max_seq_len).ok()) {
+                table.entry("kernel_length").or_insert(size.into());
+            }
+            decode("model", table).map(ModelConfig::S4)
+        }
         "mamba" => decode("model", table).map(ModelConfig::Mamba),
         "rwkv5" => decode("model", table).map(ModelConfig::Rwkv5),
         "rwkv6" => decode("model", table).map(ModelConfig::Rwkv6),

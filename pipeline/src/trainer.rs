@@ -95,7 +95,9 @@ where
         let mut found = Vec::new();
         for (name, examples) in &splits.evaluated {
             let batch_size = config.eval.batch_size;
-            let evaluation = evaluate(&model, examples, vocabulary, batch_size, &collation, max_seen, device)?;
+            let batch = |indices: &[u32]| batch_of(job, examples, indices, &collation);
+            let evaluation = evaluate(&model, examples, vocabulary, batch_size, batch, max_seen, device)
+                .with_context(|| format!("while evaluating on {name}"))?;
             curve.push(evaluation_row(step, epoch, name, &evaluation))?;
             found.push((name.clone(), evaluation));
         }
@@ -239,13 +241,15 @@ fn collation(job: &Job<'_>, step: u64) -> Collation {
 fn pieces(job: &Job<'_>, rows: &[u32], step: u64) -> Result<Vec<Batch>> {
     let size = job.config.train.batch_size / job.config.train.accumulate;
     let collation = collation(job, step);
-    let batch = |rows: &[u32]| {
-        let rows = rows.iter().map(|&i| (u64::from(i), job.splits.train.get(i as usize)));
-        let batch = Batch::collate_rows(rows, &job.task.vocabulary, &collation)?;
-        job.config.model.check(&batch)?;
-        Ok(batch)
-    };
-    rows.chunks(size).map(batch).collect()
+    rows.chunks(size).map(|rows| batch_of(job, &job.splits.train, rows, &collation)).collect()
+}
+
+/// The examples with these indices as a batch that the model can take.
+fn batch_of(job: &Job<'_>, examples: &Dataset, indices: &[u32], collation: &Collation) -> Result<Batch> {
+    let rows = indices.iter().map(|&i| (u64::from(i), examples.get(i as usize)));
+    let batch = Batch::collate_rows(rows, &job.task.vocabulary, collation)?;
+    job.config.model.check(&batch)?;
+    Ok(batch)
 }
 
 /// The gradient of the mean loss over all labelled tokens of the pieces, and that loss `[1]`, still on the device. RWKV's

@@ -38,7 +38,7 @@ pub fn run(context: &Context, args: ExportArgs) -> Result<()> {
     let runs = &context.global.runs_dir;
     let precision: Precision = args.precision.parse()?;
     let opset = args.opset.unwrap_or(ExportOptions::default().opset);
-    let options = ExportOptions { precision, opset, ..Default::default() };
+    let options = ExportOptions { precision, opset, target: args.target.parse()?, ..Default::default() };
     let plan = ExportPlan { options, checkpoint: args.checkpoint, unchecked: args.no_verify };
     if args.all {
         return export_all(context, &plan);
