@@ -265,8 +265,13 @@ fn lengths_of_kernels_are_part_of_a_checkpoint() {
     let others = saved.clone().with_integers([(names(0), 20), (names(1), 30)]);
     others.load_into(&mut model).unwrap();
     assert_eq!(Weights::of(&model).unwrap(), others);
-    let error = saved.with_integers([(names(0), 10)]).load_into(&mut model).unwrap_err().to_string();
-    assert!(error.contains(&format!("{} is missing", names(1))), "{error}");
+    for (integers, problem) in [
+        (vec![(names(0), 10)], format!("{} is missing", names(1))),
+        (vec![(names(0), 10), (names(1), usize::MAX)], format!("{} is {}", names(1), usize::MAX)),
+    ] {
+        let error = saved.clone().with_integers(integers).load_into(&mut model).unwrap_err().to_string();
+        assert!(error.contains(&problem), "{error}");
+    }
 }
 
 // The operations ------------------------------------------------------------------------------------------------------
