@@ -74,10 +74,8 @@ fn write(config: &ModelConfig, vocabulary: &Vocabulary, path: &Path) -> Result<(
         ("position_ids", bytes(batch.position_ids.as_integers().unwrap_or_default())),
     ];
     let logits: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let mut tensors = vec![(
-        "logits",
-        TensorView::new(Dtype::F32, vec![batch.batch, batch.seq, vocabulary.len()], &logits)?,
-    )];
+    let mut tensors =
+        vec![("logits", TensorView::new(Dtype::F32, vec![batch.batch, batch.seq, vocabulary.len()], &logits)?)];
     for (name, values) in &ints {
         if !values.is_empty() {
             tensors.push((name, TensorView::new(Dtype::I64, shape.clone(), values)?));

@@ -379,6 +379,9 @@ fn decode_model(mut table: Table) -> Result<ModelConfig> {
         "mamba" => decode("model", table).map(ModelConfig::Mamba),
         "rwkv5" => decode("model", table).map(ModelConfig::Rwkv5),
         "rwkv6" => decode("model", table).map(ModelConfig::Rwkv6),
+        "gru" => decode("model", table).map(ModelConfig::Gru),
+        "mingru" => decode("model", table).map(ModelConfig::MinGru),
+        "deltanet" => decode("model", table).map(ModelConfig::DeltaNet),
         "transformer" => decode("model", table).map(ModelConfig::Transformer),
         _ => bail!("unknown model.arch `{arch}`\n  hint: {}", suggestion(&arch, &known)),
     }
