@@ -45,9 +45,9 @@ fn mixer(
     }
     let split = g.list("split", &[0, 0, heads as i64, size as i64]);
     let joined = g.list("joined", &[0, 0, hidden as i64]);
-    let [q, k] = [q, k].map(|x| {
+    let [q, k] = [("unit_q", q), ("unit_k", k)].map(|(scope, x)| {
         let x = g.node("Reshape", &[&x, &split], &[]);
-        let x = unit(g, &x);
+        let x = g.scope(scope, |g| unit(g, &x));
         g.node("Reshape", &[&x, &joined], &[]) // [batch, seq, hidden]
     });
     let step = linear(g, "b_proj", x, [hidden, heads])?;
@@ -138,14 +138,12 @@ fn linear_attention(
 
 /// x/√(Σ x² + ε) over the last axis: vectors of length 1.
 fn unit(g: &mut GraphBuilder<'_>, x: &Value) -> Value {
-    g.scope("unit", |g| {
-        let (epsilon, channels) = (g.scalar("epsilon", LENGTH_EPSILON as f32), g.list("channel_axis", &[-1]));
-        let square = g.node("Mul", &[x, x], &[]);
-        let square = g.node("ReduceSum", &[&square, &channels], &[("keepdims", Int(1))]);
-        let square = g.node("Add", &[&square, &epsilon], &[]);
-        let length = g.node("Sqrt", &[&square], &[]);
-        g.node("Div", &[x, &length], &[])
-    })
+    let (epsilon, channels) = (g.scalar("epsilon", LENGTH_EPSILON as f32), g.list("channel_axis", &[-1]));
+    let square = g.node("Mul", &[x, x], &[]);
+    let square = g.node("ReduceSum", &[&square, &channels], &[("keepdims", Int(1))]);
+    let square = g.node("Add", &[&square, &epsilon], &[]);
+    let length = g.node("Sqrt", &[&square], &[]);
+    g.node("Div", &[x, &length], &[])
 }
 
 /// x/√(mean x² + ε)·weight over the channels of each head, `[batch, seq, heads, size]` → the same shape.
