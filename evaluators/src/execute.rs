@@ -12,12 +12,12 @@ use ort::value::{DynValue, Tensor, TensorElementType};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 /// What all batches of a sweep have in common.
 pub(crate) struct Work<'a> {
     pub path: &'a Path,
-    pub interface: &'a Interface,
+    pub interface: &'a Arc<Interface>,
     pub provider: Provider,
     pub vocabulary: &'a Vocabulary,
     pub positions: PositionScheme,
@@ -263,8 +263,8 @@ impl Work<'_> {
         for (name, value) in &inputs.values {
             binding.bind_input(*name, value)?;
         }
-        for ((name, _), value) in self.interface.states.iter().zip(states.iter()) {
-            binding.bind_input(name, value)?;
+        for (state, value) in self.interface.states.iter().zip(states.iter()) {
+            binding.bind_input(&state.input, value)?;
         }
         binding.bind_output_to_device(PREDICTIONS, &cpu()?)?;
         binding.bind_output_to_device(LOSSES, &cpu()?)?;
@@ -275,14 +275,13 @@ impl Work<'_> {
                     MemoryInfo::new(AllocationDevice::CUDA, 0, AllocatorType::Device, MemoryType::Default)?
                 }
             };
-            for (_, name) in &self.interface.states {
-                binding.bind_output_to_device(name, &device)?;
+            for state in &self.interface.states {
+                binding.bind_output_to_device(&state.output, &device)?;
             }
         }
         let mut outputs = session.run_binding(&binding)?;
         if !last {
-            let names = self.interface.states.iter();
-            *states = names.filter_map(|(_, name)| outputs.remove(name)).collect();
+            *states = self.interface.states.iter().filter_map(|state| outputs.remove(&state.output)).collect();
         }
         let mut take = |name: &str| outputs.remove(name).ok_or_else(|| ort::Error::new(format!("no output `{name}`")));
         Ok((take(PREDICTIONS)?.downcast()?, take(LOSSES)?.downcast()?))

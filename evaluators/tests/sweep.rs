@@ -4,8 +4,8 @@
 mod common;
 
 use common::{MOD10, SHIFTED, fixture, model, on_cpu, statuses, sweep};
-use data::{Dataset, DatasetInfo, Example, Split, Task};
-use evaluators::{LengthResult, Model, Plan, Progress, Score, Sweep, SweepResult};
+use data::{Augmentation, Dataset, DatasetInfo, Example, Split, Task};
+use evaluators::{Format, LengthResult, Model, Plan, Progress, Score, Sweep, SweepResult, write};
 
 fn score(results: &SweepResult, length: u32) -> Score {
     *results.lengths.iter().find(|r| r.length == length).unwrap().score().unwrap()
@@ -208,4 +208,163 @@ fn another_task_than_the_models_is_an_error() {
     let shifted = Task::by_name(SHIFTED).unwrap();
     let message = Sweep::new(&mut model).task(&shifted).run().unwrap_err().to_string();
     assert!(message.contains("token 11 is `<pad>` for the model and `11` in the task"), "{message}");
+}
+
+#[test]
+fn long_sequences_are_fed_in_pieces_with_the_same_outcome() {
+    let lengths = "1..600,3000,10000..12000:500";
+    let whole = sweep("counts_mod10", MOD10, lengths, |s| s.keep_predictions(true));
+    for exhaustive in [false, true] {
+        // 256 tokens at a time, the least that a piece has
+        let mut pieces = sweep("stateful", MOD10, lengths, |s| {
+            s.max_tokens(Some(1000)).exhaustive(exhaustive).keep_predictions(true)
+        });
+        pieces.lengths.iter_mut().for_each(|r| r.plan = Plan::SinglePass);
+        assert_eq!(pieces.predictions, whole.predictions);
+        assert_eq!(statuses(&pieces.lengths), statuses(&whole.lengths));
+        assert!(pieces.lengths.iter().all(|r| r.score().unwrap().accuracy() == Some(1.0)));
+    }
+}
+
+#[test]
+fn drawn_positions_reach_the_model_as_its_type_and_end_where_they_run_out() {
+    for (name, augmentation) in [("shift", "shift"), ("scalar", "scaler+shift")] {
+        let results = sweep(name, MOD10, "1..130:3", |s| s.samples(5));
+        for r in &results.lengths {
+            assert_eq!(r.plan, Plan::Exhaustive);
+            // the first token and the spare position leave 126 of 128
+            if r.length <= 126 {
+                let s = r.score().unwrap();
+                assert_eq!((s.n_sequences, s.accuracy()), (5, Some(1.0)), "{name}, length {}", r.length);
+            } else {
+                assert_eq!(r.status(), format!("past the 128 positions that `{augmentation}` draws from"));
+            }
+        }
+    }
+}
+
+#[test]
+fn positions_of_the_wrong_type_are_an_error() {
+    let task = Task::by_name(MOD10).unwrap();
+    let refused = |name: &str, augmentation| {
+        let mut model = model(name);
+        let error = Sweep::new(&mut model).task(&task).augmentation(augmentation).run().unwrap_err().to_string();
+        error.replace(&fixture(name).display().to_string(), "MODEL")
+    };
+    let hint =
+        "\n  hint: float positions are `scaler+shift` or `zooming`, all others are int64; choose with --augmentation";
+    assert_eq!(
+        refused("float_positions", None),
+        format!("cannot evaluate MODEL: its position_ids are float, but its positions are `none`{hint}")
+    );
+    assert_eq!(
+        refused("shift", Some(Augmentation::Zooming)),
+        format!("cannot evaluate MODEL: its position_ids are int64, but its positions are `zooming`{hint}")
+    );
+}
+
+#[test]
+fn sequences_are_added_until_the_interval_is_narrow() {
+    // right for even starts only: about half of the draws
+    let results = sweep("half_right", MOD10, "1..5", |s| s.samples(10).until_width(Some(0.1)));
+    for r in &results.lengths {
+        let score = r.score().unwrap();
+        let (low, high) = score.last_accuracy_interval().unwrap();
+        assert!(high - low <= 0.1 && low < 0.5 && high > 0.5, "{low} {high}");
+        assert!((320..=640).contains(&score.n_sequences), "10 doubled until 380 are reached: {}", score.n_sequences);
+    }
+    let enough = sweep("shift", MOD10, "1..5", |s| s.samples(100).until_width(Some(0.1)));
+    assert!(enough.lengths.iter().all(|r| r.score().unwrap().n_sequences == 100));
+    let all = sweep("counts_shifted", SHIFTED, "1..5", |s| s.samples(10).until_width(Some(0.01)));
+    assert!(all.lengths.iter().all(|r| r.score().unwrap().n_sequences == 50), "the task has no more");
+}
+
+#[test]
+fn splits_run_ten_times_where_positions_are_drawn() {
+    let task = Task::by_name(MOD10).unwrap();
+    let rows = task.rows(Split::Val, 1000).unwrap();
+    let dataset = Dataset::generated(&task, Split::Val, 0, rows);
+    let run = |name: &str, loops| {
+        let mut model = model(name);
+        Sweep::new(&mut model).task(&task).loops(loops).run_dataset(&dataset, "val").unwrap()
+    };
+    let (default, five, plain) = (run("half_right", None), run("half_right", Some(5)), run("counts_mod10", None));
+    assert_eq!((default.loops, five.loops, plain.loops), (10, 5, 1));
+    assert_eq!(default.total.n_sequences, 10 * rows as u64);
+    let right = default.total.last_accuracy().unwrap();
+    assert!(right > 0.4 && right < 0.6, "every pass draws anew: {right}");
+    assert_eq!(plain.total.accuracy(), Some(1.0));
+}
+
+#[test]
+fn the_loss_of_a_split_is_the_mean_over_batches_of_32_in_file_order() {
+    // 33 examples: the last one is a batch by itself and weighs as much as the first 32
+    let (mut model, task) = (model("counts_mod10"), Task::by_name(MOD10).unwrap());
+    let mut dataset = Dataset::new(DatasetInfo::of(&task, 0));
+    let right = Example { input_ids: vec![0, 12, 12], labels: vec![-1, 1, 2], length: 2 };
+    let wrong = Example { input_ids: vec![0, 12], labels: vec![-1, 7], length: 1 };
+    (0..32).for_each(|_| dataset.push(right.as_ref()));
+    dataset.push(wrong.as_ref());
+    let result = Sweep::new(&mut model).task(&task).run_dataset(&dataset, "made up").unwrap();
+    let normaliser = (1.0 + 12.0 * (-8f64).exp()).ln();
+    assert!((result.batch_mean_loss.unwrap() - (normaliser + (normaliser + 8.0)) / 2.0).abs() < 1e-6);
+    assert!((result.total.loss().unwrap() - (normaliser + 8.0 / 65.0)).abs() < 1e-6);
+}
+
+#[test]
+fn unseen_accuracy_leaves_out_the_ranks_of_the_validation_split() {
+    // validation sequences have up to 51 tokens, so that of 100 labelled positions 49 are unseen, although training
+    // reached 50 of them
+    let (mut model, task) = (model("breaks_at_60"), Task::by_name(MOD10).unwrap());
+    let rows = task.rows(Split::OodTest, 1000).unwrap();
+    let dataset = Dataset::generated(&task, Split::OodTest, 0, rows);
+    let total = Sweep::new(&mut model).task(&task).run_dataset(&dataset, "ood_test").unwrap().total;
+    assert_eq!(total.unseen_total, 1225, "as in the original's table");
+    let right: u64 = (51u64..=100).map(|length| length.min(60) - 51).sum();
+    assert_eq!(total.unseen_correct, right);
+}
+
+#[test]
+fn a_killed_sweep_ends_with_the_same_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, table) = (dir.path().join("sweep.progress"), dir.path().join("sweep.parquet"));
+    let task = Task::by_name(MOD10).unwrap();
+    let run = |width| {
+        let mut model = Model::load(&fixture("half_right"), on_cpu(2)).unwrap();
+        let mut batches = 0;
+        let sweep = Sweep::new(&mut model).task(&task).lengths(1..=40).samples(30).max_tokens(Some(500));
+        let sweep = sweep.until_width(width).journal(Some(&journal)).progress(|_| batches += 1);
+        let results = sweep.run().unwrap();
+        write(&results, Format::Parquet, &table).unwrap();
+        (std::fs::read(&table).unwrap(), batches)
+    };
+    for width in [None, Some(0.2)] {
+        let (whole, batches) = run(width);
+        assert!(batches > 20);
+        let record = std::fs::read(&journal).unwrap();
+        for share in [0.0, 0.3, 0.7, 1.0] {
+            std::fs::write(&journal, &record[..(record.len() as f64 * share) as usize]).unwrap();
+            assert_eq!(run(width), (whole.clone(), batches), "after {share}");
+            assert_eq!(std::fs::read(&journal).unwrap(), record);
+        }
+        std::fs::remove_file(&journal).unwrap();
+    }
+}
+
+#[test]
+fn full_memory_halves_the_batch_and_a_sequence_that_never_fits_says_so() {
+    for exhaustive in [false, true] {
+        let results = sweep("hungry", SHIFTED, "1..60", |s| s.samples(4).exhaustive(exhaustive));
+        let expected = sweep("counts_shifted", SHIFTED, "1..60", |s| s.samples(4).exhaustive(exhaustive));
+        for (r, e) in results.lengths.iter().zip(&expected.lengths) {
+            // one start token and 49 symbols fit; in one pass, the lengths are halved until they do
+            let fits = if exhaustive { 49 } else { 30 };
+            match r.length <= fits {
+                true => assert_eq!(r, e),
+                false => {
+                    assert!(r.status().starts_with("out of memory on one sequence of "), "{} {}", r.length, r.status())
+                }
+            }
+        }
+    }
 }

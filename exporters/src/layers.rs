@@ -36,6 +36,43 @@ pub(crate) fn embedding(
     })
 }
 
+/// `[a, b]` → `[a, b, hidden]`, the counterpart of `TokenEmbedding`: where the null embedding is frozen, the checkpoint has
+/// the table in two parts.
+pub(crate) fn token_embedding(
+    g: &mut GraphBuilder<'_>,
+    module: &str,
+    ids: &Value,
+    [vocab, hidden]: [usize; 2],
+    freeze_null: bool,
+) -> Result<Value, ExportError> {
+    if !freeze_null {
+        return embedding(g, module, ids, [vocab, hidden]);
+    }
+    g.scope(module, |g| {
+        let null = g.weight("weight_freeze", &[1, hidden])?;
+        let others = g.weight("weight_train", &[vocab.saturating_sub(1), hidden])?;
+        let table = [null.values.as_slice(), &others.values].concat();
+        let table = g.constant("weight", &[vocab, hidden], &table);
+        Ok(g.node("Gather", &[&table, ids], &[("axis", Int(0))]))
+    })
+}
+
+/// The logits of `[a, b, hidden]`. A model with tied embeddings decodes x/√hidden with the table of the module `tied`.
+pub(crate) fn decoder(
+    g: &mut GraphBuilder<'_>,
+    module: &str,
+    x: &Value,
+    [hidden, vocab]: [usize; 2],
+    tied: Option<&str>,
+) -> Result<Value, ExportError> {
+    let Some(embedding) = tied else { return linear(g, module, x, [hidden, vocab]) };
+    let x = g.scope(module, |g| {
+        let scale = g.scalar("scale", (1.0 / (hidden as f64).sqrt()) as f32);
+        g.node("Mul", &[x, &scale], &[])
+    });
+    linear(g, embedding, &x, [hidden, vocab])
+}
+
 /// y = x·Wᵀ, `[a, b, in]` → `[a, b, out]`. The checkpoint's `weight` `[out, in]` is stored transposed, as `weight.T`, so
 /// that no program has to turn it while loading.
 pub(crate) fn linear(

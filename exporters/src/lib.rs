@@ -14,7 +14,7 @@
 //! checkpoint.
 //!
 //! Every file has the input `input_ids` `[batch, seq]` and the output `logits` `[batch, seq, vocab]`. The Transformer
-//! also takes `attention_mask` and, with rotary positions, `position_ids`, both `[batch, seq]`. A recurrent model gives
+//! also takes `attention_mask` and, unless it has no positional embedding, `position_ids`, both `[batch, seq]`. A recurrent model gives
 //! its states after the last token as `state_<name>_out` `[batch, …]`, and takes them as the optional `state_<name>_in`:
 //! a long sequence can be fed in pieces, in constant memory. Whoever runs the file finds the vocabulary, the positional embedding and where the model comes from in its metadata: see [`ExportInfo`].
 

@@ -3,28 +3,71 @@
 use crate::ExportError;
 use crate::graph::Attribute::{Int, Ints};
 use crate::graph::{BATCH, GraphBuilder, SEQ, Value};
-use crate::layers::{conv1d, embedding, input_ids, layer_norm, linear, logits};
+use crate::layers::{conv1d, decoder, embedding, input_ids, layer_norm, logits, token_embedding};
 use crate::onnx::tensor_proto::DataType;
-use models::transformer::{LAYER_NORM_EPSILON, PositionalEmbedding, TransformerConfig};
+use models::transformer::{PositionalEmbedding, TransformerConfig};
 
 pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuilder<'_>) -> Result<(), ExportError> {
     let hidden = config.hidden_size;
     let ids = input_ids(g); // [batch, seq]
     let attention_mask =
         g.input("attention_mask", "0 at tokens that attention must not see", DataType::Int64, &[BATCH, SEQ]);
-    let rotation = match config.positional_embedding {
+    let positions = match config.positional_embedding {
         PositionalEmbedding::None => None,
-        PositionalEmbedding::Rope => Some(Rotation::new(g, &config.inverse_frequencies())),
+        PositionalEmbedding::Scalar => Some(DataType::Float),
+        PositionalEmbedding::Absolute | PositionalEmbedding::Sinusoidal | PositionalEmbedding::Rope => {
+            Some(DataType::Int64)
+        }
     };
-    let mask = score_mask(g, &ids, &attention_mask); // [batch, 1, query, key]
-    let mut x = embedding(g, "wte", &ids, [vocab, hidden])?; // [batch, seq, hidden]
+    let positions = positions.map(|kind| g.input("position_ids", "the position of each token", kind, &[BATCH, SEQ]));
+    let rotation = positions
+        .as_ref()
+        .filter(|_| config.positional_embedding == PositionalEmbedding::Rope)
+        .map(|positions| Rotation::new(g, positions, &config.inverse_frequencies()));
+    let mask = score_mask(g, &ids, &attention_mask, config.must_attend_to_identity); // [batch, 1, query, key]
+    let width = config.embedding_size();
+    let x = token_embedding(g, "wte", &ids, [vocab, width], config.freeze_null_embedding)?; // [batch, seq, width]
+    let mut x = match &positions {
+        Some(positions) => add_positions(g, config, x, positions)?, // [batch, seq, hidden]
+        None => x,
+    };
     for i in 0..config.num_layers {
         x = g.scope(format!("h.{i}"), |g| block(g, config, i, x, rotation.as_ref(), &mask))?;
     }
-    let x = layer_norm(g, "ln_f", &x, hidden, LAYER_NORM_EPSILON)?;
-    let scores = linear(g, "lm_head", &x, [hidden, vocab])?; // [batch, seq, vocab]
+    let x = layer_norm(g, "ln_f", &x, hidden, config.layer_norm_epsilon)?;
+    let tied = config.tie_word_embeddings.then_some("wte");
+    let scores = decoder(g, "lm_head", &x, [hidden, vocab], tied)?; // [batch, seq, vocab]
     logits(g, scores, vocab);
     Ok(())
+}
+
+/// What of the positions enters before the first block.
+fn add_positions(
+    g: &mut GraphBuilder<'_>,
+    config: &TransformerConfig,
+    x: Value,
+    positions: &Value,
+) -> Result<Value, ExportError> {
+    let table = [config.max_position_embeddings, config.hidden_size];
+    match config.positional_embedding {
+        PositionalEmbedding::None | PositionalEmbedding::Rope => Ok(x),
+        PositionalEmbedding::Absolute => {
+            let rows = embedding(g, "wpe", positions, table)?;
+            Ok(g.node("Add", &[&x, &rows], &[]))
+        }
+        PositionalEmbedding::Sinusoidal => g.scope("sine", |g| {
+            let pe = g.parameter("pe", &table)?;
+            let rows = g.node("Gather", &[&pe, positions], &[("axis", Int(0))]);
+            let scale = g.scalar("scale", (config.hidden_size as f64).sqrt() as f32);
+            let x = g.node("Mul", &[&x, &scale], &[]);
+            Ok(g.node("Add", &[&x, &rows], &[]))
+        }),
+        PositionalEmbedding::Scalar => g.scope("scalar", |g| {
+            let channel_axis = g.list("channel_axis", &[2]);
+            let positions = g.node("Unsqueeze", &[positions, &channel_axis], &[]); // [batch, seq, 1]
+            Ok(g.node("Concat", &[&x, &positions], &[("axis", Int(-1))]))
+        }),
+    }
 }
 
 fn block(
@@ -36,11 +79,11 @@ fn block(
     mask: &Value,
 ) -> Result<Value, ExportError> {
     let hidden = config.hidden_size;
-    let normal = layer_norm(g, "ln_1", &x, hidden, LAYER_NORM_EPSILON)?;
+    let normal = layer_norm(g, "ln_1", &x, hidden, config.layer_norm_epsilon)?;
     let y = g.scope("attn", |g| attention(g, config, layer, &normal, rotation, mask))?;
     let x = g.node("Add", &[&x, &y], &[]);
-    let normal = layer_norm(g, "ln_2", &x, hidden, LAYER_NORM_EPSILON)?;
-    let y = g.scope("mlp", |g| mlp(g, &normal, hidden))?;
+    let normal = layer_norm(g, "ln_2", &x, hidden, config.layer_norm_epsilon)?;
+    let y = g.scope("mlp", |g| mlp(g, &normal, [hidden, config.mlp_ratio * hidden]))?;
     Ok(g.node("Add", &[&x, &y], &[]))
 }
 
@@ -78,10 +121,10 @@ fn attention(
     conv1d(g, "c_proj", &y, [hidden, hidden])
 }
 
-fn mlp(g: &mut GraphBuilder<'_>, x: &Value, hidden: usize) -> Result<Value, ExportError> {
-    let x = conv1d(g, "c_fc", x, [hidden, 4 * hidden])?;
+fn mlp(g: &mut GraphBuilder<'_>, x: &Value, [hidden, inner]: [usize; 2]) -> Result<Value, ExportError> {
+    let x = conv1d(g, "c_fc", x, [hidden, inner])?;
     let x = g.node("Relu", &[&x], &[]);
-    conv1d(g, "c_proj", &x, [4 * hidden, hidden])
+    conv1d(g, "c_proj", &x, [inner, hidden])
 }
 
 /// What every layer adds to its scores, `[batch, 1, query, key]`: the lowest float where the key comes after the query,
@@ -89,7 +132,8 @@ fn mlp(g: &mut GraphBuilder<'_>, x: &Value, hidden: usize) -> Result<Value, Expo
 ///
 /// The model *sets* the scores of later keys to the lowest float and only adds it for hidden ones. Adding both is the
 /// same to the last bit: a score is far too small to change the lowest float, and it costs one operation per layer.
-fn score_mask(g: &mut GraphBuilder<'_>, ids: &Value, attention_mask: &Value) -> Value {
+/// With `identity`, no query is hidden from itself.
+fn score_mask(g: &mut GraphBuilder<'_>, ids: &Value, attention_mask: &Value, identity: bool) -> Value {
     g.scope("mask", |g| {
         let (zero, one) = (g.scalar("zero", 0i64), g.scalar("one", 1i64));
         let seq = g.node("Shape", &[ids], &[("start", Int(1)), ("end", Int(2))]);
@@ -104,9 +148,15 @@ fn score_mask(g: &mut GraphBuilder<'_>, ids: &Value, attention_mask: &Value) -> 
 
         let hidden = g.node("Sub", &[&one, attention_mask], &[]); // [batch, key]
         let hidden = g.node("Cast", &[&hidden], &[("to", Int(DataType::Float as i64))]);
-        let hidden = g.node("Mul", &[&hidden, &lowest], &[]);
         let middle_axes = g.list("middle_axes", &[1, 2]);
         let hidden = g.node("Unsqueeze", &[&hidden, &middle_axes], &[]); // [batch, 1, 1, key]
+        let hides = if identity {
+            let itself = g.node("Equal", &[&key, &query], &[]);
+            g.node("Where", &[&itself, &nothing, &lowest], &[]) // [query, key]
+        } else {
+            lowest
+        };
+        let hidden = g.node("Mul", &[&hidden, &hides], &[]); // [batch, 1, 1 or query, key]
         g.node("Add", &[&future, &hidden], &[])
     })
 }
@@ -118,13 +168,12 @@ struct Rotation {
 }
 
 impl Rotation {
-    /// Adds the input `position_ids` and the nodes that all layers share.
-    fn new(g: &mut GraphBuilder<'_>, frequencies: &[f32]) -> Self {
-        let position_ids = g.input("position_ids", "the position of each token", DataType::Int64, &[BATCH, SEQ]);
+    /// Adds the nodes that all layers share.
+    fn new(g: &mut GraphBuilder<'_>, position_ids: &Value, frequencies: &[f32]) -> Self {
         g.scope("rotation", |g| {
             let frequencies = g.constant("inverse_frequencies", &[frequencies.len()], frequencies);
             let outer_axes = g.list("head_and_channel_axes", &[1, 3]);
-            let positions = g.node("Cast", &[&position_ids], &[("to", Int(DataType::Float as i64))]);
+            let positions = g.node("Cast", &[position_ids], &[("to", Int(DataType::Float as i64))]);
             let positions = g.node("Unsqueeze", &[&positions, &outer_axes], &[]); // [batch, 1, seq, 1]
             let angles = g.node("Mul", &[&positions, &frequencies], &[]); // [batch, 1, seq, head_dim / 2]
             let angles = g.node("Concat", &[&angles, &angles], &[("axis", Int(-1))]);

@@ -22,7 +22,13 @@ fn lstm(hidden_size: usize, num_layers: usize) -> ModelConfig {
 }
 
 fn transformer(hidden_size: usize, num_layers: usize, positional_embedding: PositionalEmbedding) -> ModelConfig {
-    ModelConfig::Transformer(TransformerConfig { hidden_size, num_layers, num_heads: 4, positional_embedding })
+    ModelConfig::Transformer(TransformerConfig {
+        hidden_size,
+        num_layers,
+        num_heads: 4,
+        positional_embedding,
+        ..Default::default()
+    })
 }
 
 /// One of each kind.

@@ -1,5 +1,5 @@
 use crate::deltanet::DeltaNetConfig;
-use crate::error::ConfigError;
+use crate::error::{ConfigError, InputError};
 use crate::gru::GruConfig;
 use crate::lstm::LstmConfig;
 use crate::mamba::MambaConfig;
@@ -8,7 +8,8 @@ use crate::rnn::RnnConfig;
 use crate::rwkv5::Rwkv5Config;
 use crate::rwkv6::Rwkv6Config;
 use crate::s4::S4Config;
-use crate::transformer::{PositionalEmbedding, TransformerConfig};
+use crate::transformer::TransformerConfig;
+use data::{Augmentation, Batch, PositionScheme, Vocabulary};
 use serde::{Deserialize, Serialize};
 
 /// The `[model]` table of a config: `arch` selects which of the others are read.
@@ -93,15 +94,69 @@ impl ModelConfig {
     /// The name of the positional embedding; `none` for recurrent models, which need no positions.
     pub fn positional_embedding(&self) -> &'static str {
         match self {
-            Self::Transformer(c) => match c.positional_embedding {
-                PositionalEmbedding::None => "none",
-                PositionalEmbedding::Rope => "rope",
-            },
+            Self::Transformer(c) => c.positional_embedding.name(),
             _ => "none",
         }
     }
 
-    /// Refuses sizes that cannot be built, naming the key.
+    /// How the positions of a batch are to be made.
+    pub fn augmentation(&self) -> Augmentation {
+        match self {
+            Self::Transformer(c) => c.position_augmentation(),
+            _ => Augmentation::None,
+        }
+    }
+
+    /// How the positions of the batches of a run are made; `draw` is the step.
+    pub fn positions(&self, seed: u64, draw: u64) -> PositionScheme {
+        let max_position_embeddings = self.max_position_embeddings().unwrap_or(0);
+        PositionScheme { augmentation: self.augmentation(), max_position_embeddings, seed, draw }
+    }
+
+    /// The table size that positions are drawn from; `None` for models without positions.
+    pub fn max_position_embeddings(&self) -> Option<usize> {
+        match self {
+            Self::Transformer(c) => Some(c.max_position_embeddings),
+            _ => None,
+        }
+    }
+
+    /// The longest sequence, counted from position 0, that the model's position table covers; `None` without a table.
+    pub fn max_length(&self) -> Option<usize> {
+        match self {
+            Self::Transformer(c) => c.position_limit(),
+            _ => None,
+        }
+    }
+
+    /// Refuses a batch whose positions the model cannot take: past the rows of its table, or of the wrong kind.
+    pub fn check(&self, batch: &Batch) -> Result<(), InputError> {
+        match self {
+            Self::Transformer(c) => c.check(batch),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a vocabulary that contradicts the settings: a frozen null embedding is that of token 0, `<null>`.
+    pub fn check_vocabulary(&self, vocabulary: &Vocabulary) -> Result<(), ConfigError> {
+        let freezes_null = match self {
+            Self::Rnn(c) => c.freeze_null_embedding,
+            Self::Lstm(c) => c.freeze_null_embedding,
+            Self::S4(c) => c.freeze_null_embedding,
+            Self::Transformer(c) => c.freeze_null_embedding,
+            _ => false,
+        };
+        match vocabulary.token(0) {
+            Some("<null>") => Ok(()),
+            Some(other) if freezes_null => Err(ConfigError::new(
+                "freeze_null_embedding",
+                format!("token 0 of the task is `{other}`, not `<null>`; choose a task with `<null>` or leave it out"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses sizes that cannot be built and settings that contradict each other, naming the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         for (key, value) in [("hidden_size", self.hidden_size()), ("num_layers", self.num_layers())] {
             if value == 0 {
@@ -109,8 +164,12 @@ impl ModelConfig {
             }
         }
         match self {
-            Self::Rnn(c) => check_dropout(c.dropout),
-            Self::Lstm(c) => check_dropout(c.dropout),
+            Self::Rnn(c) => {
+                check_dropout(c.dropout).and_then(|()| check_embeddings(c.tie_word_embeddings, c.freeze_null_embedding))
+            }
+            Self::Lstm(c) => {
+                check_dropout(c.dropout).and_then(|()| check_embeddings(c.tie_word_embeddings, c.freeze_null_embedding))
+            }
             Self::S4(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
             Self::Mamba(c) => c.validate(),
             Self::Rwkv5(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
@@ -128,4 +187,12 @@ fn check_dropout(p: f64) -> Result<(), ConfigError> {
         return Ok(());
     }
     Err(ConfigError::new("dropout", format!("{p} is not a probability below 1")))
+}
+
+pub(crate) fn check_embeddings(tied: bool, null_frozen: bool) -> Result<(), ConfigError> {
+    if tied && null_frozen {
+        let reason = "the decoder cannot be an embedding of which a part is frozen (freeze_null_embedding); choose one";
+        return Err(ConfigError::new("tie_word_embeddings", reason));
+    }
+    Ok(())
 }

@@ -29,6 +29,77 @@ impl<B: Backend> Embedding<B> {
     }
 }
 
+/// The embedding of tokens: trained as a whole, or with token 0 (`<null>`) standing for nothing.
+#[derive(Module, Debug)]
+pub enum TokenEmbedding<B: Backend> {
+    /// One trained row per token.
+    Trained(Embedding<B>),
+    /// The first row is frozen at zero.
+    NullFrozen(NullFrozenEmbedding<B>),
+}
+
+impl<B: Backend> TokenEmbedding<B> {
+    /// N(0, `std`²); the first row is zero and stays so where `freeze_null` says it.
+    pub fn new(init: &mut Init<'_, B>, vocab: usize, hidden: usize, std: f64, freeze_null: bool) -> Self {
+        match freeze_null {
+            false => Self::Trained(Embedding::new(init, vocab, hidden, std)),
+            true => Self::NullFrozen(NullFrozenEmbedding::new(init, vocab, hidden, std)),
+        }
+    }
+
+    /// One row per token, `[vocab, hidden]`.
+    pub fn table(&self) -> Tensor<B, 2> {
+        match self {
+            Self::Trained(e) => e.weight.val(),
+            Self::NullFrozen(e) => Tensor::cat(vec![e.weight_freeze.val(), e.weight_train.val()], 0),
+        }
+    }
+
+    /// `[batch, seq]` → `[batch, seq, hidden]`.
+    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        embedding(self.table(), ids)
+    }
+}
+
+/// A lookup table whose first row is zero and gets no gradient.
+#[derive(Module, Debug)]
+pub struct NullFrozenEmbedding<B: Backend> {
+    /// `[vocab − 1, hidden]`.
+    weight_train: Param<Tensor<B, 2>>,
+    /// `[1, hidden]`.
+    weight_freeze: Param<Tensor<B, 2>>,
+}
+
+impl<B: Backend> NullFrozenEmbedding<B> {
+    fn new(init: &mut Init<'_, B>, vocab: usize, hidden: usize, std: f64) -> Self {
+        Self {
+            weight_train: init.normal([vocab - 1, hidden], std),
+            weight_freeze: init.constant([1, hidden], 0.0).set_require_grad(false),
+        }
+    }
+}
+
+/// A table of position vectors that is computed, not trained; checkpoints have it all the same.
+#[derive(Module, Debug)]
+pub struct SinusoidalTable<B: Backend> {
+    /// `[max_position_embeddings, hidden]`.
+    pub pe: Param<Tensor<B, 2>>,
+}
+
+impl<B: Backend> SinusoidalTable<B> {
+    /// `[batch, seq]` → `[batch, seq, hidden]`.
+    pub fn forward(&self, positions: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        embedding(self.pe.val(), positions)
+    }
+}
+
+/// y = x·Wᵀ/√hidden, where W `[vocab, hidden]` is the embedding's table: the decoder of a model with tied embeddings
+/// (Press & Wolf, arXiv 1608.05859).
+pub fn tied_decoder<B: Backend>(x: Tensor<B, 3>, table: Tensor<B, 2>) -> Tensor<B, 3> {
+    let [_, hidden] = table.dims();
+    matmul_rows(x / (hidden as f64).sqrt(), table.transpose())
+}
+
 /// y = x·Wᵀ, `weight` `[out, in]`: PyTorch's `Linear` without a bias.
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {
@@ -147,7 +218,12 @@ pub struct DropoutSource {
 
 /// Zeroes entries with probability `p` and scales the rest by 1/(1−p) while training (Srivastava et al., 2014).
 /// `place` tells several dropouts of one forward pass apart.
-pub fn dropout<B: Backend>(x: Tensor<B, 3>, p: f64, source: Option<DropoutSource>, place: u64) -> Tensor<B, 3> {
+pub fn dropout<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    p: f64,
+    source: Option<DropoutSource>,
+    place: u64,
+) -> Tensor<B, D> {
     let dims = x.dims();
     masked(x, dims, p, source, place)
 }
@@ -160,13 +236,13 @@ pub fn channel_dropout<B: Backend>(x: Tensor<B, 3>, p: f64, source: Option<Dropo
 }
 
 /// x times a random mask of this shape.
-fn masked<B: Backend>(
-    x: Tensor<B, 3>,
-    shape: [usize; 3],
+fn masked<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    shape: [usize; D],
     p: f64,
     source: Option<DropoutSource>,
     place: u64,
-) -> Tensor<B, 3> {
+) -> Tensor<B, D> {
     let Some(DropoutSource { seed, step }) = source.filter(|_| p > 0.0) else { return x };
     let mut rng = stream_rng(seed, "dropout", step << 16 | place);
     let keep = (1.0 / (1.0 - p)) as f32;

@@ -10,7 +10,7 @@
 //! | [`gru`] | GRU |
 //! | [`mingru`] | minGRU, a GRU that is linear in its state |
 //! | [`deltanet`] | Gated DeltaNet, with eigenvalues down to −1 |
-//! | [`transformer`] | causal Transformer, pre-norm, ReLU MLP; no positional embedding or rotary |
+//! | [`transformer`] | causal Transformer, pre-norm, ReLU MLP; no, absolute, sinusoidal, rotary or scalar positions |
 //!
 //! What is costly and sequential sits behind [`ops::SequenceOps`], a trait over burn's `Backend` with a plain-tensor
 //! default for each operation. [`Model`] is any of the architectures, built from a [`ModelConfig`]; [`Weights`] are its
@@ -30,21 +30,23 @@ pub mod mamba;
 pub mod mingru;
 mod model;
 pub mod ops;
+pub mod original;
 pub mod rnn;
 pub mod rwkv;
 pub mod rwkv5;
 pub mod rwkv6;
 pub mod s4;
 pub mod state_space;
+mod torch;
 pub mod transformer;
 mod weights;
 
 pub use config::ModelConfig;
-pub use error::ConfigError;
+pub use error::{ConfigError, InputError};
 pub use groups::ParameterGroup;
 pub use init::Init;
 pub use loss::{l2_wrap, masked_cross_entropy, predictions};
-pub use model::{Model, ModelInput};
+pub use model::{Model, ModelInput, Positions};
 pub use weights::{Weight, WeightError, Weights};
 
 /// The CPU backend.

@@ -10,10 +10,11 @@ use crate::rwkv5::Rwkv5;
 use crate::rwkv6::Rwkv6;
 use crate::s4::S4;
 use crate::transformer::Transformer;
-use crate::{Init, ModelConfig};
-use burn::module::Module;
+use crate::{Init, InputError, ModelConfig};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
-use burn::tensor::TensorData;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, FloatDType, TensorData};
 use data::{Batch, PositionIds};
 use std::collections::BTreeMap;
 
@@ -23,7 +24,7 @@ pub struct ModelInput<B: Backend> {
     /// Token ids `[batch, seq]`.
     pub input_ids: Tensor<B, 2, Int>,
     /// Positions `[batch, seq]`; recurrent models ignore them.
-    pub position_ids: Tensor<B, 2, Int>,
+    pub position_ids: Positions<B>,
     /// `[batch, seq]`, 0 at tokens that attention must not see as keys; `None` where there are none. Recurrent models
     /// ignore it: to them padding is an ordinary token.
     pub attention_mask: Option<Tensor<B, 2>>,
@@ -43,8 +44,11 @@ impl<B: Backend> ModelInput<B> {
         Self {
             input_ids: ints(&batch.input_ids),
             position_ids: match &batch.position_ids {
-                PositionIds::Integers(ids) => ints(ids),
-                PositionIds::Scalars(values) => ints(&vec![0; values.len()]), // no model takes scalar positions
+                PositionIds::Integers(ids) => Positions::Integers(ints(ids)),
+                PositionIds::Scalars(values) => {
+                    let data = TensorData::new(values.clone(), [batch.batch, batch.seq]);
+                    Positions::Scalars(Tensor::from_data(data, (device, DType::F32)))
+                }
             },
             attention_mask,
             dropout: None,
@@ -54,6 +58,33 @@ impl<B: Backend> ModelInput<B> {
     /// The same input with dropout on.
     pub fn training(self, source: DropoutSource) -> Self {
         Self { dropout: Some(source), ..self }
+    }
+}
+
+/// Positions `[batch, seq]`, as [`data::PositionIds`].
+#[derive(Debug, Clone)]
+pub enum Positions<B: Backend> {
+    /// Indices, for tables and rotary embeddings.
+    Integers(Tensor<B, 2, Int>),
+    /// Fractions in [0, 1], for scalar embeddings.
+    Scalars(Tensor<B, 2>),
+}
+
+impl<B: Backend> Positions<B> {
+    /// Rows of a table; a fraction counts as the integer below it ([`Model::check`] refuses them).
+    pub fn indices(self) -> Tensor<B, 2, Int> {
+        match self {
+            Self::Integers(ids) => ids,
+            Self::Scalars(values) => values.int(),
+        }
+    }
+
+    /// Either kind as 32-bit floats, whatever type the model computes in: half precision cannot tell 1000 from 1001.
+    pub fn floats(self) -> Tensor<B, 2> {
+        match self {
+            Self::Integers(ids) => ids.cast(FloatDType::F32),
+            Self::Scalars(values) => values.cast(FloatDType::F32),
+        }
     }
 }
 
@@ -103,7 +134,30 @@ impl ModelConfig {
     }
 }
 
+impl<B: AutodiffBackend> Model<B> {
+    /// How many numbers are trained: all but frozen tables, each number once where parameters are tied.
+    pub fn num_trainable_params(&self) -> usize {
+        struct Count(usize);
+        impl<B: Backend> ModuleVisitor<B> for Count {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+                self.0 += if param.is_require_grad() { param.shape().num_elements() } else { 0 };
+            }
+        }
+        let mut count = Count(0);
+        self.visit(&mut count);
+        count.0
+    }
+}
+
 impl<B: SequenceOps> Model<B> {
+    /// [`ModelConfig::check`].
+    pub fn check(&self, batch: &Batch) -> Result<(), InputError> {
+        match self {
+            Self::Transformer(m) => m.config().check(batch),
+            _ => Ok(()),
+        }
+    }
+
     /// Logits `[batch, seq, vocab]`.
     pub fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
         match self {

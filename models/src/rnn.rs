@@ -2,7 +2,7 @@
 //!
 //! Source: J. L. Elman, "Finding Structure in Time", 1990; sizes and initialisation of arXiv 2405.20131.
 
-use crate::layers::{Embedding, Linear, RecurrentLayer, dropout};
+use crate::layers::{Linear, RecurrentLayer, TokenEmbedding, dropout, tied_decoder};
 use crate::ops::SequenceOps;
 use crate::{Init, ModelInput};
 use burn::module::Module;
@@ -19,11 +19,15 @@ pub struct RnnConfig {
     pub num_layers: usize,
     /// Dropout between layers (none after the last).
     pub dropout: f64,
+    /// The decoder is the token embedding.
+    pub tie_word_embeddings: bool,
+    /// The embedding of token 0, which must be `<null>`, is zero and not trained.
+    pub freeze_null_embedding: bool,
 }
 
 impl Default for RnnConfig {
     fn default() -> Self {
-        Self { hidden_size: 128, num_layers: 1, dropout: 0.1 }
+        Self { hidden_size: 128, num_layers: 1, dropout: 0.1, tie_word_embeddings: false, freeze_null_embedding: false }
     }
 }
 
@@ -32,9 +36,9 @@ impl RnnConfig {
     pub fn init<B: Backend>(&self, vocab: usize, init: &mut Init<'_, B>) -> Rnn<B> {
         let hidden = self.hidden_size;
         Rnn {
-            encoder: Embedding::new(init, vocab, hidden, 0.02),
+            encoder: TokenEmbedding::new(init, vocab, hidden, 0.02, self.freeze_null_embedding),
             lstm: (0..self.num_layers).map(|_| RecurrentLayer::new(init, 1, hidden)).collect(),
-            decoder: Linear::new(init, hidden, vocab, 0.02),
+            decoder: (!self.tie_word_embeddings).then(|| Linear::new(init, hidden, vocab, 0.02)),
             dropout: self.dropout,
         }
     }
@@ -43,23 +47,41 @@ impl RnnConfig {
 /// See the [module documentation](self).
 #[derive(Module, Debug)]
 pub struct Rnn<B: Backend> {
-    encoder: Embedding<B>,
+    encoder: TokenEmbedding<B>,
     /// Named `lstm` in the checkpoints of RNNs as well.
     lstm: Vec<RecurrentLayer<B>>,
-    decoder: Linear<B>,
+    /// `None` where the decoder is `encoder`.
+    decoder: Option<Linear<B>>,
     dropout: f64,
 }
+
+/// The last hidden state of each layer, `[batch, hidden]`.
+pub type RnnState<B> = Vec<Tensor<B, 2>>;
 
 impl<B: SequenceOps> Rnn<B> {
     /// Logits `[batch, seq, vocab]`.
     pub fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
+        self.forward_from(input, None).0
+    }
+
+    /// Logits `[batch, seq, vocab]` of a sequence that goes on from `state` (the zero state if `None`), and the state
+    /// after it.
+    pub fn forward_from(&self, input: ModelInput<B>, state: Option<RnnState<B>>) -> (Tensor<B, 3>, RnnState<B>) {
         let mut x = self.encoder.forward(input.input_ids); // [batch, seq, hidden]
+        let mut last = Vec::with_capacity(self.lstm.len());
         for (i, layer) in self.lstm.iter().enumerate() {
             if i > 0 {
                 x = dropout(x, self.dropout, input.dropout, i as u64);
             }
-            (x, _) = B::rnn_layer(x, layer.weights(), None);
+            let before = state.as_ref().and_then(|layers| layers.get(i)).cloned();
+            let after;
+            (x, after) = B::rnn_layer(x, layer.weights(), before);
+            last.push(after);
         }
-        self.decoder.forward(x)
+        let logits = match &self.decoder {
+            Some(decoder) => decoder.forward(x),
+            None => tied_decoder(x, self.encoder.table()),
+        };
+        (logits, last)
     }
 }

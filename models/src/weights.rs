@@ -1,7 +1,8 @@
 use crate::Model;
 use crate::ops::SequenceOps;
+use crate::torch;
 use burn::module::ParamId;
-use burn::tensor::TensorData;
+use burn::tensor::{TensorData, bf16, f16};
 use burn_store::{ApplyError, ModuleSnapshot, TensorSnapshot};
 use data::stream_rng;
 use rand::RngExt;
@@ -27,8 +28,12 @@ pub struct Weights {
     integers: BTreeMap<String, usize>,
 }
 
-/// Tensors that files hold a second time, as PyTorch saves shared ones: (second name, name).
-const SHARED: [(&str, &str); 1] = [("lm_head.weight", "backbone.embedding.weight")];
+/// Tensors that files hold a second time where a model ties them, as PyTorch saves shared ones: (second name, name).
+const SHARED: [(&str, &str); 3] = [
+    ("lm_head.weight", "backbone.embedding.weight"),
+    ("lm_head.weight", "wte.weight"),
+    ("decoder.weight", "encoder.weight"),
+];
 
 /// Weights that cannot be read, or that are not those of the model they are meant for.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +46,10 @@ pub enum WeightError {
         /// The reason the operating system gave.
         source: std::io::Error,
     },
-    /// Not a safetensors file, or a damaged one.
+    /// Neither a safetensors file nor a state dict of `torch.save`, or a damaged one.
     #[error(
-        "cannot read the weights {}: {reason}\n  hint: the file is damaged or not safetensors; use another checkpoint of the run",
+        "cannot read the weights {}: {reason}\n  \
+         hint: the file is damaged, or neither safetensors nor a state dict of torch.save; use another checkpoint of the run",
         .path.display()
     )]
     Damaged {
@@ -73,16 +79,18 @@ impl Weights {
         Ok(Self { tensors, integers: model.integers().collect() })
     }
 
-    /// Puts the weights into `model`; either every parameter fits or nothing is claimed to.
+    /// Puts the weights into `model`; either every parameter fits or nothing is claimed to. Buffers that the model can do
+    /// without, such as a saved mask, are passed over.
     pub fn load_into<B: SequenceOps>(&self, model: &mut Model<B>) -> Result<(), WeightError> {
-        let snapshot = |(name, weight): (&String, &Weight)| {
+        let snapshot = |(name, weight): (&str, &Weight)| {
             let path = module_path(name).split('.').map(str::to_owned).collect();
             let data = TensorData::new(weight.values.clone(), weight.shape.clone());
             TensorSnapshot::from_data(data, path, vec![], ParamId::new())
         };
-        let result = model.apply(self.tensors.iter().map(snapshot).collect(), None, None, true);
+        let result = model.apply(self.iter().map(snapshot).collect(), None, None, true);
         let missing = result.missing.iter().map(|(path, _)| format!("{} is missing", checkpoint_name(path)));
-        let extra = result.unused.iter().map(|path| format!("{} is not in the model", checkpoint_name(path)));
+        let extra = result.unused.iter().map(|path| checkpoint_name(path));
+        let extra = extra.filter(|name| !is_buffer(name)).map(|name| format!("{name} is not in the model"));
         let misfits = result.errors.iter().map(|error| match error {
             ApplyError::ShapeMismatch { path, expected, found } => {
                 let (name, found, expected) = (checkpoint_name(path), found.as_slice(), expected.as_slice());
@@ -94,13 +102,20 @@ impl Weights {
         let integers: BTreeMap<String, usize> = model.integers().collect();
         let absent = integers.keys().filter(|name| !self.integers.contains_key(*name));
         problems.extend(absent.map(|name| format!("{name} is missing")));
-        let unknown = self.integers.keys().filter(|name| !integers.contains_key(*name));
-        problems.extend(unknown.map(|name| format!("{name} is not in the model")));
         if !problems.is_empty() {
             return Err(WeightError::Mismatch(problems));
         }
         model.set_integers(&self.integers);
         Ok(())
+    }
+
+    /// The tied tensors under their second names.
+    fn second_names(&self) -> impl Iterator<Item = (&str, &Weight)> {
+        let tied = |(second, name): (&'static str, &str)| {
+            let weight = self.tensors.get(name)?;
+            (!self.tensors.contains_key(second)).then_some((second, weight))
+        };
+        SHARED.into_iter().filter_map(tied)
     }
 
     /// The parameter called `name`.
@@ -146,10 +161,8 @@ impl Weights {
     pub fn to_safetensors(&self) -> Result<Vec<u8>, WeightError> {
         let failed = |e: safetensors::SafeTensorError| WeightError::Mismatch(vec![e.to_string()]);
         let bytes = |w: &Weight| w.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let tensor = |(name, w): (&String, &Weight)| (name.clone(), Dtype::F32, w.shape.clone(), bytes(w));
-        let second = SHARED.iter().filter_map(|(second, name)| Some((second.to_string(), self.tensors.get(*name)?)));
-        let second: Vec<_> = second.collect();
-        let tensors = self.tensors.iter().chain(second.iter().map(|(name, w)| (name, *w))).map(tensor);
+        let tensor = |(name, w): (&str, &Weight)| (name.to_owned(), Dtype::F32, w.shape.clone(), bytes(w));
+        let tensors = self.iter().chain(self.second_names()).map(tensor);
         let integers = self.integers.iter();
         let integers = integers.map(|(name, v)| (name.clone(), Dtype::I64, vec![], (*v as i64).to_le_bytes().to_vec()));
         let buffers: Vec<_> = tensors.chain(integers).collect();
@@ -160,31 +173,51 @@ impl Weights {
         safetensors::serialize(views, None).map_err(failed)
     }
 
-    /// Reads a safetensors file of 32-bit floats or of bfloat16s, and of single 64-bit integers.
+    /// Reads a safetensors file or a state dict of `torch.save`, of any type of numbers and from any device. The prefix
+    /// that DeepSpeed puts before every name is left out, and integers with axes, which are no model's parameters.
     pub fn read(path: &Path) -> Result<Self, WeightError> {
         let bytes = std::fs::read(path).map_err(|source| WeightError::Io { path: path.into(), source })?;
         let damaged = |reason: String| WeightError::Damaged { path: path.into(), reason };
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
-        let (mut tensors, mut integers) = (BTreeMap::new(), BTreeMap::new());
-        for (name, view) in file.iter() {
-            if let (Dtype::I64, &[integer]) = (view.dtype(), view.data().as_chunks().0) {
-                let integer = usize::try_from(i64::from_le_bytes(integer));
-                let integer = integer.map_err(|_| damaged(format!("{name} is negative")))?;
-                integers.insert(name.to_owned(), integer);
-                continue;
+        let tensors = if bytes.starts_with(torch::MAGIC) { torch::read(&bytes) } else { read_safetensors(&bytes) };
+        let (mut floats, mut integers) = (Vec::new(), Vec::new());
+        for (name, dtype, weight) in tensors.map_err(damaged)? {
+            let name = name.strip_prefix("_forward_module.").unwrap_or(&name).to_owned();
+            if matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                floats.push((name, weight));
+            } else if let [value] = weight.values[..] {
+                integers.push((name, value as usize));
             }
-            let values = match view.dtype() {
-                Dtype::F32 => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-                // bfloat16 is the upper half of a 32-bit float
-                Dtype::BF16 => {
-                    view.data().as_chunks().0.iter().map(|&[a, b]| f32::from_le_bytes([0, 0, a, b])).collect()
-                }
-                other => return Err(damaged(format!("{name} is {other:?}, not F32 or BF16"))),
-            };
-            tensors.insert(name.to_owned(), Weight { shape: view.shape().to_vec(), values });
         }
-        Ok(tensors.into_iter().collect::<Self>().with_integers(integers))
+        Ok(floats.into_iter().collect::<Self>().with_integers(integers))
     }
+}
+
+fn read_safetensors(bytes: &[u8]) -> Result<Vec<(String, Dtype, Weight)>, String> {
+    let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
+    let tensor = |(name, view): (&str, TensorView<'_>)| {
+        let values = numbers(view.dtype(), view.data()).map_err(|e| format!("{name}: {e}"))?;
+        Ok((name.to_owned(), view.dtype(), Weight { shape: view.shape().to_vec(), values }))
+    };
+    file.iter().map(tensor).collect()
+}
+
+/// Little-endian numbers of any common type, as 32-bit floats.
+pub(crate) fn numbers(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, String> {
+    fn each<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+        bytes.as_chunks::<N>().0.iter().map(|b| read(*b)).collect()
+    }
+    Ok(match dtype {
+        Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
+        Dtype::F32 => each(bytes, f32::from_le_bytes),
+        Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+        Dtype::I64 => each(bytes, |b| i64::from_le_bytes(b) as f32),
+        Dtype::I32 => each(bytes, |b| i32::from_le_bytes(b) as f32),
+        Dtype::I16 => each(bytes, |b| i16::from_le_bytes(b).into()),
+        Dtype::I8 => each(bytes, |b| i8::from_le_bytes(b).into()),
+        Dtype::U8 | Dtype::BOOL => each(bytes, |[b]| b.into()),
+        other => return Err(format!("numbers of type {other:?} cannot be read")),
+    })
 }
 
 impl FromIterator<(String, Weight)> for Weights {
@@ -197,6 +230,11 @@ impl FromIterator<(String, Weight)> for Weights {
         }
         Self { tensors, integers: BTreeMap::new() }
     }
+}
+
+/// Whether a float tensor of a checkpoint is nothing that is trained, but a buffer that PyTorch models save.
+fn is_buffer(name: &str) -> bool {
+    ["sine.pe", "attn.bias", "attn.masked_bias", "inv_freq"].iter().any(|buffer| name.ends_with(buffer))
 }
 
 const RECURRENT: [&str; 4] = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"];

@@ -9,9 +9,14 @@ macro_rules! parity {
     ($($name:ident)*) => {
         $(#[test]
         fn $name() {
-            reference::parity::check::<Autodiff<models::Cpu>>(stringify!($name), &Default::default());
+            reference::parity::check::<Autodiff<models::Cpu>>(stringify!($name), &Default::default(), &reference::parity::FLOAT32);
         })*
     };
 }
 
-parity!(rnn lstm s4 mamba rwkv5 rwkv5_x052 rwkv5_bf16ckpt transformer_nope transformer_padhelper_rope transformer_rope_shift);
+parity! {
+    rnn lstm s4 mamba
+    rwkv5 rwkv5_x052 rwkv5_bf16ckpt
+    transformer_nope transformer_ape_shift transformer_sinusoidal_shift transformer_rope_shift transformer_spe
+    transformer_padhelper_rope
+}

@@ -9,13 +9,11 @@ use data::{Batch, Collation, Example, PAD, Vocabulary, stream_rng};
 use models::layers::{DropoutSource, dropout};
 use models::lstm::LstmConfig;
 use models::mamba::MambaConfig;
-use models::ops::s4::S4Kernel;
-use models::ops::scan::SelectiveScan;
 use models::ops::{RecurrentWeights, SequenceOps};
 use models::rnn::RnnConfig;
 use models::s4::S4Config;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
-use models::{Cpu, Model, ModelConfig, ModelInput, Weight, WeightError, Weights};
+use models::{Cpu, Model, ModelConfig, ModelInput, Positions, Weight, WeightError, Weights};
 use rand::RngExt;
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::{Path, PathBuf};
@@ -23,15 +21,15 @@ use std::path::{Path, PathBuf};
 const VOCAB: usize = 13;
 
 fn rnn(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
-    ModelConfig::Rnn(RnnConfig { hidden_size, num_layers, dropout })
+    ModelConfig::Rnn(RnnConfig { hidden_size, num_layers, dropout, ..Default::default() })
 }
 
 fn lstm(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
-    ModelConfig::Lstm(LstmConfig { hidden_size, num_layers, dropout })
+    ModelConfig::Lstm(LstmConfig { hidden_size, num_layers, dropout, ..Default::default() })
 }
 
 fn s4(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
-    ModelConfig::S4(S4Config { hidden_size, num_layers, dropout, kernel_length: 64 })
+    ModelConfig::S4(S4Config { hidden_size, num_layers, dropout, kernel_length: 64, ..Default::default() })
 }
 
 fn mamba(hidden_size: usize, num_layers: usize) -> ModelConfig {
@@ -44,7 +42,13 @@ fn transformer(
     num_heads: usize,
     positional_embedding: PositionalEmbedding,
 ) -> ModelConfig {
-    ModelConfig::Transformer(TransformerConfig { hidden_size, num_layers, num_heads, positional_embedding })
+    ModelConfig::Transformer(TransformerConfig {
+        hidden_size,
+        num_layers,
+        num_heads,
+        positional_embedding,
+        ..Default::default()
+    })
 }
 
 fn nope() -> ModelConfig {
@@ -71,7 +75,12 @@ fn weights(config: &ModelConfig, seed: u64) -> Weights {
 /// One example at positions 0, 1, 2 …
 fn input(ids: &[i64]) -> ModelInput<Cpu> {
     let positions: Vec<i64> = (0..ids.len() as i64).collect();
-    ModelInput { input_ids: ints(ids), position_ids: ints(&positions), attention_mask: None, dropout: None }
+    ModelInput {
+        input_ids: ints(ids),
+        position_ids: Positions::Integers(ints(&positions)),
+        attention_mask: None,
+        dropout: None,
+    }
 }
 
 fn ints(values: &[i64]) -> Tensor<Cpu, 2, Int> {
@@ -215,7 +224,7 @@ fn no_query_sees_a_masked_key() {
 
 #[test]
 fn rope_knows_distances_and_nope_knows_no_positions() {
-    let at = |positions: &[i64]| ModelInput { position_ids: ints(positions), ..input(&IDS) };
+    let at = |positions: &[i64]| ModelInput { position_ids: Positions::Integers(ints(positions)), ..input(&IDS) };
     let plain: Vec<i64> = (0..IDS.len() as i64).collect();
     let shifted: Vec<i64> = plain.iter().map(|p| p + 40).collect();
     let stretched: Vec<i64> = plain.iter().map(|p| p * 5).collect();
@@ -585,9 +594,9 @@ fn damaged_weights_are_refused_with_the_name_of_the_file() {
         [0, 4, 8, header / 2, header - 1, header, header + 2, whole.len() / 2, whole.len() - 4, whole.len() - 1];
     let damaged = damaged.map(|n| (format!("cut after {n} of {} bytes", whole.len()), cut(n)));
     let others = [("a broken header".to_owned(), flipped), ("an endless header".to_owned(), endless)];
-    let doubles = TensorView::new(Dtype::F64, vec![1], &[0; 8]).unwrap();
-    let doubles = ("64-bit floats".to_owned(), safetensors::serialize([("encoder.weight", doubles)], None).unwrap());
-    for (what, bytes) in damaged.into_iter().chain(others).chain([doubles]) {
+    let complex = TensorView::new(Dtype::C64, vec![1], &[0; 8]).unwrap();
+    let complex = ("complex numbers".to_owned(), safetensors::serialize([("encoder.weight", complex)], None).unwrap());
+    for (what, bytes) in damaged.into_iter().chain(others).chain([complex]) {
         let error = read_bytes("damaged", &bytes).expect_err(&what);
         assert!(matches!(error, WeightError::Damaged { .. }), "{what}: {error:?}");
         let text = error.to_string();
@@ -628,173 +637,5 @@ fn sizes_that_cannot_be_built_are_refused_by_key() {
     }
     for config in all().into_iter().chain([heads(12, 4), rnn(1, 1, 0.0)]) {
         config.validate().unwrap();
-    }
-}
-
-// Gradients of the operations -----------------------------------------------------------------------------------------
-
-type Training = Autodiff<Cpu>;
-type Flat = Tensor<Training, 1>;
-
-/// Compares the gradient of Σ c·f(arguments), c fixed, in every coordinate of every argument with the five-point
-/// difference quotient (8·(f(h) − f(−h)) − (f(2h) − f(−2h))) / 12h.
-///
-/// With h = 0.03 the formula's own error is h⁴/30 = 3e-8 times the fifth derivative, which is below 1e3 here. An output
-/// of size 1 carries a rounding error of about 1e-7, so up to 100 outputs, summed in float64 with |c| ≤ 1, leave
-/// 1.5·√100·1e-7/0.03 = 5e-5. The tolerance is four times the sum of the two; the gradients are of size 0.1 to 5.
-fn check_gradient(what: &str, arguments: &[Vec<f32>], f: impl Fn(Vec<Flat>) -> Flat) {
-    const STEP: f64 = 0.03;
-    const TOLERANCE: f64 = 3e-4;
-    let tensor = |values: &[f32]| Flat::from_data(TensorData::from(values), &Default::default());
-    let inputs: Vec<Flat> = arguments.iter().map(|a| tensor(a).require_grad()).collect();
-    let outputs = f(inputs.clone());
-    let c = random(outputs.dims()[0], 1.0, 99);
-    let gradients = (outputs * tensor(&c)).sum().backward();
-
-    let value = |arguments: &[Vec<f32>]| -> f64 {
-        let outputs = f(arguments.iter().map(|a| tensor(a)).collect()).into_data();
-        outputs.iter::<f64>().zip(&c).map(|(o, c)| o * f64::from(*c)).sum()
-    };
-    for (which, input) in inputs.iter().enumerate() {
-        let analytic: Vec<f64> = input.grad(&gradients).unwrap().into_data().iter().collect();
-        for (i, analytic) in analytic.into_iter().enumerate() {
-            let moved = |by: f64| {
-                let mut arguments = arguments.to_vec();
-                arguments[which][i] = (f64::from(arguments[which][i]) + by) as f32;
-                value(&arguments)
-            };
-            let quotient =
-                (8.0 * (moved(STEP) - moved(-STEP)) - (moved(2.0 * STEP) - moved(-2.0 * STEP))) / (12.0 * STEP);
-            let difference = (analytic - quotient).abs();
-            assert!(difference < TOLERANCE, "{what}: argument {which}, entry {i}: {analytic}, quotient {quotient}");
-        }
-    }
-}
-
-const SHAPES: [(usize, usize); 5] = [(1, 1), (1, 5), (3, 1), (2, 3), (1, 7)];
-
-/// Input, weights and state of a recurrent layer from 3 to 2 channels.
-fn recurrent_arguments(gates: usize, batch: usize, seq: usize, states: usize) -> Vec<Vec<f32>> {
-    let rows = gates * 2;
-    let sizes = [batch * seq * 3, rows * 3, rows * 2, rows, rows].into_iter().chain(vec![batch * 2; states]);
-    sizes.enumerate().map(|(i, n)| random(n, 0.8, i as u64)).collect()
-}
-
-fn recurrent_weights(gates: usize, arguments: &[Flat]) -> RecurrentWeights<Training> {
-    let rows = gates * 2;
-    RecurrentWeights {
-        weight_ih: arguments[1].clone().reshape([rows, 3]),
-        weight_hh: arguments[2].clone().reshape([rows, 2]),
-        bias_ih: arguments[3].clone(),
-        bias_hh: arguments[4].clone(),
-    }
-}
-
-#[test]
-fn gradient_of_rnn_layer() {
-    for (batch, seq) in SHAPES {
-        let what = format!("rnn_layer, batch {batch}, seq {seq}");
-        check_gradient(&what, &recurrent_arguments(1, batch, seq, 1), |a| {
-            let (x, h) = (a[0].clone().reshape([batch, seq, 3]), a[5].clone().reshape([batch, 2]));
-            let (out, h) = Training::rnn_layer(x, recurrent_weights(1, &a), Some(h));
-            Tensor::cat(vec![out.reshape([-1]), h.reshape([-1])], 0)
-        });
-    }
-}
-
-#[test]
-fn gradient_of_lstm_layer() {
-    for (batch, seq) in SHAPES {
-        let what = format!("lstm_layer, batch {batch}, seq {seq}");
-        check_gradient(&what, &recurrent_arguments(4, batch, seq, 2), |a| {
-            let [h, c] = [5, 6].map(|i: usize| a[i].clone().reshape([batch, 2]));
-            let x = a[0].clone().reshape([batch, seq, 3]);
-            let (out, (h, c)) = Training::lstm_layer(x, recurrent_weights(4, &a), Some((h, c)));
-            Tensor::cat(vec![out.reshape([-1]), h.reshape([-1]), c.reshape([-1])], 0)
-        });
-    }
-}
-
-#[test]
-fn gradient_of_causal_attention() {
-    let (heads, dim) = (2, 3);
-    for (batch, seq) in SHAPES {
-        // The first key stays: a query without any allowed key is settled by rounding, which has no derivative.
-        let masked: Vec<f32> = (0..batch * seq).map(|i| if i % seq % 3 == 1 { 0.0 } else { 1.0 }).collect();
-        for mask in [None, Some(masked)] {
-            let what = format!("causal_attention, batch {batch}, seq {seq}, masked {}", mask.is_some());
-            let arguments: Vec<Vec<f32>> = (0..3).map(|i| random(batch * heads * seq * dim, 1.0, i)).collect();
-            check_gradient(&what, &arguments, |a| {
-                let [q, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape([batch, heads, seq, dim]));
-                let mask = mask.as_ref().map(|m| Flat::from_data(TensorData::from(&m[..]), &Default::default()));
-                let mask = mask.map(|m| m.reshape([batch, seq]));
-                Training::causal_attention(q, k, v, mask, 0.7).reshape([-1])
-            });
-        }
-    }
-}
-
-#[test]
-fn gradient_of_s4_kernel() {
-    let (hidden, modes) = (2, 2);
-    let pairs = hidden * modes * 2;
-    let sizes = [hidden, hidden * modes, hidden * modes, pairs, pairs, pairs];
-    let arguments: Vec<Vec<f32>> = (0u64..).zip(sizes).map(|(i, n)| random(n, 0.8, i)).collect();
-    // shorter than the stored kernel, as long, and so long that it is doubled once and twice; odd and even
-    for (l_kernel, length) in [(7, 1), (7, 5), (8, 8), (7, 9), (6, 20)] {
-        check_gradient(&format!("s4_kernel, {length} of {l_kernel}"), &arguments, |a| {
-            let pair = |i: usize| a[i].clone().reshape([1, hidden, modes, 2]);
-            let kernel = S4Kernel {
-                inv_dt: a[0].clone().reshape([hidden, 1]),
-                a_real: a[1].clone().reshape([hidden, modes]),
-                a_imag: a[2].clone().reshape([hidden, modes]),
-                b: pair(3),
-                c: pair(4),
-                p: pair(5),
-                l_kernel,
-            };
-            Training::s4_kernel(kernel, length).reshape([-1])
-        });
-    }
-}
-
-#[test]
-fn gradient_of_causal_convolution() {
-    let hidden = 2;
-    for (batch, seq) in SHAPES {
-        let arguments = [random(batch * seq * hidden, 1.0, 0), random(seq * hidden, 1.0, 1)];
-        check_gradient(&format!("causal_convolution, batch {batch}, seq {seq}"), &arguments, |a| {
-            let (u, k) = (a[0].clone().reshape([batch, seq, hidden]), a[1].clone().reshape([hidden, seq]));
-            Training::causal_convolution(u, k).reshape([-1])
-        });
-    }
-    // two blocks and a rest; few coordinates, for each takes four evaluations
-    let seq = 130;
-    let u = random(seq, 0.3, 2);
-    check_gradient("causal_convolution over several blocks", &[random(seq, 0.3, 3)], |a| {
-        let u = Flat::from_data(TensorData::from(&u[..]), &Default::default()).reshape([1, seq, 1]);
-        Training::causal_convolution(u, a[0].clone().reshape([1, seq])).reshape([-1])
-    });
-}
-
-#[test]
-fn gradient_of_selective_scan() {
-    let (channels, state) = (3, 2);
-    for (batch, seq) in SHAPES {
-        let (x, gate) = (batch * seq * channels, batch * seq * state);
-        let sizes = [x, x, channels * state, gate, gate, batch * channels * state];
-        let arguments: Vec<Vec<f32>> = (0u64..).zip(sizes).map(|(i, n)| random(n, 0.8, i)).collect();
-        check_gradient(&format!("selective_scan, batch {batch}, seq {seq}"), &arguments, |a| {
-            let inputs = SelectiveScan {
-                u: a[0].clone().reshape([batch, seq, channels]),
-                delta: a[1].clone().reshape([batch, seq, channels]),
-                a: a[2].clone().reshape([channels, state]),
-                b: a[3].clone().reshape([batch, seq, state]),
-                c: a[4].clone().reshape([batch, seq, state]),
-            };
-            let h = a[5].clone().reshape([batch, channels, state]);
-            let (y, h) = Training::selective_scan(inputs, Some(h));
-            Tensor::cat(vec![y.reshape([-1]), h.reshape([-1])], 0)
-        });
     }
 }

@@ -16,7 +16,7 @@ use models::ops::delta::{self, DeltaRule};
 use models::ops::{RecurrentWeights, SequenceOps, wkv};
 use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
-use models::{Cpu, Model, ModelConfig, ModelInput, Weights};
+use models::{Cpu, Model, ModelConfig, ModelInput, Positions, Weights};
 
 fn gru(hidden_size: usize, num_layers: usize) -> ModelConfig {
     ModelConfig::Gru(GruConfig { hidden_size, num_layers, dropout: 0.1 })
@@ -372,8 +372,12 @@ fn gradients_reach_every_parameter() {
         let mut model = training;
         weights.load_into(&mut model).unwrap();
         let ids = Tensor::from_data(TensorData::new(ids(9), [1, 9]), &Default::default());
-        let input =
-            ModelInput { input_ids: ids.clone(), position_ids: ids.clone(), attention_mask: None, dropout: None };
+        let input = ModelInput {
+            input_ids: ids.clone(),
+            position_ids: Positions::Integers(ids.clone()),
+            attention_mask: None,
+            dropout: None,
+        };
         let loss = models::masked_cross_entropy(model.forward(input), ids);
         let gradients = burn::optim::GradientsParams::from_grads(loss.backward(), &model);
         assert_eq!(gradients.len(), weights.iter().count(), "{config:?}");

@@ -15,7 +15,7 @@ use models::ops::s4::S4Kernel;
 use models::ops::scan::SelectiveScan;
 use models::s4::{MODES, S4, S4Config};
 use models::state_space::{S4Parameters, StateSpace, product};
-use models::{Cpu, Model, ModelConfig, ModelInput, Weight, Weights};
+use models::{Cpu, Model, ModelConfig, ModelInput, Positions, Weight, Weights};
 use npz::Npz;
 use rand::RngExt;
 use std::path::{Path, PathBuf};
@@ -216,7 +216,7 @@ fn powers_are_repeated_products() {
 /// has of it.
 #[test]
 fn a_fresh_checkpoint_is_truncated_when_it_is_loaded() {
-    let config = ModelConfig::S4(S4Config { hidden_size: 32, num_layers: 1, dropout: 0.1, kernel_length: 64 });
+    let config = ModelConfig::S4(S4Config { hidden_size: 32, kernel_length: 64, ..Default::default() });
     let (name, length) = ("s4_layers.0.layer.kernel.C", "s4_layers.0.layer.kernel.l_kernel");
     let (stored, fresh) = (published(), Weights::read(&fixture("fresh.safetensors")).unwrap());
     assert_eq!(fresh.integer(length), Some(0));
@@ -256,7 +256,7 @@ fn the_initial_c_is_normal() {
 
 #[test]
 fn lengths_of_kernels_are_part_of_a_checkpoint() {
-    let config = ModelConfig::S4(S4Config { hidden_size: 4, num_layers: 2, dropout: 0.0, kernel_length: 10 });
+    let config = ModelConfig::S4(S4Config { hidden_size: 4, num_layers: 2, kernel_length: 10, ..Default::default() });
     let mut model: Model<Cpu> = config.init(VOCAB, 0, &Default::default());
     let saved = Weights::of(&model).unwrap();
     let names = |i: usize| format!("s4_layers.{i}.layer.kernel.l_kernel");
@@ -337,7 +337,12 @@ fn tokens(batch: usize, start: usize, seq: usize) -> ModelInput<Cpu> {
     let ids: Vec<i64> = (0..batch * total).map(|_| rng.random_range(0..VOCAB as i64)).collect();
     let ids = Tensor::<Cpu, 2, Int>::from_data(TensorData::new(ids, [batch, total]), &Default::default());
     let input_ids = ids.narrow(1, start, seq);
-    ModelInput { position_ids: input_ids.zeros_like(), input_ids, attention_mask: None, dropout: None }
+    ModelInput {
+        position_ids: Positions::Integers(input_ids.zeros_like()),
+        input_ids,
+        attention_mask: None,
+        dropout: None,
+    }
 }
 
 /// The logits of all tokens at once, and of the pieces with the state carried over.
@@ -358,7 +363,7 @@ fn whole_and_pieces<S>(
 
 #[test]
 fn s4_fed_in_pieces_equals_the_whole() {
-    let config = S4Config { hidden_size: 8, num_layers: 2, dropout: 0.1, kernel_length: 64 };
+    let config = S4Config { hidden_size: 8, num_layers: 2, kernel_length: 64, ..Default::default() };
     let model: S4<Cpu> = config.init(VOCAB, &mut models::Init::new(1, &Default::default()));
     let [whole, pieces] =
         whole_and_pieces(3, |input| model.forward(input), |input, state| model.forward_from(input, state));

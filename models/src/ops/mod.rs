@@ -26,6 +26,15 @@ pub struct RecurrentWeights<B: Backend> {
     pub bias_hh: Tensor<B, 1>,
 }
 
+/// Which keys attention may see; the causal mask comes on top.
+#[derive(Debug, Clone)]
+pub struct KeyMask<B: Backend> {
+    /// `[batch, seq]`, 0 at keys that no query may see, 1 at the others.
+    pub keys: Tensor<B, 2>,
+    /// Every query may see itself, whatever `keys` says of it.
+    pub identity: bool,
+}
+
 /// Operations over whole sequences.
 pub trait SequenceOps: Backend {
     /// An Elman layer from state `h` `[batch, hidden]` (zero if `None`): `x` `[batch, seq, input]` → all states
@@ -48,16 +57,16 @@ pub trait SequenceOps: Backend {
         plain::lstm_layer(x, weights, state)
     }
 
-    /// Causal attention: `q`, `k`, `v` `[batch, heads, seq, head_dim]`, `key_mask` `[batch, seq]` with 0 at keys that
-    /// no query may see → `[batch, heads, seq, head_dim]`. Scores are `scale`·q·kᵀ.
+    /// Causal attention: `q`, `k`, `v` `[batch, heads, seq, head_dim]` → `[batch, heads, seq, head_dim]`. Scores are
+    /// `scale`·q·kᵀ.
     fn causal_attention(
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
-        key_mask: Option<Tensor<Self, 2>>,
+        mask: Option<KeyMask<Self>>,
         scale: f64,
     ) -> Tensor<Self, 4> {
-        plain::causal_attention(q, k, v, key_mask, scale)
+        plain::causal_attention(q, k, v, mask, scale)
     }
 
     /// The first `length` taps of S4's kernel, `[hidden, length]`. See [`s4::kernel`] for the definition.

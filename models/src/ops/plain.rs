@@ -1,6 +1,6 @@
 //! Plain-tensor definitions of the sequence operations.
 
-use super::RecurrentWeights;
+use super::{KeyMask, RecurrentWeights};
 use burn::prelude::*;
 use burn::tensor::activation::{sigmoid, softmax, tanh};
 
@@ -117,14 +117,24 @@ pub(super) fn unbind_time<B: Backend>(x: Tensor<B, 3>) -> Vec<Tensor<B, 2>> {
 }
 
 /// softmax(scale·q·kᵀ + masks)·v with the causal mask, and a key mask where given (Vaswani et al., arXiv 1706.03762).
-///
-/// The masks are finite, as in the models this reproduces: keys after the query are *set* to the lowest float, masked
-/// keys have it *added*. A query without any allowed key therefore attends evenly to what is masked once.
 pub fn causal_attention<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
-    key_mask: Option<Tensor<B, 2>>,
+    mask: Option<KeyMask<B>>,
+    scale: f64,
+) -> Tensor<B, 4> {
+    attention_probabilities(q, k, mask, scale).matmul(v)
+}
+
+/// softmax(scale·q·kᵀ + masks), `[batch, heads, query, key]`.
+///
+/// The masks are finite, as in the models this reproduces: keys after the query are *set* to the lowest 32-bit float,
+/// masked keys have it *added*. A query without any allowed key therefore attends evenly to what is masked once.
+pub fn attention_probabilities<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    mask: Option<KeyMask<B>>,
     scale: f64,
 ) -> Tensor<B, 4> {
     let [_, _, seq, _] = q.dims();
@@ -132,9 +142,14 @@ pub fn causal_attention<B: Backend>(
     let lowest = f32::MIN;
     let future = Tensor::<B, 2, Bool>::tril_mask([seq, seq], 0, &device).unsqueeze(); // true where key > query
     let mut scores = (q.matmul(k.transpose()) * scale).mask_fill(future, lowest); // [batch, heads, query, key]
-    if let Some(mask) = key_mask {
-        let [batch, _] = mask.dims();
-        scores = scores + ((mask.neg() + 1.0) * lowest).reshape([batch, 1, 1, seq]);
+    if let Some(KeyMask { keys, identity }) = mask {
+        let [batch, _] = keys.dims();
+        let mut hidden = keys.neg().add_scalar(1.0).reshape([batch, 1, 1, seq]);
+        if identity {
+            let others = Tensor::<B, 2>::eye(seq, &device).neg().add_scalar(1.0);
+            hidden = hidden * others.unsqueeze(); // [batch, 1, query, key]
+        }
+        scores = scores + hidden * lowest;
     }
-    softmax(scores, 3).matmul(v)
+    softmax(scores, 3)
 }

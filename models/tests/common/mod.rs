@@ -5,7 +5,7 @@ use burn::backend::Autodiff;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use data::stream_rng;
-use models::{Cpu, Model, ModelConfig, ModelInput, Weight, Weights};
+use models::{Cpu, Model, ModelConfig, ModelInput, Positions, Weight, Weights};
 use rand::RngExt;
 
 pub type Training = Autodiff<Cpu>;
@@ -38,7 +38,7 @@ pub fn random(n: usize, bound: f64, index: u64) -> Vec<f64> {
 
 pub fn input(ids: &[i64]) -> ModelInput<Cpu> {
     let ids = Tensor::from_data(TensorData::new(ids.to_vec(), [1, ids.len()]), &Default::default());
-    ModelInput { input_ids: ids.clone(), position_ids: ids, attention_mask: None, dropout: None }
+    ModelInput { input_ids: ids.clone(), position_ids: Positions::Integers(ids), attention_mask: None, dropout: None }
 }
 
 pub fn ids(n: usize) -> Vec<i64> {

@@ -3,13 +3,8 @@
 mod npz;
 pub mod parity;
 
-use models::lstm::LstmConfig;
-use models::mamba::{MambaConfig, RMS_NORM_EPSILON};
-use models::rnn::RnnConfig;
-use models::rwkv5::Rwkv5Config;
-use models::rwkv6::Rwkv6Config;
-use models::s4::S4Config;
-use models::transformer::{LAYER_NORM_EPSILON, PositionalEmbedding, TransformerConfig};
+use data::PositionIds;
+use models::original::Original;
 use models::{ModelConfig, Weights};
 use npz::Npz;
 use serde_json::Value;
@@ -37,7 +32,7 @@ pub struct Case {
     pub labels: Vec<i64>,
     pub attention_mask: Vec<i64>,
     /// Zeros where the model has none.
-    pub position_ids: Vec<i64>,
+    pub position_ids: PositionIds,
     /// `[batch, seq, vocab]`, computed in float64.
     pub logits: Vec<f64>,
     pub loss: Option<f64>,
@@ -63,7 +58,7 @@ impl Reference {
         let grads = json(&folder.join("grads.json"));
         Some(Self {
             vocab: config["vocab"].as_array().unwrap().len(),
-            config: model_config(&config),
+            config: Original::new(&config).unwrap().model,
             weights: Weights::read(&folder.join("model.safetensors")).unwrap(),
             cases: cases(&folders),
             gradients: gradients(&grads["params"]),
@@ -81,53 +76,6 @@ fn folders(name: &str) -> Vec<PathBuf> {
 
 fn json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-/// The settings under the original's field names, as ours. Refuses those that ours cannot express.
-fn model_config(config: &Value) -> ModelConfig {
-    let size = |key: &str| config[key].as_u64().unwrap() as usize;
-    let on = |key: &str| config[key].as_bool().unwrap();
-    match config["arch"].as_str().unwrap() {
-        "rwkv" => {}
-        "mamba" => assert!(on("tie_word_embeddings")),
-        _ => assert!(!on("tie_word_embeddings") && !on("freeze_null_emb")),
-    }
-    let (hidden_size, num_layers) = (size("hidden_size"), size("num_hidden_layers"));
-    let dropout = config["dropout"].as_f64();
-    match config["arch"].as_str().unwrap() {
-        "RNN" => ModelConfig::Rnn(RnnConfig { hidden_size, num_layers, dropout: dropout.unwrap() }),
-        "LSTM" => ModelConfig::Lstm(LstmConfig { hidden_size, num_layers, dropout: dropout.unwrap() }),
-        "S4" => {
-            let (dropout, kernel_length) = (dropout.unwrap(), size("max_seq_len"));
-            ModelConfig::S4(S4Config { hidden_size, num_layers, dropout, kernel_length })
-        }
-        "mamba" => {
-            assert!(on("rms_norm") && config["norm_epsilon"] == RMS_NORM_EPSILON);
-            let (state_size, conv_kernel, expand) = (size("d_state"), size("d_conv"), size("expand"));
-            ModelConfig::Mamba(MambaConfig { hidden_size, num_layers, state_size, conv_kernel, expand })
-        }
-        "rwkv" => {
-            assert_eq!(size("head_size_divisor"), 8);
-            let (head_size, dropout) = (size("head_size_a"), dropout.unwrap());
-            match config["my_testing"].as_str().unwrap() {
-                "x052" => ModelConfig::Rwkv5(Rwkv5Config { hidden_size, num_layers, head_size, dropout }),
-                "x060" => ModelConfig::Rwkv6(Rwkv6Config { hidden_size, num_layers, head_size, dropout }),
-                other => panic!("no block is called {other}"),
-            }
-        }
-        "transformer" => {
-            assert!(on("scale_attn_weights") && on("scale_attn_by_inverse_layer_idx"));
-            assert!(!on("must_attend_to_identity") && !on("absolute_posemb") && !on("sinusoidal_posemb"));
-            assert!(!on("scaler_posemb") && config["activation_function"] == "relu");
-            assert_eq!(config["layer_norm_epsilon"], LAYER_NORM_EPSILON);
-            assert_eq!(size("mlp_dim_multipler"), 4);
-            let positional_embedding =
-                if on("rotary_posemb") { PositionalEmbedding::Rope } else { PositionalEmbedding::None };
-            let num_heads = size("num_attention_heads");
-            ModelConfig::Transformer(TransformerConfig { hidden_size, num_layers, num_heads, positional_embedding })
-        }
-        other => panic!("no architecture is called {other}"),
-    }
 }
 
 /// Every case of any of the folders, each name once.
@@ -149,10 +97,18 @@ fn case(path: &Path) -> Case {
         input_ids,
         labels: file.array("labels").unwrap().1,
         attention_mask: file.array("attention_mask").unwrap().1,
-        position_ids: file.array("position_ids").map_or_else(|| vec![0; batch * seq], |(_, values)| values),
+        position_ids: position_ids(&mut file).unwrap_or_else(|| PositionIds::Integers(vec![0; batch * seq])),
         logits: file.array("logits_f64").unwrap().1,
         loss: file.array::<f64>("loss_f64").map(|(_, values)| values[0]),
     }
+}
+
+/// int64, or float32 for scalar positions.
+fn position_ids(file: &mut Npz) -> Option<PositionIds> {
+    Some(match file.kind("position_ids")?.as_str() {
+        "<f4" => PositionIds::Scalars(file.array("position_ids")?.1),
+        _ => PositionIds::Integers(file.array("position_ids")?.1),
+    })
 }
 
 fn gradients(params: &Value) -> Vec<Gradient> {

@@ -5,47 +5,78 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use burn::tensor::backend::AutodiffBackend;
+use data::PositionIds;
 use models::ops::SequenceOps;
-use models::{Model, ModelInput, Weight, Weights, l2_wrap, masked_cross_entropy};
+use models::{Model, ModelInput, Positions, Weight, Weights, l2_wrap, masked_cross_entropy};
 
-/// The published code's own rounding error in float32 is up to 6e-6 on these models, and up to 1.4e-5 on RWKV.
-fn logits_tolerance(name: &str) -> f64 {
-    if name.starts_with("rwkv") || name == "mamba" { 5e-5 } else { 2e-5 }
+/// How far a model may be from the reference, which was computed in float64.
+pub struct Tolerance {
+    /// Of the logits, absolute.
+    pub logits: f64,
+    /// Of loss and gradients, relative.
+    pub relative: f64,
 }
 
-/// Of loss and gradients, relative.
-const RELATIVE: f64 = 1e-4;
+/// The published code's own rounding error in float32 is up to 6e-6 on these models …
+pub const FLOAT32: Tolerance = Tolerance { logits: 2e-5, relative: 1e-4 };
 
-/// In `transformer_rope_shift` one unit of the first block's ReLU (example 2, token 27, unit 142) receives −2.4e-7 in
-/// float64, which rounding in float32 can take to the other side. With that unit on, the float64 gradient of
-/// `wte.weight` has the norm 0.567987 instead of 0.567751, a relative difference of 4e-4.
-fn gradient_tolerance(name: &str) -> f64 {
-    if name == "transformer_rope_shift" { 2e-3 } else { RELATIVE }
+/// … and up to 1.4e-5 on Mamba and RWKV.
+fn logits_tolerance(name: &str, tolerance: &Tolerance) -> f64 {
+    if name.starts_with("rwkv") || name == "mamba" { 2.5 * tolerance.logits } else { tolerance.logits }
 }
 
-/// Checks every case of the reference model `name` on this backend.
-pub fn check<B: AutodiffBackend + SequenceOps>(name: &str, device: &B::Device) {
+/// Where a unit of a ReLU receives almost nothing, rounding decides on which side of the kink it is, and with it a whole
+/// column of the gradient. (In `transformer_rope_shift`, a unit of the first block receives −2.4e-7; the other side
+/// changes a gradient's norm by 4e-4.) Weights changed in the last bit are rounded differently, so a gradient that is off
+/// for that reason alone is right with some of them. In float64 the first attempt must do.
+const ROUNDINGS: u64 = 8;
+
+/// Checks every case of the reference model `name` on this backend, in the device's default float type.
+pub fn check<B: AutodiffBackend + SequenceOps>(name: &str, device: &B::Device, tolerance: &Tolerance) {
     let Some(reference) = Reference::open(name) else { return };
-    let mut model: Model<B> = reference.config.init(reference.vocab, 0, device);
-    reference.weights.load_into(&mut model).unwrap();
+    let load = |weights: &Weights| -> Model<B> {
+        let mut model = reference.config.init(reference.vocab, 0, device);
+        weights.load_into(&mut model).unwrap();
+        model.map(&mut DefaultFloats)
+    };
+    let model = load(&reference.weights);
     assert!(reference.cases.iter().any(|c| c.name == "case"), "{name} has no case with gradients");
 
     for case in &reference.cases {
         let logits = model.forward(input(case, device));
         let difference = largest_difference(&values(logits.clone()), &case.logits);
         eprintln!("{name} {}: logits differ by at most {difference:.2e}", case.name);
-        assert!(difference < logits_tolerance(name), "{name} {}: logits differ by {difference:e}", case.name);
+        assert!(
+            difference < logits_tolerance(name, tolerance),
+            "{name} {}: logits differ by {difference:e}",
+            case.name
+        );
 
         let Some(expected) = case.loss else { continue };
         let loss = masked_cross_entropy(logits, ints(case, &case.labels, device));
-        let found = values(loss.clone())[0];
+        let found = values(loss)[0];
         eprintln!("{name} {}: loss {found:.7}, expected {expected:.7}", case.name);
-        assert!((found / expected - 1.0).abs() < RELATIVE, "{name} {}: loss {found}, not {expected}", case.name);
+        assert!(
+            (found / expected - 1.0).abs() < tolerance.relative,
+            "{name} {}: loss {found}, not {expected}",
+            case.name
+        );
 
-        check_gradients(name, &gradients(&model, &loss.backward()), &reference.weights, &reference.gradients);
+        let attempt = |weights: &Weights| -> Result<(), String> {
+            let model = load(weights);
+            let loss = masked_cross_entropy(model.forward(input(case, device)), ints(case, &case.labels, device));
+            check_gradients(&gradients(&model, &loss.backward()), weights, &reference.gradients, tolerance.relative)
+        };
+        let roundings = if tolerance.relative < FLOAT32.relative { 0 } else { ROUNDINGS };
+        let outcome = (0..roundings).fold(attempt(&reference.weights), |outcome, seed| {
+            outcome.or_else(|reason| {
+                eprintln!("{name}: {reason}; once more with weights changed in the last bit");
+                attempt(&reference.weights.nudged(seed))
+            })
+        });
+        outcome.unwrap_or_else(|reason| panic!("{name}: {reason}"));
         if !reference.gradients_l2_wrap.is_empty() {
-            // a second pass, for the gradients above have used up the graph of the first
-            check_l2_wrap(name, &model, model.forward(input(case, device)), &reference);
+            check_l2_wrap(name, &model, model.forward(input(case, device)), &reference, tolerance.relative);
         }
     }
 }
@@ -56,6 +87,7 @@ fn check_l2_wrap<B: AutodiffBackend + SequenceOps>(
     model: &Model<B>,
     logits: Tensor<B, 3>,
     reference: &Reference,
+    tolerance: f64,
 ) {
     let term = l2_wrap(logits);
     assert_eq!(values(term.clone()), [0.0], "{name}");
@@ -65,53 +97,81 @@ fn check_l2_wrap<B: AutodiffBackend + SequenceOps>(
         let (gradient, value) = (found.get(&with.name).unwrap(), reference.weights.get(&with.name).unwrap());
         let (found, expected) = (dot(gradient, value), with.dot_param - without.dot_param);
         let scale = (dot(gradient, gradient) * dot(value, value)).sqrt();
-        assert!((found - expected).abs() < RELATIVE * scale + 1e-9, "{name} {}: {found}, not {expected}", with.name);
+        assert!((found - expected).abs() < tolerance * scale + 1e-9, "{name} {}: {found}, not {expected}", with.name);
     }
 }
 
-fn check_gradients(name: &str, found: &Weights, parameters: &Weights, expected: &[Gradient]) {
-    assert_eq!(found.iter().count(), expected.len(), "{name}: parameters with gradients");
-    let tolerance = gradient_tolerance(name);
+fn check_gradients(found: &Weights, parameters: &Weights, expected: &[Gradient], tolerance: f64) -> Result<(), String> {
+    assert_eq!(found.iter().count(), expected.len(), "parameters with gradients");
     let (mut worst_norm, mut worst_dot) = (0.0f64, 0.0f64);
     for Gradient { name: parameter, norm, dot_param } in expected {
         let (gradient, value) = (found.get(parameter).unwrap(), parameters.get(parameter).unwrap());
         let found = dot(gradient, gradient).sqrt();
-        let difference = (found / norm - 1.0).abs();
-        assert!(difference < tolerance, "{name} {parameter}: gradient norm {found}, not {norm}");
+        let difference = (found - norm).abs() / norm.max(f64::MIN_POSITIVE);
+        if difference.is_nan() || difference >= tolerance {
+            return Err(format!("{parameter}: gradient norm {found}, not {norm}"));
+        }
         worst_norm = worst_norm.max(difference);
 
         // The terms of the sum may cancel, so that what rounding can do is measured by the two norms.
         let found = dot(gradient, value);
         let difference = (found - dot_param).abs() / (norm * dot(value, value).sqrt()).max(f64::MIN_POSITIVE);
-        assert!(difference < tolerance, "{name} {parameter}: gradient·parameter {found}, not {dot_param}");
+        if difference.is_nan() || difference >= tolerance {
+            return Err(format!("{parameter}: gradient·parameter {found}, not {dot_param}"));
+        }
         worst_dot = worst_dot.max(difference);
     }
-    eprintln!("{name}: gradients differ by at most {worst_norm:.2e} in norm, {worst_dot:.2e} in their product");
+    eprintln!("gradients differ by at most {worst_norm:.2e} in norm, {worst_dot:.2e} in their product");
+    Ok(())
 }
 
-/// The gradient of every parameter under the parameter's name.
+/// Parameters in the device's default float type, whatever they were loaded in.
+struct DefaultFloats;
+
+impl<B: AutodiffBackend> ModuleMapper<B> for DefaultFloats {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let (tensor, trained) = (param.val(), param.is_require_grad());
+        let tensor = Tensor::from_data(tensor.to_data(), &tensor.device());
+        Param::initialized(param.id, tensor.set_require_grad(trained))
+    }
+}
+
+/// The gradient of every trained parameter under the parameter's name.
 fn gradients<B: AutodiffBackend + SequenceOps>(model: &Model<B>, gradients: &B::Gradients) -> Weights {
     struct IntoGradients<'a, B: AutodiffBackend>(&'a B::Gradients);
     impl<B: AutodiffBackend> ModuleMapper<B> for IntoGradients<'_, B> {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-            let gradient = param.val().grad(self.0).expect("the loss depends on every parameter");
+            let gradient = match param.is_require_grad() {
+                true => param.val().grad(self.0).expect("the loss depends on every parameter"),
+                false => param.val().inner().zeros_like() + f32::NAN, // told apart below
+            };
             Param::initialized(param.id, Tensor::from_inner(gradient))
         }
     }
-    Weights::of(&model.clone().map(&mut IntoGradients(gradients))).unwrap()
+    let all = Weights::of(&model.clone().map(&mut IntoGradients(gradients))).unwrap();
+    let trained = all.iter().filter(|(_, w)| !w.values.iter().all(|v| v.is_nan()));
+    trained.map(|(name, w)| (name.to_owned(), w.clone())).collect()
 }
 
 fn input<B: Backend>(case: &Case, device: &B::Device) -> ModelInput<B> {
+    let position_ids = match &case.position_ids {
+        PositionIds::Integers(ids) => Positions::Integers(ints(case, ids, device)),
+        PositionIds::Scalars(v) => Positions::Scalars(Tensor::from_data(rectangle(case, v), device)),
+    };
     ModelInput {
         input_ids: ints(case, &case.input_ids, device),
-        position_ids: ints(case, &case.position_ids, device),
+        position_ids,
         attention_mask: Some(ints(case, &case.attention_mask, device).float()),
         dropout: None,
     }
 }
 
 fn ints<B: Backend>(case: &Case, values: &[i64], device: &B::Device) -> Tensor<B, 2, Int> {
-    Tensor::from_data(TensorData::new(values.to_vec(), [case.batch, case.seq]), device)
+    Tensor::from_data(rectangle(case, values), device)
+}
+
+fn rectangle<T: burn::tensor::Element>(case: &Case, values: &[T]) -> TensorData {
+    TensorData::new(values.to_vec(), [case.batch, case.seq])
 }
 
 fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {

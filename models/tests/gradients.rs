@@ -1,0 +1,223 @@
+//! What is checked in float64: the gradient of every operation of `models::ops` against difference quotients, and the
+//! reference models to within a few units of rounding.
+//!
+//! The float type is a setting of the device for the whole process, so these tests have a program of their own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod reference;
+
+use burn::backend::Autodiff;
+use burn::prelude::*;
+use burn::tensor::{FloatDType, IntDType, TensorData, set_default_dtypes};
+use data::stream_rng;
+use models::Cpu;
+use models::ops::s4::S4Kernel;
+use models::ops::scan::SelectiveScan;
+use models::ops::{KeyMask, RecurrentWeights, SequenceOps};
+use rand::RngExt;
+use reference::parity::Tolerance;
+use std::sync::Once;
+
+type Training = Autodiff<Cpu>;
+type Flat = Tensor<Training, 1>;
+
+/// The CPU, computing in float64.
+fn device() -> <Training as burn::tensor::backend::BackendTypes>::Device {
+    static FLOAT64: Once = Once::new();
+    let device = Default::default();
+    FLOAT64.call_once(|| set_default_dtypes::<Cpu>(&device, FloatDType::F64, IntDType::I32).unwrap());
+    device
+}
+
+/// Values uniform on ±`bound`, different for each `index`.
+fn random(n: usize, bound: f64, index: u64) -> Vec<f64> {
+    let mut rng = stream_rng(1, "test values", index);
+    (0..n).map(|_| rng.random_range(-bound..=bound)).collect()
+}
+
+// Operations ----------------------------------------------------------------------------------------------------------
+
+/// Compares the gradient of Σ c·f(arguments), c fixed, in every coordinate of every argument with the central difference
+/// quotient (f(h) − f(−h)) / 2h. Its own error is h²/6 = 2e-11 times the third derivative, which is below 50 here, plus
+/// some rounding, 1e-16/h = 1e-11, per output. The gradients are of size 0.1 to 5.
+fn check_gradient(what: &str, arguments: &[Vec<f64>], f: impl Fn(Vec<Flat>) -> Flat) {
+    const STEP: f64 = 1e-5;
+    const TOLERANCE: f64 = 2e-9;
+    let device = device();
+    let tensor = |values: &[f64]| Flat::from_data(TensorData::from(values), &device);
+    let inputs: Vec<Flat> = arguments.iter().map(|a| tensor(a).require_grad()).collect();
+    let outputs = f(inputs.clone());
+    let c = random(outputs.dims()[0], 1.0, 99);
+    let gradients = (outputs * tensor(&c)).sum().backward();
+
+    let value = |arguments: &[Vec<f64>]| -> f64 {
+        let outputs = f(arguments.iter().map(|a| tensor(a)).collect()).into_data();
+        outputs.as_slice::<f64>().unwrap().iter().zip(&c).map(|(o, c)| o * c).sum()
+    };
+    for (which, input) in inputs.iter().enumerate() {
+        let analytic = input.grad(&gradients).unwrap().into_data();
+        for (i, &analytic) in analytic.as_slice::<f64>().unwrap().iter().enumerate() {
+            let moved = |by: f64| {
+                let mut arguments = arguments.to_vec();
+                arguments[which][i] += by;
+                value(&arguments)
+            };
+            let quotient = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+            let difference = (analytic - quotient).abs();
+            assert!(difference < TOLERANCE, "{what}: argument {which}, entry {i}: {analytic}, quotient {quotient}");
+        }
+    }
+}
+
+/// Batch and length.
+const SHAPES: [(usize, usize); 5] = [(1, 1), (1, 5), (3, 1), (2, 3), (1, 7)];
+
+/// Input, weights and state of a recurrent layer from 3 to 2 channels.
+fn recurrent_arguments(gates: usize, batch: usize, seq: usize, states: usize) -> Vec<Vec<f64>> {
+    let rows = gates * 2;
+    let sizes = [batch * seq * 3, rows * 3, rows * 2, rows, rows].into_iter().chain(vec![batch * 2; states]);
+    sizes.enumerate().map(|(i, n)| random(n, 0.8, i as u64)).collect()
+}
+
+fn recurrent_weights(gates: usize, arguments: &[Flat]) -> RecurrentWeights<Training> {
+    let rows = gates * 2;
+    RecurrentWeights {
+        weight_ih: arguments[1].clone().reshape([rows, 3]),
+        weight_hh: arguments[2].clone().reshape([rows, 2]),
+        bias_ih: arguments[3].clone(),
+        bias_hh: arguments[4].clone(),
+    }
+}
+
+#[test]
+fn rnn_layer() {
+    for (batch, seq) in SHAPES {
+        let what = format!("rnn_layer, batch {batch}, seq {seq}");
+        check_gradient(&what, &recurrent_arguments(1, batch, seq, 1), |a| {
+            let (x, h) = (a[0].clone().reshape([batch, seq, 3]), a[5].clone().reshape([batch, 2]));
+            let (out, h) = Training::rnn_layer(x, recurrent_weights(1, &a), Some(h));
+            Tensor::cat(vec![out.reshape([-1]), h.reshape([-1])], 0)
+        });
+    }
+}
+
+#[test]
+fn lstm_layer() {
+    for (batch, seq) in SHAPES {
+        let what = format!("lstm_layer, batch {batch}, seq {seq}");
+        check_gradient(&what, &recurrent_arguments(4, batch, seq, 2), |a| {
+            let [h, c] = [5, 6].map(|i: usize| a[i].clone().reshape([batch, 2]));
+            let x = a[0].clone().reshape([batch, seq, 3]);
+            let (out, (h, c)) = Training::lstm_layer(x, recurrent_weights(4, &a), Some((h, c)));
+            Tensor::cat(vec![out.reshape([-1]), h.reshape([-1]), c.reshape([-1])], 0)
+        });
+    }
+}
+
+#[test]
+fn causal_attention() {
+    let (heads, dim) = (2, 3);
+    for (batch, seq) in SHAPES {
+        // The first key stays: a query without any allowed key is settled by rounding, which has no derivative.
+        let hide = |i: usize| if i % seq % 3 == 1 { 0.0 } else { 1.0 };
+        let hidden: Vec<f64> = (0..batch * seq).map(hide).collect();
+        for identity in [None, Some(false), Some(true)] {
+            let what = format!("causal_attention, batch {batch}, seq {seq}, mask with identity {identity:?}");
+            let arguments: Vec<Vec<f64>> = (0..3).map(|i| random(batch * heads * seq * dim, 1.0, i)).collect();
+            check_gradient(&what, &arguments, |a| {
+                let [q, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape([batch, heads, seq, dim]));
+                let mask = identity.map(|identity| {
+                    let keys = Flat::from_data(TensorData::from(&hidden[..]), &device()).reshape([batch, seq]);
+                    KeyMask { keys, identity }
+                });
+                Training::causal_attention(q, k, v, mask, 0.7).reshape([-1])
+            });
+        }
+    }
+}
+
+#[test]
+fn s4_kernel() {
+    let (hidden, modes) = (2, 2);
+    let pairs = hidden * modes * 2;
+    let sizes = [hidden, hidden * modes, hidden * modes, pairs, pairs, pairs];
+    let arguments: Vec<Vec<f64>> = (0u64..).zip(sizes).map(|(i, n)| random(n, 0.8, i)).collect();
+    // shorter than the stored kernel, as long, and so long that it is doubled once and twice; odd and even
+    for (l_kernel, length) in [(7, 1), (7, 5), (8, 8), (7, 9), (6, 20)] {
+        check_gradient(&format!("s4_kernel, {length} of {l_kernel}"), &arguments, |a| {
+            let pair = |i: usize| a[i].clone().reshape([1, hidden, modes, 2]);
+            let kernel = S4Kernel {
+                inv_dt: a[0].clone().reshape([hidden, 1]),
+                a_real: a[1].clone().reshape([hidden, modes]),
+                a_imag: a[2].clone().reshape([hidden, modes]),
+                b: pair(3),
+                c: pair(4),
+                p: pair(5),
+                l_kernel,
+            };
+            Training::s4_kernel(kernel, length).reshape([-1])
+        });
+    }
+}
+
+#[test]
+fn causal_convolution() {
+    let hidden = 2;
+    for (batch, seq) in SHAPES {
+        let arguments = [random(batch * seq * hidden, 1.0, 0), random(seq * hidden, 1.0, 1)];
+        check_gradient(&format!("causal_convolution, batch {batch}, seq {seq}"), &arguments, |a| {
+            let (u, k) = (a[0].clone().reshape([batch, seq, hidden]), a[1].clone().reshape([hidden, seq]));
+            Training::causal_convolution(u, k).reshape([-1])
+        });
+    }
+    // two blocks and a rest; few coordinates, for each takes four evaluations
+    let seq = 130;
+    let u = random(seq, 0.3, 2);
+    check_gradient("causal_convolution over several blocks", &[random(seq, 0.3, 3)], |a| {
+        let u = Flat::from_data(TensorData::from(&u[..]), &device()).reshape([1, seq, 1]);
+        Training::causal_convolution(u, a[0].clone().reshape([1, seq])).reshape([-1])
+    });
+}
+
+#[test]
+fn selective_scan() {
+    let (channels, state) = (3, 2);
+    for (batch, seq) in SHAPES {
+        let (x, gate) = (batch * seq * channels, batch * seq * state);
+        let sizes = [x, x, channels * state, gate, gate, batch * channels * state];
+        let arguments: Vec<Vec<f64>> = (0u64..).zip(sizes).map(|(i, n)| random(n, 0.8, i)).collect();
+        check_gradient(&format!("selective_scan, batch {batch}, seq {seq}"), &arguments, |a| {
+            let inputs = SelectiveScan {
+                u: a[0].clone().reshape([batch, seq, channels]),
+                delta: a[1].clone().reshape([batch, seq, channels]),
+                a: a[2].clone().reshape([channels, state]),
+                b: a[3].clone().reshape([batch, seq, state]),
+                c: a[4].clone().reshape([batch, seq, state]),
+            };
+            let h = a[5].clone().reshape([batch, channels, state]);
+            let (y, h) = Training::selective_scan(inputs, Some(h));
+            Tensor::cat(vec![y.reshape([-1]), h.reshape([-1])], 0)
+        });
+    }
+}
+
+// Models --------------------------------------------------------------------------------------------------------------
+
+/// Gradients are compared after rounding each number to float32.
+const FLOAT64: Tolerance = Tolerance { logits: 1e-12, relative: 1e-7 };
+
+macro_rules! parity {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            reference::parity::check::<Training>(stringify!($name), &device(), &FLOAT64);
+        })*
+    };
+}
+
+parity! {
+    rnn lstm s4 mamba
+    rwkv5 rwkv5_x052 rwkv5_bf16ckpt
+    transformer_nope transformer_ape_shift transformer_sinusoidal_shift transformer_rope_shift transformer_spe
+    transformer_padhelper_rope
+}
