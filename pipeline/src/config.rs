@@ -371,6 +371,9 @@ fn decode_model(mut table: Table, task: Option<&Task>) -> Result<ModelConfig> {
         "mamba" => decode("model", table).map(ModelConfig::Mamba),
         "rwkv5" => decode("model", table).map(ModelConfig::Rwkv5),
         "rwkv6" => decode("model", table).map(ModelConfig::Rwkv6),
+        "gru" => decode("model", table).map(ModelConfig::Gru),
+        "mingru" => decode("model", table).map(ModelConfig::MinGru),
+        "deltanet" => decode("model", table).map(ModelConfig::DeltaNet),
         "transformer" => {
             if let Some(size) = task.and_then(|task| i64::try_from(task.max_position_embeddings).ok()) {
                 table.entry("max_position_embeddings").or_insert(size.into());
