@@ -38,4 +38,4 @@ pub use metrics::{Running, Score, wilson};
 pub use model::{LoadOptions, Logits, Model, ModelInfo, Provider};
 pub use runtime::{RuntimeLibrary, Source, available_providers, environment};
 pub use sweep::{DatasetResult, LengthResult, Plan, Prediction, Progress, Sweep, SweepResult};
-pub use table::{Format, SweepFacts, to_record_batch, write, write_predictions};
+pub use table::{Format, SweepFacts, to_record_batch, totals_to_record_batch, write, write_predictions};

@@ -2,7 +2,8 @@ use crate::error::choose;
 use crate::scoring::{TARGETS, with_scores};
 use crate::{EvalError, Result, environment};
 use data::{Batch, DataError, PositionIds};
-use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
+use ort::ep::cuda::ConvAlgorithmSearch;
+use ort::ep::{self, ArenaExtendStrategy, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::{HasSelectedOutputs, ModelMetadata, OutputSelector, RunOptions, Session};
 use ort::value::{Outlet, Tensor, TensorElementType, TensorRef, TensorValueType};
 use std::panic::resume_unwind;
@@ -40,12 +41,35 @@ impl Provider {
 
     /// Each must register or fail; ort's default would go on without. TF32 is off because it rounds float32 products
     /// to 10 bits, enough to flip an arg-max far along a count.
-    fn execution_providers(self) -> Vec<ExecutionProviderDispatch> {
-        let cuda = || ep::CUDA::default().with_tf32(false).build().error_on_failure();
+    fn execution_providers(self, model: &Path, shapes: Option<&Shapes>) -> Vec<ExecutionProviderDispatch> {
+        let cuda = || {
+            let cuda = ep::CUDA::default()
+                .with_tf32(false)
+                // the default doubles what it takes, and tries all algorithms anew for every shape of a convolution
+                .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+                .with_conv_algorithm_search(ConvAlgorithmSearch::Heuristic);
+            cuda.build().error_on_failure()
+        };
         match self {
             Self::Auto | Self::Cpu => vec![],
             Self::Cuda => vec![cuda()],
-            Self::TensorRt => vec![ep::TensorRT::default().build().error_on_failure(), cuda()],
+            Self::TensorRt => {
+                // Engines take minutes to build. They are kept beside the model, and serve all shapes up to the largest.
+                let cache = model.with_file_name("tensorrt");
+                let cache = cache.to_string_lossy();
+                let mut tensorrt = ep::TensorRT::default()
+                    .with_engine_cache(true)
+                    .with_engine_cache_path(&cache)
+                    .with_timing_cache(true)
+                    .with_timing_cache_path(&cache);
+                if let Some(shapes) = shapes {
+                    tensorrt = tensorrt
+                        .with_profile_min_shapes(shapes.profile(1, 1))
+                        .with_profile_opt_shapes(shapes.profile(shapes.rows, shapes.tokens))
+                        .with_profile_max_shapes(shapes.profile(shapes.rows, shapes.tokens));
+                }
+                vec![tensorrt.build().error_on_failure(), cuda()]
+            }
         }
     }
 
@@ -64,8 +88,9 @@ impl Provider {
             _ => "CUDA and cuDNN",
         };
         let hint = format!(
-            "`pip install onnxruntime-gpu` in place of onnxruntime (or point ORT_DYLIB_PATH at its library), have the \
-             libraries of {libraries} on LD_LIBRARY_PATH and an NVIDIA driver; or choose --provider cpu"
+            "`pip install onnxruntime-gpu[cuda,cudnn]` in place of onnxruntime and point ORT_DYLIB_PATH at the library in \
+             its capi folder; that takes {libraries} from pip's packages or LD_LIBRARY_PATH, and needs an NVIDIA driver; \
+             or choose --provider cpu"
         );
         EvalError::Provider { provider: self.name(), reason, hint }
     }
@@ -186,13 +211,13 @@ impl Model {
         let engine = |e: ort::Error| EvalError::Load { path: path.into(), reason: e.to_string() };
         let opened = match options.provider {
             Provider::Auto => open_best(path, &bytes, threads),
-            explicit => open(path, &bytes, explicit, threads).map(|session| (session, explicit, None)),
+            explicit => open(path, &bytes, explicit, threads, None).map(|session| (session, explicit, None)),
         };
         let (session, provider, fallback) = match opened {
             Ok(opened) => opened,
             // The scoring nodes cannot be added to a model without logits; what such a model lacks says it better.
             Err(error @ EvalError::Load { .. }) => {
-                let plain = open(path, &bytes[..size], Provider::Cpu, 1)?;
+                let plain = open(path, &bytes[..size], Provider::Cpu, 1, None)?;
                 check_outputs(plain.outputs()).map_err(contract)?;
                 return Err(error);
             }
@@ -259,13 +284,15 @@ impl Model {
     ///
     /// # Errors
     /// As [`Self::load`], if the provider has no room for them.
-    pub(crate) fn sessions(&mut self, count: usize) -> Result<Vec<&mut Session>> {
-        if count == 1 {
+    pub(crate) fn sessions(&mut self, count: usize, shapes: &Shapes) -> Result<Vec<&mut Session>> {
+        let shapes = (self.provider == Provider::TensorRt).then_some(shapes);
+        if count == 1 && shapes.is_none() {
             return Ok(vec![&mut self.session]);
         }
-        if self.pool.len() != count {
+        if self.pool.len() != count || shapes.is_some() {
             self.pool.clear();
-            let open = || open(&self.path, &self.bytes, self.provider, (self.threads / count).max(1));
+            let threads = (self.threads / count).max(1);
+            let open = || open(&self.path, &self.bytes, self.provider, threads, shapes);
             self.pool = std::thread::scope(|scope| {
                 let opening: Vec<_> = (0..count).map(|_| scope.spawn(open)).collect();
                 let opened =
@@ -339,14 +366,45 @@ pub(crate) fn fingerprint(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
+/// The largest batch that is going to run, which TensorRT wants to know before it builds an engine.
+pub(crate) struct Shapes {
+    pub rows: usize,
+    pub tokens: usize,
+    pub interface: Arc<Interface>,
+}
+
+impl Shapes {
+    /// `name:1x1000,…` for every input, in ONNX Runtime's notation.
+    fn profile(&self, rows: usize, tokens: usize) -> String {
+        let matrices = ["input_ids", TARGETS].into_iter().chain(self.interface.position_ids.map(|_| "position_ids"));
+        let matrices = matrices.chain(self.interface.attention_mask.then_some("attention_mask"));
+        let matrices = matrices.map(|name| format!("{name}:{rows}x{tokens}"));
+        let states = self.interface.states.iter().map(|state| {
+            let dims: String = state.dims.iter().map(|dim| format!("x{dim}")).collect();
+            format!("{}:{rows}{dims}", state.input)
+        });
+        matrices.chain(states).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// A recurrent state, as an input that may be left out and its value after the last token.
+pub(crate) struct State {
+    /// `state_<name>_in`.
+    pub input: String,
+    /// `state_<name>_out`.
+    pub output: String,
+    /// All sizes but the first, which is the batch.
+    dims: Vec<i64>,
+}
+
 /// The inputs and outputs that some models have and others do not.
 pub(crate) struct Interface {
     /// The type of `position_ids`: int64, or float32 for scalar positions.
     pub position_ids: Option<TensorElementType>,
     /// Whether there is an `attention_mask`.
     pub attention_mask: bool,
-    /// (`state_<name>_in`, `state_<name>_out`): an input that may be left out, and its value after the last token.
-    pub states: Vec<(String, String)>,
+    /// The recurrent states.
+    pub states: Vec<State>,
     /// The width of the logits, where the file fixes it.
     pub vocab: Option<usize>,
 }
@@ -355,8 +413,10 @@ impl Interface {
     fn of(session: &Session) -> Self {
         let input = |name: &str| session.inputs().iter().find(|i| i.name() == name);
         let states = session.overridable_initializers().into_iter().filter_map(|state| {
-            let out = format!("{}_out", state.name().strip_prefix("state_").and(state.name().strip_suffix("_in"))?);
-            session.outputs().iter().any(|o| o.name() == out).then(|| (state.name().to_owned(), out))
+            let output = format!("{}_out", state.name().strip_prefix("state_").and(state.name().strip_suffix("_in"))?);
+            let dims = state.dtype().tensor_shape()?.get(1..)?.to_vec();
+            let found = session.outputs().iter().any(|o| o.name() == output);
+            found.then(|| State { input: state.name().to_owned(), output, dims })
         });
         let logits = session.outputs().iter().find(|o| o.name() == "logits");
         let width = logits.and_then(|o| o.dtype().tensor_shape()?.get(2).copied());
@@ -403,17 +463,17 @@ impl Logits {
 fn open_best(path: &Path, bytes: &[u8], threads: usize) -> Result<(Session, Provider, Option<String>)> {
     let mut fallback = None;
     if Provider::Cuda.offered() {
-        match open(path, bytes, Provider::Cuda, threads) {
+        match open(path, bytes, Provider::Cuda, threads, None) {
             Ok(session) => return Ok((session, Provider::Cuda, None)),
             Err(EvalError::Provider { reason, .. } | EvalError::Load { reason, .. }) => fallback = Some(reason),
             Err(other) => return Err(other),
         }
     }
-    Ok((open(path, bytes, Provider::Cpu, threads)?, Provider::Cpu, fallback))
+    Ok((open(path, bytes, Provider::Cpu, threads, None)?, Provider::Cpu, fallback))
 }
 
 /// Opens the model in `bytes`; what it keeps outside of them lies beside `path`.
-fn open(path: &Path, bytes: &[u8], provider: Provider, threads: usize) -> Result<Session> {
+fn open(path: &Path, bytes: &[u8], provider: Provider, threads: usize, shapes: Option<&Shapes>) -> Result<Session> {
     let environment = environment()?;
     if !provider.offered() {
         return Err(provider.missing("the ONNX Runtime library was built without it".into()));
@@ -426,7 +486,7 @@ fn open(path: &Path, bytes: &[u8], provider: Provider, threads: usize) -> Result
         .and_then(|b| Ok(b.with_memory_pattern(false)?))
         .and_then(|b| Ok(b.with_config_entry(EXTERNAL_DATA, folder.to_string_lossy())?))
         .map_err(load)?
-        .with_execution_providers(provider.execution_providers())
+        .with_execution_providers(provider.execution_providers(path, shapes))
         .map_err(|e| provider.missing(e.to_string()))?;
     builder.commit_from_memory(bytes).map_err(load)
 }
@@ -471,4 +531,29 @@ fn check_outputs(outputs: &[Outlet]) -> std::result::Result<(), String> {
 
 fn describe(outlets: &[Outlet]) -> String {
     outlets.iter().map(|o| format!("`{}` {}", o.name(), o.dtype())).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensorrt_is_told_the_shape_of_every_input() {
+        let state = State { input: "state_h_in".into(), output: "state_h_out".into(), dims: vec![2, 64] };
+        let mut interface =
+            Interface { position_ids: None, attention_mask: false, states: vec![state], vocab: Some(13) };
+        let shapes = |interface| Shapes { rows: 16, tokens: 1000, interface: Arc::new(interface) };
+        let profile = shapes(interface).profile(16, 1000);
+        assert_eq!(profile, "input_ids:16x1000,evaluators_targets:16x1000,state_h_in:16x2x64");
+        interface = Interface {
+            position_ids: Some(TensorElementType::Int64),
+            attention_mask: true,
+            states: vec![],
+            vocab: None,
+        };
+        assert_eq!(
+            shapes(interface).profile(1, 1),
+            "input_ids:1x1,evaluators_targets:1x1,position_ids:1x1,attention_mask:1x1"
+        );
+    }
 }

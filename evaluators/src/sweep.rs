@@ -1,6 +1,6 @@
 use crate::execute::{Outcome, Work, execute};
 use crate::journal::Journal;
-use crate::model::{Interface, fingerprint};
+use crate::model::{Interface, Shapes, fingerprint};
 use crate::plan::{Budget, Item, Job, pack};
 use crate::{EvalError, Lengths, Model, Provider, Result, Score, SweepFacts, memory, to_record_batch};
 use arrow::record_batch::RecordBatch;
@@ -10,6 +10,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 /// How the scores of a length came about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +97,7 @@ impl SweepResult {
 pub struct DatasetResult {
     /// By length, pooled over the passes; and the predictions of the first pass, if asked for.
     pub by_length: SweepResult,
-    /// Over all examples and passes. [`Score::unseen_accuracy`] is over the labelled positions whose rank is larger than
+    /// Over all examples of the lengths that could be scored, and all passes. [`Score::unseen_accuracy`] is over the labelled positions whose rank is larger than
     /// any sequence of the task's validation split is long.
     pub total: Score,
     /// Cross entropy as the original reports it: the mean within each batch of 32 examples in file order, and the
@@ -106,6 +107,13 @@ pub struct DatasetResult {
     pub loops: u32,
 }
 
+impl DatasetResult {
+    /// `ok`, or why the first length that could not be scored was not; the total is then over the others.
+    pub fn status(&self) -> &str {
+        self.by_length.lengths.iter().map(LengthResult::status).find(|status| *status != "ok").unwrap_or("ok")
+    }
+}
+
 /// How far a sweep is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {
@@ -113,6 +121,8 @@ pub struct Progress {
     pub tokens: u64,
     /// Tokens to run; grows where [`Sweep::until_width`] asks for more sequences.
     pub total_tokens: u64,
+    /// Time that the sessions spent in ONNX Runtime, averaged over those side by side; the rest is overhead.
+    pub busy: Duration,
     /// Lengths whose last sequence is scored.
     pub lengths: u64,
     /// Lengths to score.
@@ -317,8 +327,8 @@ impl<'a> Sweep<'a> {
             }
             let items = items(plan, &asked, &reach);
             progress.total_tokens += items.clone().map(|item| item.tokens as u64).sum::<u64>();
-            for slot in 0..asked.len() {
-                tally.expect(open[slot], reach.iter().filter(|(_, reached, ..)| *reached > slot).count());
+            for (asked, &slot) in open.iter().enumerate() {
+                tally.expect(slot, reach.iter().filter(|(_, reached, ..)| *reached > asked).count());
             }
             let build = |Item { index, span, .. }: Item| {
                 let mut job = Job::of_track(index, track(index), &asked, span);
@@ -328,6 +338,7 @@ impl<'a> Sweep<'a> {
             let report = &mut self.progress;
             let mut sink = |outcome: Outcome| {
                 progress.tokens += outcome.tokens;
+                progress.busy += outcome.busy;
                 tally.add(outcome);
                 progress.lengths = tally.finished();
                 report(progress);
@@ -417,13 +428,14 @@ impl<'a> Sweep<'a> {
             let mut losses = vec![(0, 0.0); dataset.len()];
             let report = &mut self.progress;
             let sink = |mut outcome: Outcome| {
-                for (index, labelled, loss) in outcome.losses.drain(..) {
+                for (index, labelled, loss) in outcome.losses.drain(..).filter(|(_, _, loss)| !loss.is_nan()) {
                     losses[index] = (labelled, loss);
                 }
                 if pass > 0 {
                     outcome.predictions.clear();
                 }
                 progress.tokens += outcome.tokens;
+                progress.busy += outcome.busy;
                 tally.add(outcome);
                 progress.lengths = tally.finished();
                 report(progress);
@@ -437,17 +449,17 @@ impl<'a> Sweep<'a> {
                 means.add((labelled > 0).then(|| sum / labelled as f64));
             }
         }
-        let mut pooled = Score::default();
-        tally.scores.iter().for_each(|score| pooled.merge(score));
         let results = lengths.iter().enumerate().map(|(slot, &length)| {
             let obstacle = || obstacles[slot].clone();
             setting.result(length, Plan::Exhaustive, &tally.scores[slot], tally.failures[slot].take(), obstacle)
         });
-        let lengths = results.collect();
+        let lengths: Vec<LengthResult> = results.collect();
+        let mut total = Score::default();
+        lengths.iter().filter_map(LengthResult::score).for_each(|score| total.merge(score));
         tally.predictions.sort_by_key(|p| (p.length, p.index));
         let facts = SweepFacts::new(self.model, task, split);
         let by_length = SweepResult { lengths, predictions: tally.predictions, facts };
-        Ok(DatasetResult { by_length, total: pooled, batch_mean_loss: means.value(), loops })
+        Ok(DatasetResult { by_length, total, batch_mean_loss: means.value(), loops })
     }
 
     fn named_task(&self) -> Result<Option<Task>> {
@@ -570,13 +582,15 @@ impl Setting<'_> {
     fn budget(&self, max_tokens: Option<usize>, total: usize, longest: usize) -> Budget {
         let cpu = matches!(self.provider, Provider::Auto | Provider::Cpu);
         let tokens = max_tokens.unwrap_or(if cpu { 16_384 } else { 65_536 });
+        let piece = self.interface.is_stateful().then(|| (tokens / 16).max(256));
+        let widest = piece.map_or(longest, |piece| longest.min(piece)).max(1);
         Budget {
             tokens,
             work: if cpu { (total / 8).max(4096) } else { usize::MAX },
-            piece: self.interface.is_stateful().then(|| (tokens / 16).max(256)),
+            piece,
             square: self.quadratic.then_some(ATTENTION_PAIRS),
             // TensorRT reserves memory for the most rows times the most tokens.
-            rows: if self.provider == Provider::TensorRt { (tokens / longest.max(1)).max(1) } else { usize::MAX },
+            rows: if self.provider == Provider::TensorRt { (tokens / widest).max(1) } else { usize::MAX },
         }
     }
 
@@ -599,7 +613,7 @@ impl Setting<'_> {
     fn obstacle(&self, example: ExampleRef<'_>) -> Option<String> {
         let tokens = example.input_ids.len();
         if self.attention_limit.is_some_and(|limit| tokens > limit) {
-            let gib = (tokens as u64).pow(2) * ATTENTION_BYTES >> 30;
+            let gib = ((tokens as u64).pow(2) * ATTENTION_BYTES) >> 30;
             return Some(format!("attention over {tokens} tokens takes about {gib} GiB of memory, more than is free"));
         }
         let PositionScheme { augmentation, max_position_embeddings, .. } = self.positions;
@@ -675,7 +689,10 @@ fn run_batches(
     if first.is_empty() {
         return Ok(());
     }
-    let sessions = model.sessions(first.len())?;
+    let longest = first.iter().flatten().map(|item| item.tokens).max().unwrap_or(1); // the longest run first
+    let tokens = work.budget.piece.map_or(longest, |piece| longest.min(piece));
+    let shapes = Shapes { rows: work.budget.rows, tokens, interface: work.interface.clone() };
+    let sessions = model.sessions(first.len(), &shapes)?;
     execute(work, sessions, first.into_iter().chain(batches), build, sink)
 }
 

@@ -1,9 +1,9 @@
 use crate::error::choose;
-use crate::{EvalError, LengthResult, Model, Prediction, Result, Score};
+use crate::{DatasetResult, EvalError, LengthResult, Model, Prediction, Result, Score};
 use arrow::array::{
     ArrayRef, BooleanArray, Float64Array, ListBuilder, StringArray, UInt16Builder, UInt32Array, UInt64Array,
 };
-use arrow::compute::cast;
+use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
@@ -49,6 +49,26 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         column("status", Utf8),
         column("plan", Utf8),
     ]))
+});
+
+static TOTAL_SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+    // what tells models apart, up to and with `split`
+    let shared = SCHEMA.fields().iter().take(11).cloned();
+    let number = |name| Arc::new(Field::new(name, DataType::UInt64, false));
+    let metric = |name| Arc::new(Field::new(name, DataType::Float64, true));
+    let counts = ["loops", "n_sequences", "n_tokens"].map(number);
+    let metrics = [
+        "accuracy",
+        "counting_accuracy",
+        "last_accuracy",
+        "sequence_accuracy",
+        "unseen_accuracy",
+        "loss",
+        "last_accuracy_low",
+        "last_accuracy_high",
+    ];
+    let status = Arc::new(Field::new("status", DataType::Utf8, false));
+    Arc::new(Schema::new(shared.chain(counts).chain(metrics.map(metric)).chain([status]).collect::<Vec<_>>()))
 });
 
 static PREDICTION_SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
@@ -155,32 +175,39 @@ impl std::fmt::Display for Format {
     }
 }
 
+impl SweepFacts {
+    /// The first columns of every table.
+    fn columns(&self, rows: usize) -> Vec<ArrayRef> {
+        let text = |value: Option<&str>| -> ArrayRef { Arc::new(StringArray::from(vec![value; rows])) };
+        let number = |value: Option<u32>| -> ArrayRef { Arc::new(UInt32Array::from(vec![value; rows])) };
+        vec![
+            text(self.handle.as_deref()),
+            text(Some(&self.task)),
+            text(self.arch.as_deref()),
+            text(self.positional_embedding.as_deref()),
+            number(self.num_layers),
+            number(self.hidden_size),
+            Arc::new(UInt64Array::from(vec![self.seed; rows])),
+            text(self.checkpoint.as_deref()),
+            text(Some(&self.provider)),
+            text(self.precision.as_deref()),
+            text(Some(&self.split)),
+        ]
+    }
+}
+
 /// The result table: one row per length, in the order given. Rows without a score have 0 sequences and null metrics.
 ///
 /// # Errors
 /// None that input can cause.
 pub fn to_record_batch(results: &[LengthResult], facts: &SweepFacts) -> Result<RecordBatch> {
-    let rows = results.len();
-    let text = |value: Option<&str>| -> ArrayRef { Arc::new(StringArray::from(vec![value; rows])) };
-    let number = |value: Option<u32>| -> ArrayRef { Arc::new(UInt32Array::from(vec![value; rows])) };
     let count = |of: fn(&Score) -> u64| -> ArrayRef {
         Arc::new(UInt64Array::from_iter_values(results.iter().map(|r| r.score().map_or(0, of))))
     };
     let metric = |of: fn(&Score) -> Option<f64>| -> ArrayRef {
         Arc::new(results.iter().map(|r| r.score().and_then(of)).collect::<Float64Array>())
     };
-    let columns: Vec<ArrayRef> = vec![
-        text(facts.handle.as_deref()),
-        text(Some(&facts.task)),
-        text(facts.arch.as_deref()),
-        text(facts.positional_embedding.as_deref()),
-        number(facts.num_layers),
-        number(facts.hidden_size),
-        Arc::new(UInt64Array::from(vec![facts.seed; rows])),
-        text(facts.checkpoint.as_deref()),
-        text(Some(&facts.provider)),
-        text(facts.precision.as_deref()),
-        text(Some(&facts.split)),
+    let own: Vec<ArrayRef> = vec![
         Arc::new(UInt32Array::from_iter_values(results.iter().map(|r| r.length))),
         count(|s| s.n_sequences),
         count(|s| s.n_tokens),
@@ -195,7 +222,41 @@ pub fn to_record_batch(results: &[LengthResult], facts: &SweepFacts) -> Result<R
         Arc::new(StringArray::from_iter_values(results.iter().map(LengthResult::status))),
         Arc::new(StringArray::from_iter_values(results.iter().map(|r| r.plan.name()))),
     ];
+    let columns = facts.columns(results.len()).into_iter().chain(own).collect();
     RecordBatch::try_new(SCHEMA.clone(), columns).map_err(|e| EvalError::Table { reason: e.to_string() })
+}
+
+/// The table of whole splits: one row per result, with the original's metrics: what [`to_record_batch`] has for lengths,
+/// and `loops`, `unseen_accuracy`, and in `loss` the mean over batches ([`DatasetResult::batch_mean_loss`]). `status` is
+/// the first length's that could not be scored.
+///
+/// # Errors
+/// None that input can cause.
+pub fn totals_to_record_batch(results: &[DatasetResult]) -> Result<RecordBatch> {
+    let failed = |e: ArrowError| EvalError::Table { reason: e.to_string() };
+    let rows = results.iter().map(|result| {
+        let metric = |value: Option<f64>| -> ArrayRef { Arc::new(Float64Array::from(vec![value])) };
+        let count = |value: u64| -> ArrayRef { Arc::new(UInt64Array::from(vec![value])) };
+        let (total, interval) = (&result.total, result.total.last_accuracy_interval());
+        let own = [
+            count(result.loops.into()),
+            count(total.n_sequences),
+            count(total.n_tokens),
+            metric(total.accuracy()),
+            metric(total.counting_accuracy()),
+            metric(total.last_accuracy()),
+            metric(total.sequence_accuracy()),
+            metric(total.unseen_accuracy()),
+            metric(result.batch_mean_loss),
+            metric(interval.map(|(low, _)| low)),
+            metric(interval.map(|(_, high)| high)),
+            Arc::new(StringArray::from(vec![result.status()])),
+        ];
+        let columns = result.by_length.facts.columns(1).into_iter().chain(own).collect();
+        RecordBatch::try_new(TOTAL_SCHEMA.clone(), columns)
+    });
+    let rows = rows.collect::<std::result::Result<Vec<_>, _>>().map_err(failed)?;
+    concat_batches(&TOTAL_SCHEMA, &rows).map_err(failed)
 }
 
 /// Writes a table; the file appears whole or not at all.

@@ -23,17 +23,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     let target = rest.get(1).map_or("portable", String::as_str).parse()?;
     let config: ModelConfig = serde_json::from_str(config)?;
     let weights = Weights::read(Path::new(input))?;
-    let decoder = ["decoder.weight", "lm_head.weight", "head.weight", "backbone.embedding.weight"]
-        .iter()
-        .find_map(|name| weights.get(name));
+    let decoder = [
+        "decoder.weight",
+        "lm_head.weight",
+        "head.weight",
+        "backbone.embedding.weight",
+        "wte.weight",
+        "encoder.weight",
+    ]
+    .iter()
+    .find_map(|name| weights.get(name));
     let vocab = decoder.and_then(|weight| weight.shape.first()).ok_or("the file has no decoder")?;
     let info = ExportInfo {
         handle: "none".into(),
         task: "none".into(),
         vocab: (0..*vocab).map(|id| id.to_string()).collect(),
         train_max_length: 0,
-        max_position_embeddings: 0,
-        augmentation: "none".into(),
+        max_position_embeddings: config.max_position_embeddings().unwrap_or(0),
+        augmentation: config.augmentation().name().into(),
         seed: 0,
         checkpoint: input.clone(),
     };

@@ -4,7 +4,7 @@
 use crate::ExportError;
 use crate::graph::Attribute::{Int, Ints};
 use crate::graph::{GraphBuilder, Value};
-use crate::layers::{affine, embedding, input_ids, layer_norm, linear, logits};
+use crate::layers::{affine, decoder, input_ids, layer_norm, logits, token_embedding};
 use crate::onnx::tensor_proto::DataType;
 use models::s4::{LAYER_NORM_EPSILON, MODES, S4Config};
 use models::state_space::{S4Parameters, StateSpace, product};
@@ -17,7 +17,7 @@ const CHUNK: usize = 64;
 pub(crate) fn lower(config: &S4Config, vocab: usize, g: &mut GraphBuilder<'_>) -> Result<(), ExportError> {
     let hidden = config.hidden_size;
     let ids = input_ids(g); // [batch, seq]
-    let mut x = embedding(g, "encoder", &ids, [vocab, hidden])?; // [batch, seq, hidden]
+    let mut x = token_embedding(g, "encoder", &ids, [vocab, hidden], config.freeze_null_embedding)?; // [batch, seq, hidden]
     for i in 0..config.num_layers {
         let u = g.scope("norms", |g| layer_norm(g, &i.to_string(), &x, hidden, LAYER_NORM_EPSILON))?;
         let y = g.scope(format!("s4_layers.{i}"), |g| -> Result<_, ExportError> {
@@ -30,7 +30,8 @@ pub(crate) fn lower(config: &S4Config, vocab: usize, g: &mut GraphBuilder<'_>) -
         })?;
         x = g.node("Add", &[&x, &y], &[]);
     }
-    let scores = linear(g, "decoder", &x, [hidden, vocab])?; // [batch, seq, vocab]
+    let tied = config.tie_word_embeddings.then_some("encoder");
+    let scores = decoder(g, "decoder", &x, [hidden, vocab], tied)?; // [batch, seq, vocab]
     logits(g, scores, vocab);
     Ok(())
 }
@@ -48,7 +49,7 @@ fn state_spaces(
     let before = g.state_input(&name, doc, ids, &dims);
     let (y, after) = g.scope("kernel", |g| -> Result<_, ExportError> {
         let matrices = Matrices::new(g, hidden)?;
-        Ok(chunks(g, hidden, ids, u, &before, &matrices)?)
+        chunks(g, hidden, ids, u, &before, &matrices)
     })?;
     g.state_output(&name, doc, after, &dims);
     let d = g.parameter("D", &[1, hidden])?;
@@ -151,18 +152,15 @@ fn chunks(
     let missing = g.node("Mod", &[&missing, &length], &[]);
     let pads = g.node("Concat", &[&zero, &missing], &[("axis", Int(0))]);
     let whole = g.node("Pad", &[u, &pads, &Value::none(), &time_axis], &[]);
-    let by_chunk = g.list("by_chunk", &[0, -1, chunk, channels]);
-    let inputs = g.node("Reshape", &[&whole, &by_chunk], &[]);
-    let inputs = g.node("Transpose", &[&inputs], &[("perm", Ints(&[3, 1, 0, 2]))]); // [hidden, chunks, batch, CHUNK]
+    let whole = g.node("Transpose", &[&whole], &[("perm", Ints(&[2, 0, 1]))]); // [hidden, batch, chunks·CHUNK]
     let rows = g.list("input_rows", &[channels, -1, chunk]);
-    let inputs = g.node("Reshape", &[&inputs, &rows], &[]); // [hidden, chunks·batch, CHUNK]
+    let inputs = g.node("Reshape", &[&whole, &rows], &[]); // [hidden, batch·chunks, CHUNK]
 
-    let written = g.node("MatMul", &[&inputs, &m.write], &[]); // [hidden, chunks·batch, STATE]
-    let (hidden_axis, minus_one, size) =
-        (g.list("hidden", &[channels]), g.list("minus_one", &[-1]), g.list("state", &[state]));
-    let by_example = g.node("Concat", &[&hidden_axis, &minus_one, &batch, &size], &[("axis", Int(0))]);
-    let written = g.node("Reshape", &[&written, &by_example], &[]);
-    let written = g.node("Transpose", &[&written], &[("perm", Ints(&[1, 0, 2, 3]))]); // [chunks, hidden, batch, STATE]
+    let written = g.node("MatMul", &[&inputs, &m.write], &[]); // [hidden, batch·chunks, STATE]
+    let (hidden_axis, any, size) = (g.list("hidden", &[channels]), g.list("any", &[-1]), g.list("state", &[state]));
+    let by_chunk = g.node("Concat", &[&hidden_axis, &batch, &any, &size], &[("axis", Int(0))]);
+    let written = g.node("Reshape", &[&written, &by_chunk], &[]);
+    let written = g.node("Transpose", &[&written], &[("perm", Ints(&[2, 0, 1, 3]))]); // [chunks, hidden, batch, STATE]
     let start = g.node("Transpose", &[before], &[("perm", Ints(&[1, 0, 2]))]); // [hidden, batch, STATE]
     let (_, [states]) = g.scan([&start], [&written], |g, [x], [written]| {
         let kept = g.node("MatMul", &[&x, &m.chunk], &[]);
@@ -170,17 +168,15 @@ fn chunks(
     })?; // the states before the chunks, [chunks, hidden, batch, STATE]
     let after = last_state(g, ids, u, &states, m);
 
-    let states = g.node("Transpose", &[&states], &[("perm", Ints(&[1, 0, 2, 3]))]);
+    let states = g.node("Transpose", &[&states], &[("perm", Ints(&[1, 2, 0, 3]))]);
     let rows = g.list("state_rows", &[channels, -1, state]);
-    let states = g.node("Reshape", &[&states, &rows], &[]);
-    let own = g.node("MatMul", &[&inputs, &m.toeplitz], &[]); // [hidden, chunks·batch, CHUNK]
+    let states = g.node("Reshape", &[&states, &rows], &[]); // [hidden, batch·chunks, STATE]
+    let own = g.node("MatMul", &[&inputs, &m.toeplitz], &[]); // [hidden, batch·chunks, CHUNK]
     let earlier = g.node("MatMul", &[&states, &m.read], &[]);
     let y = g.node("Add", &[&own, &earlier], &[]);
-    let by_example = g.node("Concat", &[&hidden_axis, &minus_one, &batch, &length], &[("axis", Int(0))]);
-    let y = g.node("Reshape", &[&y, &by_example], &[]);
-    let y = g.node("Transpose", &[&y], &[("perm", Ints(&[2, 1, 3, 0]))]); // [batch, chunks, CHUNK, hidden]
-    let joined = g.list("joined", &[0, -1, channels]);
-    let y = g.node("Reshape", &[&y, &joined], &[]);
+    let shape = g.node("Shape", &[&whole], &[]);
+    let y = g.node("Reshape", &[&y, &shape], &[]);
+    let y = g.node("Transpose", &[&y], &[("perm", Ints(&[1, 2, 0]))]); // [batch, chunks·CHUNK, hidden]
     Ok((g.node("Slice", &[&y, &zero, &seq, &time_axis], &[]), after))
 }
 
@@ -208,14 +204,13 @@ fn last_state(g: &mut GraphBuilder<'_>, ids: &Value, u: &Value, states: &Value, 
         let two = g.list("two", &[2]);
         let (mut power, mut digits) = (m.step.clone(), steps);
         for digit in 0..=CHUNK.ilog2() {
-            if digit > 0 {
-                power = g.node("MatMul", &[&power, &power], &[]);
-                digits = g.node("Div", &[&digits, &two], &[]);
-            }
             let odd = g.node("Mod", &[&digits, &two], &[]);
             let odd = g.cast(&odd, DataType::Bool);
             let moved = g.node("MatMul", &[&x, &power], &[]);
             x = g.node("Where", &[&odd, &moved, &x], &[]);
+            digits = g.node("Div", &[&digits, &two], &[]);
+            // The last digit stands for a whole chunk.
+            power = if digit + 1 < CHUNK.ilog2() { g.node("MatMul", &[&power, &power], &[]) } else { m.chunk.clone() };
         }
         let x = g.node("Add", &[&x, &written], &[]);
         g.node("Transpose", &[&x], &[("perm", Ints(&[1, 0, 2]))])

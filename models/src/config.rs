@@ -1,12 +1,15 @@
+use crate::deltanet::DeltaNetConfig;
 use crate::error::{ConfigError, InputError};
+use crate::gru::GruConfig;
 use crate::lstm::LstmConfig;
 use crate::mamba::MambaConfig;
+use crate::mingru::MinGruConfig;
 use crate::rnn::RnnConfig;
 use crate::rwkv5::Rwkv5Config;
 use crate::rwkv6::Rwkv6Config;
 use crate::s4::S4Config;
-use crate::transformer::{PositionalEmbedding, TransformerConfig};
-use data::{Augmentation, Batch, PositionIds, Vocabulary};
+use crate::transformer::TransformerConfig;
+use data::{Augmentation, Batch, PositionScheme, Vocabulary};
 use serde::{Deserialize, Serialize};
 
 /// The `[model]` table of a config: `arch` selects which of the others are read.
@@ -25,13 +28,20 @@ pub enum ModelConfig {
     Rwkv5(Rwkv5Config),
     /// See [`crate::rwkv6`].
     Rwkv6(Rwkv6Config),
+    /// See [`crate::gru`].
+    Gru(GruConfig),
+    /// See [`crate::mingru`].
+    MinGru(MinGruConfig),
+    /// See [`crate::deltanet`].
+    DeltaNet(DeltaNetConfig),
     /// See [`crate::transformer`].
     Transformer(TransformerConfig),
 }
 
 impl ModelConfig {
     /// The values of `arch`.
-    pub const ARCHITECTURES: [&'static str; 7] = ["rnn", "lstm", "s4", "mamba", "rwkv5", "rwkv6", "transformer"];
+    pub const ARCHITECTURES: [&'static str; 10] =
+        ["rnn", "lstm", "gru", "mingru", "s4", "mamba", "rwkv5", "rwkv6", "deltanet", "transformer"];
 
     /// The architecture's name.
     pub fn arch(&self) -> &'static str {
@@ -42,6 +52,9 @@ impl ModelConfig {
             Self::Mamba(_) => "mamba",
             Self::Rwkv5(_) => "rwkv5",
             Self::Rwkv6(_) => "rwkv6",
+            Self::Gru(_) => "gru",
+            Self::MinGru(_) => "mingru",
+            Self::DeltaNet(_) => "deltanet",
             Self::Transformer(_) => "transformer",
         }
     }
@@ -55,6 +68,9 @@ impl ModelConfig {
             Self::Mamba(c) => c.hidden_size,
             Self::Rwkv5(c) => c.hidden_size,
             Self::Rwkv6(c) => c.hidden_size,
+            Self::Gru(c) => c.hidden_size,
+            Self::MinGru(c) => c.hidden_size,
+            Self::DeltaNet(c) => c.hidden_size,
             Self::Transformer(c) => c.hidden_size,
         }
     }
@@ -68,6 +84,9 @@ impl ModelConfig {
             Self::Mamba(c) => c.num_layers,
             Self::Rwkv5(c) => c.num_layers,
             Self::Rwkv6(c) => c.num_layers,
+            Self::Gru(c) => c.num_layers,
+            Self::MinGru(c) => c.num_layers,
+            Self::DeltaNet(c) => c.num_layers,
             Self::Transformer(c) => c.num_layers,
         }
     }
@@ -75,8 +94,8 @@ impl ModelConfig {
     /// The name of the positional embedding; `none` for recurrent models, which need no positions.
     pub fn positional_embedding(&self) -> &'static str {
         match self {
-            Self::Rnn(_) | Self::Lstm(_) | Self::S4(_) | Self::Mamba(_) | Self::Rwkv5(_) | Self::Rwkv6(_) => "none",
             Self::Transformer(c) => c.positional_embedding.name(),
+            _ => "none",
         }
     }
 
@@ -86,6 +105,12 @@ impl ModelConfig {
             Self::Transformer(c) => c.position_augmentation(),
             _ => Augmentation::None,
         }
+    }
+
+    /// How the positions of the batches of a run are made; `draw` is the step.
+    pub fn positions(&self, seed: u64, draw: u64) -> PositionScheme {
+        let max_position_embeddings = self.max_position_embeddings().unwrap_or(0);
+        PositionScheme { augmentation: self.augmentation(), max_position_embeddings, seed, draw }
     }
 
     /// The table size that positions are drawn from; `None` for models without positions.
@@ -104,24 +129,11 @@ impl ModelConfig {
         }
     }
 
-    /// Refuses a batch whose positions the model cannot take.
+    /// Refuses a batch whose positions the model cannot take: past the rows of its table, or of the wrong kind.
     pub fn check(&self, batch: &Batch) -> Result<(), InputError> {
-        let Self::Transformer(config) = self else { return Ok(()) };
-        let scalar = config.positional_embedding == PositionalEmbedding::Scalar;
-        match &batch.position_ids {
-            _ if config.positional_embedding == PositionalEmbedding::None => Ok(()),
-            PositionIds::Integers(ids) if !scalar => match (ids.iter().max(), config.position_limit()) {
-                (Some(&position), Some(limit)) if position >= limit as i64 => {
-                    Err(InputError::PastTable { position, limit })
-                }
-                _ => Ok(()),
-            },
-            PositionIds::Scalars(_) if scalar => Ok(()),
-            _ => {
-                let [wanted, found] = if scalar { ["scalar", "integer"] } else { ["integer", "scalar"] };
-                let (embedding, augmentation) = (self.positional_embedding(), self.augmentation().name());
-                Err(InputError::PositionKind { embedding, wanted, found, augmentation })
-            }
+        match self {
+            Self::Transformer(c) => c.check(batch),
+            _ => Ok(()),
         }
     }
 
@@ -130,6 +142,7 @@ impl ModelConfig {
         let freezes_null = match self {
             Self::Rnn(c) => c.freeze_null_embedding,
             Self::Lstm(c) => c.freeze_null_embedding,
+            Self::S4(c) => c.freeze_null_embedding,
             Self::Transformer(c) => c.freeze_null_embedding,
             _ => false,
         };
@@ -161,6 +174,9 @@ impl ModelConfig {
             Self::Mamba(c) => c.validate(),
             Self::Rwkv5(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
             Self::Rwkv6(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
+            Self::Gru(c) => check_dropout(c.dropout),
+            Self::MinGru(c) => check_dropout(c.dropout),
+            Self::DeltaNet(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
             Self::Transformer(c) => c.validate(),
         }
     }

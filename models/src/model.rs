@@ -1,13 +1,16 @@
+use crate::deltanet::DeltaNet;
+use crate::gru::Gru;
 use crate::layers::DropoutSource;
 use crate::lstm::Lstm;
 use crate::mamba::Mamba;
+use crate::mingru::MinGru;
 use crate::ops::SequenceOps;
 use crate::rnn::Rnn;
 use crate::rwkv5::Rwkv5;
 use crate::rwkv6::Rwkv6;
 use crate::s4::S4;
 use crate::transformer::Transformer;
-use crate::{Init, ModelConfig};
+use crate::{Init, InputError, ModelConfig};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
@@ -68,7 +71,7 @@ pub enum Positions<B: Backend> {
 }
 
 impl<B: Backend> Positions<B> {
-    /// Rows of a table; a fraction counts as the integer below it ([`ModelConfig::check`] refuses them).
+    /// Rows of a table; a fraction counts as the integer below it ([`Model::check`] refuses them).
     pub fn indices(self) -> Tensor<B, 2, Int> {
         match self {
             Self::Integers(ids) => ids,
@@ -102,6 +105,12 @@ pub enum Model<B: Backend> {
     Rwkv5(Rwkv5<B>),
     /// See [`crate::rwkv6`].
     Rwkv6(Rwkv6<B>),
+    /// See [`crate::gru`].
+    Gru(Gru<B>),
+    /// See [`crate::mingru`].
+    MinGru(MinGru<B>),
+    /// See [`crate::deltanet`].
+    DeltaNet(DeltaNet<B>),
     /// See [`crate::transformer`].
     Transformer(Transformer<B>),
 }
@@ -117,6 +126,9 @@ impl ModelConfig {
             Self::Mamba(c) => Model::Mamba(c.init(vocab, init)),
             Self::Rwkv5(c) => Model::Rwkv5(c.init(vocab, init)),
             Self::Rwkv6(c) => Model::Rwkv6(c.init(vocab, init)),
+            Self::Gru(c) => Model::Gru(c.init(vocab, init)),
+            Self::MinGru(c) => Model::MinGru(c.init(vocab, init)),
+            Self::DeltaNet(c) => Model::DeltaNet(c.init(vocab, init)),
             Self::Transformer(c) => Model::Transformer(c.init(vocab, init)),
         }
     }
@@ -138,6 +150,14 @@ impl<B: AutodiffBackend> Model<B> {
 }
 
 impl<B: SequenceOps> Model<B> {
+    /// [`ModelConfig::check`].
+    pub fn check(&self, batch: &Batch) -> Result<(), InputError> {
+        match self {
+            Self::Transformer(m) => m.config().check(batch),
+            _ => Ok(()),
+        }
+    }
+
     /// Logits `[batch, seq, vocab]`.
     pub fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
         match self {
@@ -147,6 +167,9 @@ impl<B: SequenceOps> Model<B> {
             Self::Mamba(m) => m.forward(input),
             Self::Rwkv5(m) => m.forward(input),
             Self::Rwkv6(m) => m.forward(input),
+            Self::Gru(m) => m.forward(input),
+            Self::MinGru(m) => m.forward(input),
+            Self::DeltaNet(m) => m.forward(input),
             Self::Transformer(m) => m.forward(input),
         }
     }
@@ -157,10 +180,8 @@ impl<B: SequenceOps> Model<B> {
         s4.into_iter().flat_map(S4::kernel_lengths)
     }
 
-    /// Takes over integer buffers, each of [`integers`](Self::integers).
-    pub(crate) fn set_integers(&mut self, integers: &BTreeMap<String, usize>) {
-        if let Self::S4(m) = self {
-            m.set_kernel_lengths(integers);
-        }
+    /// Takes over integer buffers, each of [`integers`](Self::integers). The error says which one is wrong.
+    pub(crate) fn set_integers(&mut self, integers: &BTreeMap<String, usize>) -> Result<(), String> {
+        if let Self::S4(m) = self { m.set_kernel_lengths(integers) } else { Ok(()) }
     }
 }

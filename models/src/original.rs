@@ -91,13 +91,13 @@ fn lstm(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
 }
 
 fn s4(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
-    f.only("tie_word_embeddings", &false)?;
-    f.only("freeze_null_emb", &false)?;
     Ok(ModelConfig::S4(S4Config {
         hidden_size: f.required("hidden_size")?,
         num_layers: f.required("num_hidden_layers")?,
         dropout: f.get("dropout")?.unwrap_or(0.0),
         kernel_length: f.required("max_seq_len")?,
+        tie_word_embeddings: f.flag("tie_word_embeddings")?,
+        freeze_null_embedding: f.flag("freeze_null_emb")?,
     }))
 }
 

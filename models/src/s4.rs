@@ -5,8 +5,9 @@
 //! 2111.00396 (normal plus low rank, bilinear); sizes and initialisation of arXiv 2405.20131.
 #![allow(non_snake_case)] // A, B, C, D and P, as in the paper and in checkpoints
 
+use crate::config::check_embeddings;
 use crate::hippo::HippoLegS;
-use crate::layers::{Affine, DropoutSource, Embedding, LayerNorm, Linear, channel_dropout, dropout};
+use crate::layers::{Affine, DropoutSource, LayerNorm, Linear, TokenEmbedding, channel_dropout, dropout, tied_decoder};
 use crate::ops::SequenceOps;
 use crate::ops::s4::S4Kernel;
 use crate::state_space::S4Parameters;
@@ -30,27 +31,41 @@ pub struct S4Config {
     pub dropout: f64,
     /// The kernel is trained for sequences of this length, and exact at any other.
     pub kernel_length: usize,
+    /// The decoder is the token embedding.
+    pub tie_word_embeddings: bool,
+    /// The embedding of token 0, which must be `<null>`, is zero and not trained.
+    pub freeze_null_embedding: bool,
 }
 
 /// Conjugate pairs of modes of each channel's state, whose size is twice this.
 pub const MODES: usize = 32;
+
+/// The longest kernel that can be trained: its plain Fourier transform is a matrix of this size squared.
+pub const MAX_KERNEL_LENGTH: usize = 1 << 14;
 
 /// ε of every LayerNorm.
 pub const LAYER_NORM_EPSILON: f64 = 1e-5;
 
 impl Default for S4Config {
     fn default() -> Self {
-        Self { hidden_size: 128, num_layers: 1, dropout: 0.1, kernel_length: 128 }
+        Self {
+            hidden_size: 128,
+            num_layers: 1,
+            dropout: 0.1,
+            kernel_length: 128,
+            tie_word_embeddings: false,
+            freeze_null_embedding: false,
+        }
     }
 }
 
 impl S4Config {
     /// Refuses sizes that cannot be built, naming the key.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        if self.kernel_length == 0 {
-            return Err(ConfigError::new("kernel_length", "must be at least 1"));
+        if !(1..=MAX_KERNEL_LENGTH).contains(&self.kernel_length) {
+            return Err(ConfigError::new("kernel_length", format!("must be 1 to {MAX_KERNEL_LENGTH}")));
         }
-        Ok(())
+        check_embeddings(self.tie_word_embeddings, self.freeze_null_embedding)
     }
 
     /// A model over `vocab` tokens: embedding N(0, 1), decoder U(±1/√hidden), the rest as in [`S4Block`].
@@ -58,10 +73,11 @@ impl S4Config {
         let hidden = self.hidden_size;
         let start = HippoLegS::new(MODES);
         S4 {
-            encoder: Embedding::new(init, vocab, hidden, 1.0),
+            encoder: TokenEmbedding::new(init, vocab, hidden, 1.0, self.freeze_null_embedding),
             s4_layers: (0..self.num_layers).map(|_| S4Block::new(self, &start, init)).collect(),
             norms: (0..self.num_layers).map(|_| LayerNorm::new(init, hidden, LAYER_NORM_EPSILON)).collect(),
-            decoder: Linear { weight: init.uniform([vocab, hidden], 1.0 / (hidden as f64).sqrt()) },
+            decoder: (!self.tie_word_embeddings)
+                .then(|| Linear { weight: init.uniform([vocab, hidden], 1.0 / (hidden as f64).sqrt()) }),
             dropout: self.dropout,
         }
     }
@@ -70,12 +86,16 @@ impl S4Config {
 /// See the [module documentation](self).
 #[derive(Module, Debug)]
 pub struct S4<B: Backend> {
-    encoder: Embedding<B>,
+    encoder: TokenEmbedding<B>,
     s4_layers: Vec<S4Block<B>>,
     norms: Vec<LayerNorm<B>>,
-    decoder: Linear<B>,
+    /// `None` where the decoder is `encoder`.
+    decoder: Option<Linear<B>>,
     dropout: f64,
 }
+
+/// The state of each block, `[batch, hidden, 2·MODES]`: real parts, then imaginary parts.
+pub type S4State<B> = Vec<Tensor<B, 3>>;
 
 impl<B: SequenceOps> S4<B> {
     /// Logits `[batch, seq, vocab]`, by convolution.
@@ -87,17 +107,12 @@ impl<B: SequenceOps> S4<B> {
             let y = block.layer.convolve(u);
             x = x + drop.channels(block.mix(y, &drop));
         }
-        self.decoder.forward(x)
+        self.decode(x)
     }
 
-    /// Logits `[batch, seq, vocab]` of tokens that follow those which left `state` behind (none if `None`), and the
-    /// state of every block after them, `[batch, hidden, 2·MODES]`: real parts, then imaginary parts. For inference: one
-    /// time step after another, and without gradients of the state spaces' parameters.
-    pub fn forward_from(
-        &self,
-        input: ModelInput<B>,
-        state: Option<Vec<Tensor<B, 3>>>,
-    ) -> (Tensor<B, 3>, Vec<Tensor<B, 3>>) {
+    /// Logits `[batch, seq, vocab]` of a sequence that goes on from `state` (the zero state if `None`), and the state
+    /// after it. For inference: one time step after another, without gradients of the state spaces' parameters.
+    pub fn forward_from(&self, input: ModelInput<B>, state: Option<S4State<B>>) -> (Tensor<B, 3>, S4State<B>) {
         let mut x = self.encoder.forward(input.input_ids); // [batch, seq, hidden]
         let mut before = state.into_iter().flatten();
         let mut after = Vec::with_capacity(self.s4_layers.len());
@@ -108,7 +123,14 @@ impl<B: SequenceOps> S4<B> {
             x = x + drop.channels(block.mix(y, &drop));
             after.push(state);
         }
-        (self.decoder.forward(x), after)
+        (self.decode(x), after)
+    }
+
+    fn decode(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match &self.decoder {
+            Some(decoder) => decoder.forward(x),
+            None => tied_decoder(x, self.encoder.table()),
+        }
     }
 
     /// The checkpoint's integer buffers: for every block the length that its C stands for.
@@ -118,15 +140,20 @@ impl<B: SequenceOps> S4<B> {
     }
 
     /// Takes over the lengths that the loaded Cs stand for. A 0 says that C is not truncated yet, as in a checkpoint from
-    /// before the first step: it is truncated now, to the length it was made for.
-    pub(crate) fn set_kernel_lengths(&mut self, lengths: &BTreeMap<String, usize>) {
+    /// before the first step: it is truncated now, to the length it was made for. The error says which length is wrong.
+    pub(crate) fn set_kernel_lengths(&mut self, lengths: &BTreeMap<String, usize>) -> Result<(), String> {
         for (i, block) in self.s4_layers.iter_mut().enumerate() {
-            match lengths.get(&kernel_length_name(i)) {
+            let name = kernel_length_name(i);
+            match lengths.get(&name) {
                 Some(0) => block.layer.kernel.truncate(),
+                Some(&length) if length > MAX_KERNEL_LENGTH => {
+                    return Err(format!("{name} is {length}, more than {MAX_KERNEL_LENGTH}"));
+                }
                 Some(&length) => block.layer.kernel.l_kernel = length,
                 None => {}
             }
         }
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@
 //! arXiv 2405.20131.
 
 use crate::config::check_embeddings;
-use crate::error::ConfigError;
+use crate::error::{ConfigError, InputError};
 use crate::layers::{
     Conv1d, DropoutSource, Embedding, LayerNorm, Linear, SinusoidalTable, TokenEmbedding, dropout, tied_decoder,
 };
@@ -15,7 +15,7 @@ use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::activation::relu;
 use burn::tensor::{DType, TensorData};
-use data::Augmentation;
+use data::{Augmentation, Batch, PositionIds};
 use serde::{Deserialize, Serialize};
 
 /// How positions enter.
@@ -169,6 +169,26 @@ impl TransformerConfig {
         let width = if self.scale_attn_weights { (self.head_dim() as f64).sqrt() } else { 1.0 };
         let depth = if self.scale_attn_by_inverse_layer_idx { (layer + 1) as f64 } else { 1.0 };
         1.0 / (width * depth)
+    }
+
+    /// Refuses a batch whose positions the model cannot take.
+    pub(crate) fn check(&self, batch: &Batch) -> Result<(), InputError> {
+        let scalar = self.positional_embedding == PositionalEmbedding::Scalar;
+        match &batch.position_ids {
+            _ if self.positional_embedding == PositionalEmbedding::None => Ok(()),
+            PositionIds::Integers(ids) if !scalar => match (ids.iter().max(), self.position_limit()) {
+                (Some(&position), Some(limit)) if position >= limit as i64 => {
+                    Err(InputError::PastTable { position, limit })
+                }
+                _ => Ok(()),
+            },
+            PositionIds::Scalars(_) if scalar => Ok(()),
+            _ => {
+                let [wanted, found] = if scalar { ["scalar", "integer"] } else { ["integer", "scalar"] };
+                let (embedding, augmentation) = (self.positional_embedding.name(), self.position_augmentation().name());
+                Err(InputError::PositionKind { embedding, wanted, found, augmentation })
+            }
+        }
     }
 
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
@@ -368,6 +388,11 @@ impl<B: SequenceOps> Transformer<B> {
             Some(lm_head) => lm_head.forward(x),
             None => tied_decoder(x, self.wte.table()),
         }
+    }
+
+    /// Sizes and options.
+    pub fn config(&self) -> &TransformerConfig {
+        &self.config
     }
 
     /// Tokens and, unless queries and keys carry them, positions.

@@ -29,7 +29,7 @@ fn lstm(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
 }
 
 fn s4(hidden_size: usize, num_layers: usize, dropout: f64) -> ModelConfig {
-    ModelConfig::S4(S4Config { hidden_size, num_layers, dropout, kernel_length: 64 })
+    ModelConfig::S4(S4Config { hidden_size, num_layers, dropout, kernel_length: 64, ..Default::default() })
 }
 
 fn mamba(hidden_size: usize, num_layers: usize) -> ModelConfig {
@@ -627,6 +627,7 @@ fn sizes_that_cannot_be_built_are_refused_by_key() {
         (lstm(16, 1, f64::NAN), "dropout"),
         (s4(16, 1, 1.5), "dropout"),
         (ModelConfig::S4(S4Config { kernel_length: 0, ..Default::default() }), "kernel_length"),
+        (ModelConfig::S4(S4Config { kernel_length: 1 << 15, ..Default::default() }), "kernel_length"),
         (ModelConfig::Mamba(MambaConfig { state_size: 0, ..Default::default() }), "state_size"),
         (ModelConfig::Mamba(MambaConfig { conv_kernel: 1, ..Default::default() }), "conv_kernel"),
         (ModelConfig::Mamba(MambaConfig { expand: 0, ..Default::default() }), "expand"),

@@ -216,7 +216,7 @@ fn powers_are_repeated_products() {
 /// has of it.
 #[test]
 fn a_fresh_checkpoint_is_truncated_when_it_is_loaded() {
-    let config = ModelConfig::S4(S4Config { hidden_size: 32, num_layers: 1, dropout: 0.1, kernel_length: 64 });
+    let config = ModelConfig::S4(S4Config { hidden_size: 32, kernel_length: 64, ..Default::default() });
     let (name, length) = ("s4_layers.0.layer.kernel.C", "s4_layers.0.layer.kernel.l_kernel");
     let (stored, fresh) = (published(), Weights::read(&fixture("fresh.safetensors")).unwrap());
     assert_eq!(fresh.integer(length), Some(0));
@@ -256,7 +256,7 @@ fn the_initial_c_is_normal() {
 
 #[test]
 fn lengths_of_kernels_are_part_of_a_checkpoint() {
-    let config = ModelConfig::S4(S4Config { hidden_size: 4, num_layers: 2, dropout: 0.0, kernel_length: 10 });
+    let config = ModelConfig::S4(S4Config { hidden_size: 4, num_layers: 2, kernel_length: 10, ..Default::default() });
     let mut model: Model<Cpu> = config.init(VOCAB, 0, &Default::default());
     let saved = Weights::of(&model).unwrap();
     let names = |i: usize| format!("s4_layers.{i}.layer.kernel.l_kernel");
@@ -267,7 +267,7 @@ fn lengths_of_kernels_are_part_of_a_checkpoint() {
     assert_eq!(Weights::of(&model).unwrap(), others);
     for (integers, problem) in [
         (vec![(names(0), 10)], format!("{} is missing", names(1))),
-        (vec![(names(0), 10), (names(1), 10), (names(2), 10)], format!("{} is not in the model", names(2))),
+        (vec![(names(0), 10), (names(1), usize::MAX)], format!("{} is {}", names(1), usize::MAX)),
     ] {
         let error = saved.clone().with_integers(integers).load_into(&mut model).unwrap_err().to_string();
         assert!(error.contains(&problem), "{error}");
@@ -363,7 +363,7 @@ fn whole_and_pieces<S>(
 
 #[test]
 fn s4_fed_in_pieces_equals_the_whole() {
-    let config = S4Config { hidden_size: 8, num_layers: 2, dropout: 0.1, kernel_length: 64 };
+    let config = S4Config { hidden_size: 8, num_layers: 2, kernel_length: 64, ..Default::default() };
     let model: S4<Cpu> = config.init(VOCAB, &mut models::Init::new(1, &Default::default()));
     let [whole, pieces] =
         whole_and_pieces(3, |input| model.forward(input), |input, state| model.forward_from(input, state));

@@ -51,15 +51,16 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Writes the folder `path`, whole or not at all. One that is there already (left damaged by a disk, and now made again)
-    /// is replaced.
-    pub fn write(path: &Path, state: State, weights: &Weights, optimizer: &Weights) -> Result<()> {
+    /// is replaced. Without the optimiser's moments, training cannot go on from it.
+    pub fn write(path: &Path, state: State, weights: &Weights, optimizer: Option<&Weights>) -> Result<()> {
         let doing = || format!("cannot save the checkpoint {}", path.display());
         let folder = path.parent().with_context(doing)?;
         let temporary = folder.join(format!(".partial-{}", state.step));
         let write = || -> Result<()> {
             remove_folder(&temporary)?;
             let mut state = state;
-            for (name, weights) in [(WEIGHTS, weights), (OPTIMIZER, optimizer)] {
+            let files = [(WEIGHTS, Some(weights)), (OPTIMIZER, optimizer)];
+            for (name, weights) in files.into_iter().filter_map(|(name, weights)| Some((name, weights?))) {
                 let bytes = weights.to_safetensors()?;
                 data::files::write_bytes(&temporary.join(name), &bytes)?;
                 state.files.insert(name.to_owned(), hex(crc32c(&bytes)));
@@ -187,7 +188,7 @@ mod tests {
         let path = dir.path().join("epoch-0001-step-7");
         for step in [6, 7] {
             let state = State { epoch: 1, step, val_accuracy: Some(0.1 + 0.2), ..Default::default() };
-            Checkpoint::write(&path, state, &weights(step as f32), &weights(0.0)).unwrap();
+            Checkpoint::write(&path, state, &weights(step as f32), Some(&weights(0.0))).unwrap();
         }
         let read = Checkpoint::open(&path).unwrap();
         assert_eq!((read.state().step, read.state().val_accuracy), (7, Some(0.1 + 0.2)));
@@ -200,7 +201,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("epoch-0002-step-9");
         let state = State { epoch: 2, step: 9, seconds: 1.25, ..Default::default() };
-        Checkpoint::write(&path, state, &weights(1.0), &weights(2.0)).unwrap();
+        Checkpoint::write(&path, state, &weights(1.0), Some(&weights(2.0))).unwrap();
         for name in [WEIGHTS, OPTIMIZER, STATE] {
             let file = path.join(name);
             let whole = fs::read(&file).unwrap();

@@ -1,6 +1,7 @@
 //! The command line. Raw arguments are turned into validated values by each command, once.
 
 use clap::{Args, Parser, Subcommand, ValueHint};
+use data::Augmentation;
 use evaluators::{Format, Lengths, Provider};
 use std::path::PathBuf;
 
@@ -48,6 +49,9 @@ pub enum Command {
     /// List runs, look at one, delete some
     #[cfg(feature = "train")]
     Runs(RunsArgs),
+    /// Make a run out of one of the original PyTorch code: its config.json and a checkpoint
+    #[cfg(feature = "train")]
+    Import(ImportArgs),
     /// Write a trained run as ONNX and check it against the model that was trained
     #[cfg(feature = "train")]
     Export(ExportArgs),
@@ -64,7 +68,7 @@ pub enum DataCommand {
     /// Write the splits of a task as Parquet
     Generate(GenerateArgs),
     /// Take over examples from elsewhere, checking every one: JSON lines [[tokens], [labels]], or Parquet
-    Import(ImportArgs),
+    Import(DataImportArgs),
     /// Print examples, lengths and labels of a dataset file, Parquet or text
     Show(ShowArgs),
 }
@@ -86,7 +90,7 @@ pub struct GenerateArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct ImportArgs {
+pub struct DataImportArgs {
     /// The task whose examples they are; its vocabulary gives the ids
     #[arg(long)]
     pub task: String,
@@ -182,6 +186,17 @@ pub enum RunsCommand {
 
 #[cfg(feature = "train")]
 #[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The folder with config.json, and with model.safetensors or model.pt beside it, or checkpoints under ckpts/
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub folder: PathBuf,
+    /// Task name, where the config does not say it
+    #[arg(long)]
+    pub task: Option<String>,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
 pub struct ExportArgs {
     /// The run; the newest one if left out
     #[arg(long)]
@@ -198,6 +213,9 @@ pub struct ExportArgs {
     /// Version of ONNX's operators, 20 to 23; 20 is what every TensorRT 10 reads
     #[arg(long)]
     pub opset: Option<i64>,
+    /// portable: standard operators, for every runtime; ort: also ONNX Runtime's own, where they are faster
+    #[arg(long, default_value = "portable")]
+    pub target: String,
     /// Do not compare the file with burn in ONNX Runtime
     #[arg(long)]
     pub no_verify: bool,
@@ -205,43 +223,63 @@ pub struct ExportArgs {
 
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// The run; the newest exported one if left out
+    /// The run; the newest exported one if left out. Can be repeated
     #[arg(long, conflicts_with = "model")]
-    pub handle: Option<String>,
-    /// Any ONNX model that keeps the contract in the README, instead of a run
-    #[arg(long, value_hint = ValueHint::FilePath)]
-    pub model: Option<PathBuf>,
+    pub handle: Vec<String>,
+    /// Any ONNX model that keeps the contract in the README, instead of a run. Can be repeated
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub model: Vec<PathBuf>,
     /// Task name; needed where the model does not say it
     #[arg(long)]
     pub task: Option<String>,
-    /// Test lengths: 1..1000 (both ends count), 10..100:10, 10,50,100
-    #[arg(long, default_value = "1..1000")]
-    pub lengths: Lengths,
+    /// Test lengths: 1..1000 (both ends count), 10..100:10, 10,50,100. Default: 1..1000, or none where there is a --split
+    #[arg(long)]
+    pub lengths: Option<Lengths>,
+    /// Also score examples as they are: val, ood_test, another split of the task's dataset, or a .parquet file. Can be
+    /// repeated
+    #[arg(long, value_name = "SPLIT|FILE")]
+    pub split: Vec<String>,
+    /// Passes over a split. Default: 10 where positions are drawn at random, otherwise 1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub loops: Option<u32>,
     /// Test sequences per length at most; tasks with fewer different ones use all of them
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     pub samples: u64,
-    /// Seed of sampled test sequences
+    /// Take more sequences of every length until the 95 % interval of its last accuracy is at most this wide
+    #[arg(long, value_name = "WIDTH")]
+    pub until_width: Option<f64>,
+    /// Seed of sampled test sequences and of drawn positions
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Run every length on its own, instead of reading all lengths off one pass
     #[arg(long)]
     pub exhaustive: bool,
+    /// How positions are made, where the model does not say it: none, shift, randomized, scaler+shift or zooming
+    #[arg(long, value_name = "NAME")]
+    pub augmentation: Option<Augmentation>,
     /// Where to run: auto, cpu, cuda or tensorrt
     #[arg(long, default_value = "auto")]
     pub provider: Provider,
     /// Threads of the CPU provider; all cores if left out
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Tokens in one batch at most; bounds the memory
-    #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u64).range(1..))]
-    pub max_tokens: u64,
-    /// Format of the result table: parquet, arrow, csv or json
+    /// Sessions side by side. Default: one per thread on a CPU (fewer for large models), one on a GPU
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub workers: Option<u16>,
+    /// Tokens in one batch at most; bounds the memory. Default: 16384 on a CPU, 65536 on a GPU
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_tokens: Option<u64>,
+    /// Begin anew, where a killed sweep with the same options would be taken up
+    #[arg(long)]
+    pub restart: bool,
+    /// Format of the result tables: parquet, arrow, csv or json
     #[arg(long, default_value = "parquet")]
     pub format: Format,
     /// Also write one row per sequence: input, gold, predicted
     #[arg(long)]
     pub predictions: bool,
-    /// Where to write the result table; its name also names the plot. Default: the run's eval/ folder
+    /// Where to write the result table, of all models together; its name also names the plot and the tables of splits.
+    /// Default: each run's eval/ folder
     #[arg(short, long, value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
 }

@@ -1,8 +1,8 @@
 //! A run's config: a TOML file, then `--task`/`--seed`/`--device`, then every `--set`, resolved and checked once.
 
 use anyhow::{Context, Result, bail};
-use data::TaskConfig;
 use data::suggest::nearest;
+use data::{Task, TaskConfig};
 use models::ModelConfig;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -240,14 +240,19 @@ impl Config {
             Some(Value::Table(table)) => Ok(table),
             Some(other) => bail!("`{name}` must be a table, not {}", other.type_str()),
         };
+        let task: TaskConfig = decode("task", take("task")?)?;
+        let known = Task::by_name(&task.name).ok(); // whoever needs the task says what is wrong with its name
         let mut config = Self {
-            task: decode("task", take("task")?)?,
-            model: decode_model(take("model")?)?,
+            model: decode_model(take("model")?, known.as_ref())?,
+            task,
             train: decode("train", take("train")?)?,
             optimizer: decode("optimizer", take("optimizer")?)?,
             eval: decode("eval", take("eval")?)?,
         };
         config.validate()?;
+        if let Some(task) = known {
+            config.model.check_vocabulary(&task.vocabulary)?;
+        }
         let optimizer = &mut config.optimizer;
         optimizer.weight_decay.get_or_insert(optimizer.default_weight_decay());
         Ok(config)
@@ -346,7 +351,8 @@ fn decode<T: DeserializeOwned>(name: &str, table: Table) -> Result<T> {
     })
 }
 
-fn decode_model(mut table: Table) -> Result<ModelConfig> {
+/// The size of a position table and the length of S4's kernel, if they are not set, are the task's.
+fn decode_model(mut table: Table, task: Option<&Task>) -> Result<ModelConfig> {
     let known = ModelConfig::ARCHITECTURES;
     let arch = match table.remove("arch") {
         Some(Value::String(arch)) => arch,
@@ -356,11 +362,24 @@ fn decode_model(mut table: Table) -> Result<ModelConfig> {
     match arch.as_str() {
         "rnn" => decode("model", table).map(ModelConfig::Rnn),
         "lstm" => decode("model", table).map(ModelConfig::Lstm),
-        "s4" => decode("model", table).map(ModelConfig::S4),
+        "s4" => {
+            if let Some(size) = task.and_then(|task| i64::try_from(task.max_seq_len).ok()) {
+                table.entry("kernel_length").or_insert(size.into());
+            }
+            decode("model", table).map(ModelConfig::S4)
+        }
         "mamba" => decode("model", table).map(ModelConfig::Mamba),
         "rwkv5" => decode("model", table).map(ModelConfig::Rwkv5),
         "rwkv6" => decode("model", table).map(ModelConfig::Rwkv6),
-        "transformer" => decode("model", table).map(ModelConfig::Transformer),
+        "gru" => decode("model", table).map(ModelConfig::Gru),
+        "mingru" => decode("model", table).map(ModelConfig::MinGru),
+        "deltanet" => decode("model", table).map(ModelConfig::DeltaNet),
+        "transformer" => {
+            if let Some(size) = task.and_then(|task| i64::try_from(task.max_position_embeddings).ok()) {
+                table.entry("max_position_embeddings").or_insert(size.into());
+            }
+            decode("model", table).map(ModelConfig::Transformer)
+        }
         _ => bail!("unknown model.arch `{arch}`\n  hint: {}", suggestion(&arch, &known)),
     }
 }

@@ -1,7 +1,7 @@
 //! Evaluation while training: the paper's metrics over a whole split, in one pass of the model as it is.
 
 use anyhow::{Result, anyhow};
-use data::{Batch, Collation, Dataset, ExampleRef, PAD, Vocabulary};
+use data::{Batch, Dataset, ExampleRef, PAD, Vocabulary};
 use evaluators::{Running, Score};
 use models::ops::SequenceOps;
 use models::{Model, ModelInput};
@@ -65,29 +65,29 @@ pub fn max_seen_length(val: &Dataset, vocabulary: &Vocabulary) -> usize {
     val.iter().map(|e| e.input_ids.iter().filter(|id| Some(**id) != pad).count()).max().unwrap_or(0)
 }
 
-/// Evaluates `model` on all of `examples`, `batch_size` at a time.
+/// Evaluates `model` on all of `examples`, `batch_size` at a time; `batch` puts the examples with the given indices together.
 pub fn evaluate<B: SequenceOps>(
     model: &Model<B>,
     examples: &Dataset,
     vocabulary: &Vocabulary,
     batch_size: usize,
-    collation: &Collation,
+    batch: impl Fn(&[u32]) -> Result<Batch>,
     max_seen: usize,
     device: &B::Device,
 ) -> Result<Evaluation> {
     // Examples of similar length are computed together, so little is padded. The loss does not depend on that: it is put
     // together in the split's order.
-    let mut by_length: Vec<usize> = (0..examples.len()).collect();
-    by_length.sort_by_key(|&i| examples.get(i).input_ids.len());
+    let mut by_length: Vec<u32> = (0..examples.len() as u32).collect();
+    by_length.sort_by_key(|&i| examples.get(i as usize).input_ids.len());
     let mut out = Evaluation::default();
     let (mut unseen, mut unseen_right) = (0u64, 0u64);
     let mut losses = vec![(0.0, 0); examples.len()]; // (sum, labelled tokens)
     for chunk in by_length.chunks(batch_size) {
-        let rows = chunk.iter().map(|&i| (i as u64, examples.get(i)));
-        let batch = Batch::collate_rows(rows, vocabulary, collation)?;
+        let batch = batch(chunk)?;
         let logits = model.forward(ModelInput::new(&batch, device)).into_data();
         let logits = logits.into_vec::<f32>().map_err(|e| anyhow!("cannot read the logits back: {e:?}"))?;
         for (&index, logits) in chunk.iter().zip(logits.chunks(batch.seq * vocabulary.len())) {
+            let index = index as usize;
             let (sequence, sample) = walk(index, examples.get(index), logits, vocabulary.len());
             let right = sample.gold.iter().zip(&sample.predicted).skip(max_seen);
             unseen += right.len() as u64;

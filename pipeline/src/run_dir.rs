@@ -333,7 +333,7 @@ mod tests {
     fn save(run: &RunDir, epoch: u64, step: u64, val: Option<(f64, f64)>) {
         let (val_accuracy, val_loss) = val.unzip();
         let state = checkpoint::State { epoch, step, val_accuracy, val_loss, ..Default::default() };
-        Checkpoint::write(&run.checkpoint(epoch, step), state, &Default::default(), &Default::default()).unwrap();
+        Checkpoint::write(&run.checkpoint(epoch, step), state, &Default::default(), None).unwrap();
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A sweep on one screen.
 
 use comfy_table::{CellAlignment, Table, presets};
-use evaluators::LengthResult;
+use evaluators::{DatasetResult, LengthResult};
 
 /// One row per range of lengths: how often the last token was right, the worst length, what could not be scored.
 pub fn table(results: &[LengthResult], train_max: Option<u32>) -> Table {
@@ -36,6 +36,33 @@ pub fn table(results: &[LengthResult], train_max: Option<u32>) -> Table {
         ]);
     }
     for column in 1..5 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// One row per split, with the original's metrics.
+pub fn splits(results: &[DatasetResult]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["split", "counting", "last", "overall", "unseen lengths", "loss", "sequences", "status"]);
+    for result in results {
+        let total = &result.total;
+        let times = if result.loops > 1 { format!(" ({} passes)", result.loops) } else { String::new() };
+        table.add_row([
+            result.by_length.facts.split.clone(),
+            percent(total.counting_accuracy()),
+            percent(total.last_accuracy()),
+            percent(total.accuracy()),
+            percent(total.unseen_accuracy()),
+            result.batch_mean_loss.map_or("–".into(), |loss| format!("{loss:.4}")),
+            format!("{}{times}", total.n_sequences),
+            result.status().to_owned(),
+        ]);
+    }
+    for column in 1..7 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -14,7 +14,7 @@ use burn::module::{AutodiffModule, Module};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
-use data::{Batch, Collation, Dataset, EpochOrder, PositionScheme, Task};
+use data::{Batch, Collation, Dataset, EpochOrder, Task};
 use models::layers::DropoutSource;
 use models::ops::SequenceOps;
 use models::{Model, ModelInput, Weights, l2_wrap, masked_cross_entropy};
@@ -95,7 +95,9 @@ where
         let mut found = Vec::new();
         for (name, examples) in &splits.evaluated {
             let batch_size = config.eval.batch_size;
-            let evaluation = evaluate(&model, examples, vocabulary, batch_size, &collation, max_seen, device)?;
+            let batch = |indices: &[u32]| batch_of(job, examples, indices, &collation);
+            let evaluation = evaluate(&model, examples, vocabulary, batch_size, batch, max_seen, device)
+                .with_context(|| format!("while evaluating on {name}"))?;
             curve.push(evaluation_row(step, epoch, name, &evaluation))?;
             found.push((name.clone(), evaluation));
         }
@@ -183,7 +185,7 @@ where
             if weights.iter().any(|(_, w)| w.values.iter().any(|v| !v.is_finite())) {
                 return diverged(job, per_epoch, &NotFinite { step, loss, grad_norm });
             }
-            Checkpoint::write(&run.checkpoint(epoch, step), state, &weights, &optimizer.state()?)?;
+            Checkpoint::write(&run.checkpoint(epoch, step), state, &weights, Some(&optimizer.state()?))?;
             if let Some(keep) = settings.keep {
                 run.prune_checkpoints(keep)?;
             }
@@ -231,7 +233,7 @@ where
 
 /// How the examples of a step become batches. Random positions are drawn by seed, step and example.
 fn collation(job: &Job<'_>, step: u64) -> Collation {
-    let positions = PositionScheme { seed: job.config.train.seed, draw: step, ..PositionScheme::PLAIN };
+    let positions = job.config.model.positions(job.config.train.seed, step);
     Collation { positions, pad_to: job.config.train.pad_to }
 }
 
@@ -239,11 +241,15 @@ fn collation(job: &Job<'_>, step: u64) -> Collation {
 fn pieces(job: &Job<'_>, rows: &[u32], step: u64) -> Result<Vec<Batch>> {
     let size = job.config.train.batch_size / job.config.train.accumulate;
     let collation = collation(job, step);
-    let batch = |rows: &[u32]| {
-        let rows = rows.iter().map(|&i| (u64::from(i), job.splits.train.get(i as usize)));
-        Ok(Batch::collate_rows(rows, &job.task.vocabulary, &collation)?)
-    };
-    rows.chunks(size).map(batch).collect()
+    rows.chunks(size).map(|rows| batch_of(job, &job.splits.train, rows, &collation)).collect()
+}
+
+/// The examples with these indices as a batch that the model can take.
+fn batch_of(job: &Job<'_>, examples: &Dataset, indices: &[u32], collation: &Collation) -> Result<Batch> {
+    let rows = indices.iter().map(|&i| (u64::from(i), examples.get(i as usize)));
+    let batch = Batch::collate_rows(rows, &job.task.vocabulary, collation)?;
+    job.config.model.check(&batch)?;
+    Ok(batch)
 }
 
 /// The gradient of the mean loss over all labelled tokens of the pieces, and that loss `[1]`, still on the device. RWKV's

@@ -64,8 +64,11 @@ fn final_weights(run: &Path) -> Vec<u8> {
     fs::read(run.join(format!("checkpoints/epoch-0004-step-{STEPS}/model.safetensors"))).unwrap()
 }
 
+/// Step, split, loss, accuracy and learning rate.
+type CurveRow = (u64, String, Option<f64>, Option<f64>, Option<f64>);
+
 /// The curve without what differs from one machine or hour to the next.
-fn curve(run: &Path) -> Vec<(u64, String, Option<f64>, Option<f64>, Option<f64>)> {
+fn curve(run: &Path) -> Vec<CurveRow> {
     let file = File::open(run.join("metrics.parquet")).unwrap();
     let mut rows = Vec::new();
     for batch in ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap() {
@@ -283,4 +286,49 @@ fn old_checkpoints_go_and_event_files_stay() {
     fails(dir.path(), &["runs", "rm", "1123_9", &handle, "--yes"], 1, &["there is no run"]);
     ok(dir.path(), &["runs", "rm", &handle, "--yes"]);
     assert!(!run_dir.exists());
+}
+
+/// Dropout, random positions, kernels that depend on a length, parameter groups: nothing is left out of a checkpoint.
+#[test]
+fn every_architecture_resumes_to_the_same_bytes() {
+    let randomized = ["model.positional_embedding=rope", "model.augmentation=randomized", "model.num_heads=2"];
+    let scalar = ["model.positional_embedding=scalar", "model.augmentation=shift", "model.num_heads=2"];
+    let models: [(&str, &[&str]); 6] = [
+        ("transformer-rope", &randomized),
+        ("transformer-scalar", &scalar),
+        ("s4", &["train.pad_to=64", "model.kernel_length=64"]),
+        ("mamba", &[]),
+        ("rwkv5", &["model.hidden_size=12", "model.head_size=4", "train.pad_to=64"]),
+        ("rwkv6", &["model.hidden_size=12", "model.head_size=4", "train.pad_to=64"]),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    for (config, own) in models {
+        let config = repository(&format!("configs/paper/{config}.toml"));
+        let common = [
+            "task.name=counting_samesymbol_mod10bos",
+            "task.train_examples=100",
+            "model.hidden_size=8",
+            "model.num_layers=1",
+            "train.batch_size=10",
+            "train.max_steps=12",
+            "train.epochs=2",
+            "train.checkpoint_every=5",
+            "train.log_every=1",
+            "optimizer.warmup_steps=0",
+        ];
+        let mut arguments = vec!["train", "--config", &config, "--json", "--quiet"];
+        common.iter().chain(own).for_each(|set| arguments.extend(["--set", set]));
+        let printed: Value = ok(dir.path(), &arguments).parse().unwrap();
+        let handle = printed["handle"].as_str().unwrap();
+        let run = dir.path().join("runs").join(handle);
+        let weights = || fs::read(run.join("checkpoints/epoch-0002-step-12/model.safetensors")).unwrap();
+        let (trained, rows) = (weights(), curve(&run));
+        assert!(fs::read(run.join("checkpoints/epoch-0001-step-5/model.safetensors")).unwrap() != trained);
+        for checkpoint in ["epoch-0001-step-10", "epoch-0002-step-12"] {
+            fs::remove_dir_all(run.join("checkpoints").join(checkpoint)).unwrap();
+        }
+        ok(dir.path(), &["train", "--resume", handle, "--quiet"]);
+        assert!(weights() == trained, "{config}");
+        assert_eq!(curve(&run), rows, "{config}");
+    }
 }

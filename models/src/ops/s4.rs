@@ -73,7 +73,7 @@ pub fn kernel<B: Backend>(parameters: S4Kernel<B>, length: usize) -> Tensor<B, 2
     let [hidden, modes] = lambda.re.dims();
     let frequencies = l_kernel / 2 + 1;
     let half_angles = |f: fn(f64) -> f64| {
-        let values: Vec<f32> = (0..frequencies).map(|k| f(PI * k as f64 / l_kernel as f64) as f32).collect();
+        let values: Vec<f64> = (0..frequencies).map(|k| f(PI * k as f64 / l_kernel as f64)).collect();
         Tensor::<B, 3>::from_data(TensorData::new(values, [1, 1, frequencies]), &device)
     };
     let (sin, cos) = (half_angles(f64::sin), half_angles(f64::cos));
@@ -122,7 +122,7 @@ fn inverse_transform<B: Backend>(l: usize, length: usize, device: &B::Device) ->
         for k in 0..frequencies {
             // Every other frequency stands for its conjugate as well.
             let weight = if k == 0 || 2 * k == l { sign } else { 2.0 * sign };
-            values.extend((0..length).map(|t| (weight * table[k * (2 * t + 1) % (2 * l)]) as f32));
+            values.extend((0..length).map(|t| weight * table[k * (2 * t + 1) % (2 * l)]));
         }
     }
     Tensor::from_data(TensorData::new(values, [2 * frequencies, length]), device)

@@ -1,7 +1,7 @@
 //! `pipeline data list | generate | import | show`.
 
 use super::Context;
-use crate::cli::{DataCommand, GenerateArgs, ImportArgs, ShowArgs};
+use crate::cli::{DataCommand, DataImportArgs, GenerateArgs, ShowArgs};
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 use data::{Dataset, ExampleRef, GENERATOR_VERSION, Split, Task, Vocabulary, generate_split, import, split_name, text};
@@ -100,7 +100,7 @@ fn generate(context: &Context, args: &GenerateArgs) -> Result<()> {
     context.print(as_json, as_text)
 }
 
-fn import_files(context: &Context, args: &ImportArgs) -> Result<()> {
+fn import_files(context: &Context, args: &DataImportArgs) -> Result<()> {
     let task = Task::by_name(&args.task)?;
     if args.split.is_some() && args.files.len() > 1 {
         bail!("--split names one split, but there are {} files\n  hint: import them one at a time", args.files.len());

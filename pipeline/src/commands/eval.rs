@@ -1,4 +1,4 @@
-//! `pipeline eval`: sweeps test lengths through ONNX Runtime.
+//! `pipeline eval`: sweeps test lengths and scores splits through ONNX Runtime.
 
 use super::Context;
 use crate::cli::EvalArgs;
@@ -6,105 +6,248 @@ use crate::plot::{self, Figure, Series};
 use crate::run_dir::RunDir;
 use crate::summary;
 use anyhow::{Context as _, Result, bail};
-use data::Task;
+use arrow::compute::concat_batches;
+use arrow::record_batch::RecordBatch;
 use data::families::Family;
-use evaluators::{LengthResult, LoadOptions, Model, RuntimeLibrary, Sweep, SweepFacts, write, write_predictions};
-use serde_json::json;
+use data::{Dataset, Split, Task};
+use evaluators::{
+    DatasetResult, LengthResult, Lengths, LoadOptions, Model, Progress, RuntimeLibrary, Sweep, SweepFacts, SweepResult,
+    totals_to_record_batch, write, write_predictions,
+};
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A model to evaluate.
+struct Target {
+    /// The ONNX file.
+    model: PathBuf,
+    /// What its result files are named after, without a suffix for what they hold.
+    folder: PathBuf,
+    /// Put before the names of result files, where several models share a folder.
+    prefix: String,
+}
+
+/// What was found about one model.
+struct Evaluated {
+    model: PathBuf,
+    facts: SweepFacts,
+    task: Task,
+    train_max: Option<u32>,
+    sweep: Option<SweepResult>,
+    splits: Vec<DatasetResult>,
+    seconds: f64,
+    session_seconds: f64,
+    files: Vec<PathBuf>,
+    journal: PathBuf,
+}
 
 pub fn run(context: &Context, args: EvalArgs) -> Result<()> {
-    let (path, stem) = locate(context, &args)?;
-    let mut model = Model::load(&path, LoadOptions { provider: args.provider, threads: args.threads })?;
+    if let Some(width) = args.until_width.filter(|width| !(*width > 0.0 && *width < 1.0)) {
+        bail!("--until-width {width} is no width of an interval of accuracies\n  hint: 0.01 to 0.5 make sense");
+    }
     if let Ok(Some(library)) = RuntimeLibrary::find() {
         let version = library.version.as_deref().unwrap_or("of unknown version");
         context.progress.detail(format!("ONNX Runtime {version}, {}: {}", library.source, library.path.display()));
     }
+    let lengths = match (&args.lengths, args.split.is_empty()) {
+        (None, true) => Some(Lengths::from(1..=1000)),
+        (lengths, _) => lengths.clone(),
+    };
+    let mut all = Vec::new();
+    for target in targets(context, &args)? {
+        let mut evaluated = evaluate(context, &args, &target, lengths.clone())?;
+        if args.output.is_none() {
+            let stem = |what: &str| target.folder.join(format!("{}{what}", target.prefix));
+            evaluated.files = write_tables(&args, std::slice::from_ref(&evaluated), stem)?;
+        }
+        all.push(evaluated);
+    }
+    if let Some(output) = &args.output {
+        let stem = |what: &str| if what == "sweep" { output.with_extension("") } else { beside(output, what) };
+        let files = write_tables(&args, &all, stem)?;
+        if let Some(first) = all.first_mut() {
+            first.files = files;
+        }
+    }
+    for evaluated in &all {
+        let _ = std::fs::remove_file(&evaluated.journal); // the results are written
+    }
+    let as_json = || match &all[..] {
+        [one] => document(one),
+        several => json!({ "results": several.iter().map(document).collect::<Vec<_>>() }),
+    };
+    context.print(as_json, || all.iter().map(text).collect::<Vec<_>>().join("\n\n"))
+}
+
+/// The models that the command line names.
+fn targets(context: &Context, args: &EvalArgs) -> Result<Vec<Target>> {
+    let runs = &context.global.runs_dir;
+    if !args.model.is_empty() {
+        let target = |file: &PathBuf| {
+            let name = file.file_stem().context("--model does not name a file")?.to_string_lossy();
+            Ok(Target { model: file.clone(), folder: PathBuf::new(), prefix: format!("{name}-") })
+        };
+        return args.model.iter().map(target).collect();
+    }
+    let newest = || {
+        let hint = "`pipeline export` writes the newest run's model, or name one with --model FILE.onnx";
+        RunDir::newest(runs, "exported run", hint, |run| run.onnx().is_file())
+    };
+    let named = |handle: &String| {
+        let run = RunDir::open(runs, handle)?;
+        if !run.onnx().is_file() {
+            bail!("run `{handle}` has not been exported\n  hint: `pipeline export --handle {handle}` first");
+        }
+        Ok(run)
+    };
+    let found = match &args.handle[..] {
+        [] => vec![newest()?],
+        handles => handles.iter().map(named).collect::<Result<_>>()?,
+    };
+    let target = |run: RunDir| Target { model: run.onnx(), folder: run.eval(), prefix: String::new() };
+    Ok(found.into_iter().map(target).collect())
+}
+
+fn evaluate(context: &Context, args: &EvalArgs, target: &Target, lengths: Option<Lengths>) -> Result<Evaluated> {
+    let mut model = Model::load(&target.model, LoadOptions { provider: args.provider, threads: args.threads })?;
     if let Some(reason) = model.fallback() {
         context.progress.note(format!("running on the CPU: {reason}"));
     }
     let task = task_of(&model, args.task.as_deref())?;
+    let journal = target.folder.join(format!(".{}sweep.progress", target.prefix));
+    if args.restart {
+        let _ = std::fs::remove_file(&journal); // where there is none, nothing is to be taken up
+    }
     let start = Instant::now();
-    let bar = context.progress.bar("sweep", 0, "tokens");
-    let result = Sweep::new(&mut model)
-        .task(&task)
-        .lengths(args.lengths.clone())
-        .samples(args.samples as usize)
-        .seed(args.seed)
-        .exhaustive(args.exhaustive)
-        .max_tokens(Some(args.max_tokens as usize))
-        .keep_predictions(args.predictions)
-        .progress(|p| {
-            bar.set_length(p.total_tokens);
-            bar.set_position(p.tokens);
-        })
-        .results()?;
+    let name = model.info().arch.clone().unwrap_or_else(|| "model".into());
+    let bar = context.progress.bar(name, 0, "tokens");
+    let last = Cell::new(Progress::default());
+    let mut busy = Duration::ZERO;
+    let mut sweep = None;
+    if let Some(lengths) = lengths {
+        let configured = configure(&mut model, &task, args, &bar, &last);
+        let configured = configured.lengths(lengths).exhaustive(args.exhaustive).journal(Some(&journal));
+        sweep = Some(configured.results()?);
+        busy += last.take().busy;
+    }
+    let mut splits = Vec::new();
+    for split in &args.split {
+        let (dataset, name) = read_split(context, &task, split)?;
+        bar.set_prefix(name.clone());
+        let configured = configure(&mut model, &task, args, &bar, &last).loops(args.loops);
+        splits.push(configured.run_dataset(&dataset, &name)?);
+        busy += last.take().busy;
+    }
     bar.finish_and_clear();
-    let seconds = start.elapsed().as_secs_f64();
-
-    let facts = result.facts.clone();
-    let table = stem.with_extension(args.format.name());
-    let table = args.output.clone().unwrap_or(table);
-    write(&result.to_record_batch()?, args.format, &table)?;
-    let mut files = vec![table.clone()];
-    if args.predictions {
-        let path = beside(&table, "-predictions", args.format.name());
-        write_predictions(&result.predictions, args.format, &path)?;
-        files.push(path);
-    }
-    let train_max = model.info().train_max_length;
-    if let Some(figure) = figure(&result.lengths, &facts, &task, train_max) {
-        files.extend(plot::write(&figure, &stem)?);
-    }
-
-    let as_json = || {
-        let rows: Vec<_> = result.lengths.iter().map(row).collect();
-        json!({
-            "handle": facts.handle, "model": path, "task": facts.task, "provider": facts.provider,
-            "seconds": seconds, "files": files, "lengths": rows,
-        })
-    };
-    let as_text = || {
-        let files: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
-        format!(
-            "{} on {} · {} · {} lengths in {seconds:.2} s\n{}\n{}",
-            facts.arch.as_deref().unwrap_or("model"),
-            facts.task,
-            facts.provider,
-            result.lengths.len(),
-            summary::table(&result.lengths, train_max),
-            files.join("\n")
-        )
-    };
-    context.print(as_json, as_text)
+    Ok(Evaluated {
+        model: target.model.clone(),
+        facts: SweepFacts::new(&model, &task, "sweep"),
+        train_max: model.info().train_max_length,
+        task,
+        sweep,
+        splits,
+        seconds: start.elapsed().as_secs_f64(),
+        session_seconds: busy.as_secs_f64(),
+        files: vec![],
+        journal,
+    })
 }
 
-/// The model file, and the path that result files are named after.
-fn locate(context: &Context, args: &EvalArgs) -> Result<(PathBuf, PathBuf)> {
-    let runs = &context.global.runs_dir;
-    let (model, default) = if let Some(file) = &args.model {
-        let name = file.file_stem().context("--model does not name a file")?.to_string_lossy();
-        (file.clone(), PathBuf::from(format!("{name}-sweep")))
-    } else {
-        let run = match &args.handle {
-            Some(handle) => {
-                let run = RunDir::open(runs, handle)?;
-                if !run.onnx().is_file() {
-                    bail!("run `{handle}` has not been exported\n  hint: `pipeline export --handle {handle}` first");
-                }
-                run
-            }
-            None => RunDir::newest(
-                runs,
-                "exported run",
-                "`pipeline export` writes the newest run's model, or name one with --model FILE.onnx",
-                |run| run.onnx().is_file(),
-            )?,
-        };
-        (run.onnx(), run.eval().join("sweep"))
+/// What sweeps and splits share; `last` is kept up to date with the progress.
+fn configure<'a>(
+    model: &'a mut Model,
+    task: &'a Task,
+    args: &EvalArgs,
+    bar: &'a ProgressBar,
+    last: &'a Cell<Progress>,
+) -> Sweep<'a> {
+    let start = Instant::now();
+    let show = move |p: Progress| {
+        last.set(p);
+        bar.set_length(p.total_tokens);
+        bar.set_position(p.tokens);
+        let rate = p.lengths as f64 / start.elapsed().as_secs_f64();
+        bar.set_message(format!("{} of {} lengths · {rate:.0}/s", p.lengths, p.total_lengths));
     };
-    Ok((model, args.output.as_ref().map_or(default, |output| output.with_extension(""))))
+    Sweep::new(model)
+        .task(task)
+        .samples(args.samples as usize)
+        .until_width(args.until_width)
+        .seed(args.seed)
+        .augmentation(args.augmentation)
+        .max_tokens(args.max_tokens.map(|n| n as usize))
+        .workers(args.workers.map(usize::from))
+        .keep_predictions(args.predictions)
+        .progress(show)
+}
+
+/// The examples that `split` names, and its name in result tables: a Parquet file, a file of the task's dataset, or, where
+/// that was not generated, the split itself.
+fn read_split(context: &Context, task: &Task, split: &str) -> Result<(Dataset, String)> {
+    let path = Path::new(split);
+    if path.extension().is_some() {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        return Ok((Dataset::read(path)?, name));
+    }
+    let file = context.global.data_dir.join(&task.name).join(format!("{split}.parquet"));
+    if file.is_file() {
+        return Ok((Dataset::read(&file)?, split.to_owned()));
+    }
+    match split.parse::<Split>() {
+        Ok(known) if known != Split::Train => {
+            let rows = task.rows(known, 0)?;
+            Ok((Dataset::generated(task, known, 0, rows), split.to_owned()))
+        }
+        _ => bail!(
+            "there is no split `{split}`: {} does not exist\n  hint: val and ood_test always work; others must be generated or imported first, or name a .parquet file",
+            file.display()
+        ),
+    }
+}
+
+/// Writes what was found about `all`, which share their tables, to files called `stem(what)`; returns their paths.
+fn write_tables(args: &EvalArgs, all: &[Evaluated], stem: impl Fn(&str) -> PathBuf) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut put = |what: &str, tables: Vec<RecordBatch>| -> Result<()> {
+        let Some(first) = tables.first() else { return Ok(()) };
+        let path = match &args.output {
+            Some(output) if what == "sweep" => output.clone(), // exactly the name that was asked for
+            _ => stem(what).with_extension(args.format.name()),
+        };
+        write(&concat_batches(&first.schema(), &tables)?, args.format, &path)?;
+        files.push(path);
+        Ok(())
+    };
+    let tables = all.iter().filter_map(|e| e.sweep.as_ref()).map(SweepResult::to_record_batch);
+    put("sweep", tables.collect::<Result<_, _>>()?)?;
+    for index in 0..args.split.len() {
+        let results: Vec<DatasetResult> = all.iter().map(|e| e.splits[index].clone()).collect();
+        let Some(name) = results.first().map(|r| r.by_length.facts.split.clone()) else { continue };
+        let tables = results.iter().map(|r| r.by_length.to_record_batch()).collect::<Result<_, _>>()?;
+        put(&name, tables)?;
+        put(&format!("{name}-total"), vec![totals_to_record_batch(&results)?])?;
+    }
+    if args.predictions {
+        for evaluated in all {
+            let found = evaluated.sweep.iter().chain(evaluated.splits.iter().map(|split| &split.by_length));
+            for result in found {
+                // a table of predictions does not say whose they are
+                let whose = if all.len() > 1 { format!("-{}", evaluated.name()) } else { String::new() };
+                let path = beside(&stem(&result.facts.split), &format!("predictions{whose}"));
+                let path = path.with_extension(args.format.name());
+                write_predictions(&result.predictions, args.format, &path)?;
+                files.push(path);
+            }
+        }
+    }
+    if let Some(figure) = figure(all) {
+        files.extend(plot::write(&figure, &stem("sweep"))?);
+    }
+    Ok(files)
 }
 
 fn task_of(model: &Model, named: Option<&str>) -> Result<Task> {
@@ -117,12 +260,51 @@ fn task_of(model: &Model, named: Option<&str>) -> Result<Task> {
     }
 }
 
-fn beside(path: &Path, suffix: &str, extension: &str) -> PathBuf {
+/// `folder/name-what` for `folder/name.extension`.
+fn beside(path: &Path, what: &str) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!("{stem}{suffix}.{extension}"))
+    path.with_file_name(format!("{stem}-{what}"))
 }
 
-fn row(result: &LengthResult) -> serde_json::Value {
+impl Evaluated {
+    /// The run's handle, or the file's name.
+    fn name(&self) -> String {
+        let file = || self.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        self.facts.handle.clone().unwrap_or_else(file)
+    }
+}
+
+fn document(evaluated: &Evaluated) -> Value {
+    let lengths = evaluated.sweep.iter().flat_map(|sweep| &sweep.lengths).map(row).collect::<Vec<_>>();
+    let splits = evaluated.splits.iter().map(|split| {
+        let total = &split.total;
+        json!({
+            "split": split.by_length.facts.split,
+            "loops": split.loops,
+            "n_sequences": total.n_sequences,
+            "counting_accuracy": total.counting_accuracy(),
+            "last_accuracy": total.last_accuracy(),
+            "accuracy": total.accuracy(),
+            "unseen_accuracy": total.unseen_accuracy(),
+            "sequence_accuracy": total.sequence_accuracy(),
+            "loss": split.batch_mean_loss,
+            "status": split.status(),
+        })
+    });
+    json!({
+        "handle": evaluated.facts.handle,
+        "model": evaluated.model,
+        "task": evaluated.facts.task,
+        "provider": evaluated.facts.provider,
+        "seconds": evaluated.seconds,
+        "session_seconds": evaluated.session_seconds,
+        "files": evaluated.files,
+        "lengths": lengths,
+        "splits": splits.collect::<Vec<_>>(),
+    })
+}
+
+fn row(result: &LengthResult) -> Value {
     let score = result.score();
     json!({
         "length": result.length,
@@ -134,6 +316,20 @@ fn row(result: &LengthResult) -> serde_json::Value {
         "status": result.status(),
         "plan": result.plan.name(),
     })
+}
+
+fn text(evaluated: &Evaluated) -> String {
+    let Evaluated { facts, sweep, splits, seconds, .. } = evaluated;
+    let what = sweep.iter().map(|sweep| format!("{} lengths", sweep.lengths.len()));
+    let what: Vec<String> = what.chain(splits.iter().map(|split| split.by_length.facts.split.clone())).collect();
+    let (arch, what) = (facts.arch.as_deref().unwrap_or("model"), what.join(", "));
+    let mut lines = vec![format!("{arch} on {} · {} · {what} in {seconds:.2} s", facts.task, facts.provider)];
+    lines.extend(sweep.iter().map(|sweep| summary::table(&sweep.lengths, evaluated.train_max).to_string()));
+    if !splits.is_empty() {
+        lines.push(summary::splits(splits).to_string());
+    }
+    lines.extend(evaluated.files.iter().map(|file| file.display().to_string()));
+    lines.join("\n")
 }
 
 /// The points of a sweep that have a score.
@@ -156,18 +352,30 @@ pub fn smoothing_note(points: usize) -> String {
     }
 }
 
-fn figure(results: &[LengthResult], facts: &SweepFacts, task: &Task, train_max: Option<u32>) -> Option<Figure> {
-    let points = points(results);
-    if points.len() < 2 {
-        return None;
-    }
-    let positions = facts.positional_embedding.as_deref().unwrap_or_default();
-    let name = plot::display_name(facts.arch.as_deref().unwrap_or("model"), positions);
+/// One line per model; nothing where no sweep has two lengths.
+fn figure(all: &[Evaluated]) -> Option<Figure> {
+    let first = all.first()?;
+    let series: Vec<Series> = all
+        .iter()
+        .filter_map(|evaluated| {
+            let points = points(&evaluated.sweep.as_ref()?.lengths);
+            let facts = &evaluated.facts;
+            let positions = facts.positional_embedding.as_deref().unwrap_or_default();
+            let name = plot::display_name(facts.arch.as_deref().unwrap_or("model"), positions);
+            let label = if all.len() > 1 { format!("{name} {}", evaluated.name()) } else { name };
+            (points.len() > 1).then_some(Series { label, points })
+        })
+        .collect();
+    let longest = series.iter().map(|s| s.points.len()).max()?;
+    let title = match &series[..] {
+        [one] => format!("How far does the {} count?", one.label),
+        _ => "How far do they count?".to_owned(),
+    };
     Some(Figure {
-        title: format!("How far does the {name} count?"),
-        subtitle: format!("{} · last-token accuracy{}", task.name, smoothing_note(points.len())),
-        train_max,
-        chance: chance(task.family.as_ref()),
-        series: vec![Series { label: name, points }],
+        title,
+        subtitle: format!("{} · last-token accuracy{}", first.task.name, smoothing_note(longest)),
+        train_max: first.train_max,
+        chance: chance(first.task.family.as_ref()),
+        series,
     })
 }

@@ -38,7 +38,7 @@ pub fn run(context: &Context, args: ExportArgs) -> Result<()> {
     let runs = &context.global.runs_dir;
     let precision: Precision = args.precision.parse()?;
     let opset = args.opset.unwrap_or(ExportOptions::default().opset);
-    let options = ExportOptions { precision, opset, ..Default::default() };
+    let options = ExportOptions { precision, opset, target: args.target.parse()?, ..Default::default() };
     let plan = ExportPlan { options, checkpoint: args.checkpoint, unchecked: args.no_verify };
     if args.all {
         return export_all(context, &plan);
@@ -126,8 +126,8 @@ pub fn export_run(context: &Context, run: &RunDir, plan: &ExportPlan) -> Result<
         task: task.name.clone(),
         vocab: task.vocabulary.tokens().to_vec(),
         train_max_length: task.family.train_max_length() as usize,
-        max_position_embeddings: task.max_position_embeddings,
-        augmentation: "none".into(),
+        max_position_embeddings: config.model.max_position_embeddings().unwrap_or(task.max_position_embeddings),
+        augmentation: config.model.augmentation().name().into(),
         seed: config.train.seed,
         checkpoint: checkpoint.name(),
     };

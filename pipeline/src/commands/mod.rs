@@ -6,6 +6,8 @@ mod eval;
 #[cfg(feature = "train")]
 mod export;
 #[cfg(feature = "train")]
+mod import;
+#[cfg(feature = "train")]
 mod quickstart;
 #[cfg(feature = "train")]
 mod runs;
@@ -30,6 +32,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(&context, args),
         #[cfg(feature = "train")]
         Command::Runs(args) => runs::run(&context, args),
+        #[cfg(feature = "train")]
+        Command::Import(args) => import::run(&context, args),
         #[cfg(feature = "train")]
         Command::Export(args) => export::run(&context, args),
     }

@@ -166,6 +166,7 @@ pub fn train_config(
     started: impl FnOnce(&RunDir) -> Result<()>,
 ) -> Result<(RunDir, Outcome)> {
     let task = Task::by_name(&config.task.name)?;
+    config.model.check_vocabulary(&task.vocabulary)?;
     let device = Device::parse(&config.train.device)?;
     let initial = initial_weights(&config, &task)?;
     let splits = splits(context, &config, &task)?;
