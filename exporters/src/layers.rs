@@ -2,7 +2,7 @@
 
 use crate::ExportError;
 use crate::graph::Attribute::{Float, Int};
-use crate::graph::{BATCH, Dim, GraphBuilder, SEQ, Value};
+use crate::graph::{Attribute, BATCH, Dim, GraphBuilder, SEQ, Value};
 use crate::onnx::tensor_proto::DataType;
 
 /// The input `input_ids` `[batch, seq]`.
@@ -112,6 +112,15 @@ pub(crate) fn silu(g: &mut GraphBuilder<'_>, y: &Value) -> Value {
     g.node("Mul", &[y, &gate], &[])
 }
 
+/// down(GELU(up(x))), four times as wide in between.
+pub(crate) fn mlp(g: &mut GraphBuilder<'_>, module: &str, x: &Value, hidden: usize) -> Result<Value, ExportError> {
+    g.scope(module, |g| {
+        let x = affine(g, "up", x, [hidden, 4 * hidden])?;
+        let x = g.node("Gelu", &[&x], &[]);
+        affine(g, "down", &x, [4 * hidden, hidden])
+    })
+}
+
 /// y = x·W + b, `[a, b, in]` → `[a, b, out]`; `weight` is `[in, out]`, as in GPT-2's `Conv1D`.
 pub(crate) fn conv1d(
     g: &mut GraphBuilder<'_>,
@@ -150,10 +159,14 @@ pub(crate) fn layer_norm(
 pub(crate) struct Cell {
     /// The operator.
     pub(crate) op: &'static str,
+    /// The module that the layer's weights are in.
+    pub(crate) module: &'static str,
     /// The gates in ONNX's order: the letter ONNX gives each, and its place among PyTorch's.
     pub(crate) gates: &'static [(char, usize)],
     /// The states that go from one token to the next, in ONNX's order.
     pub(crate) states: &'static [&'static str],
+    /// What the operator is told besides its width.
+    pub(crate) attributes: &'static [(&'static str, Attribute<'static>)],
 }
 
 /// One recurrent layer as one node: `[seq, batch, hidden]` → the same shape. `ids` tells the size of the batch.
@@ -162,7 +175,7 @@ pub(crate) struct Cell {
 /// here, and the initializers tell: `weight_ih_l0.iofc` is PyTorch's `weight_ih_l0` with the gates in that order.
 pub(crate) fn recurrent_layer(
     g: &mut GraphBuilder<'_>,
-    Cell { op, gates, states }: &Cell,
+    Cell { op, module, gates, states, attributes }: &Cell,
     layer: usize,
     ids: &Value,
     x: &Value,
@@ -197,7 +210,8 @@ pub(crate) fn recurrent_layer(
             inputs.push(g.narrow(&state));
         }
         let inputs: Vec<&Value> = inputs.iter().collect();
-        let outputs = g.node_with(1 + names.len(), op, &inputs, &[("hidden_size", Int(hidden as i64))]);
+        let attributes = [&[("hidden_size", Int(hidden as i64))], *attributes].concat();
+        let outputs = g.node_with(1 + names.len(), op, &inputs, &attributes);
         for (name, state) in names.iter().zip(&outputs[1..]) {
             let state = g.node("Squeeze", &[state, &front], &[]); // [batch, hidden]
             let state = g.widen(&state);
@@ -207,5 +221,5 @@ pub(crate) fn recurrent_layer(
         let all = g.widen(&outputs[0]);
         Ok(g.node("Squeeze", &[&all, &direction], &[])) // [seq, 1, batch, hidden] → [seq, batch, hidden]
     };
-    g.without_bf16(|g| g.scope("lstm", build))
+    g.without_bf16(|g| g.scope(*module, build))
 }

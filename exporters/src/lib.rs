@@ -2,13 +2,14 @@
 //!
 //! | file | what it writes |
 //! |---|---|
-//! | `rnn.rs`, `lstm.rs`, `s4.rs`, `mamba.rs`, `rwkv5.rs`, `rwkv6.rs`, `transformer.rs` | one architecture each, in the order of the file of that name in `models` |
+//! | `rnn.rs`, `lstm.rs`, `gru.rs`, `mingru.rs`, `s4.rs`, `mamba.rs`, `rwkv5.rs`, `rwkv6.rs`, `deltanet.rs`, `transformer.rs` | one architecture each, in the order of the file of that name in `models` |
 //! | `layers.rs` | the layers they share, as `models::layers` |
 //! | `graph.rs` | the builder: names, initializers, nodes, the file |
 //! | [`onnx`] | the protobuf types, generated from `proto/onnx.proto` |
 //!
 //! A lowering does not trace: it states the graph, so nothing is unrolled and no length is fixed. A recurrent layer is
-//! one `RNN` or `LSTM` node, or a `Scan` over steps or chunks of steps; the Transformer builds its causal mask from the length of its input. The graph follows the
+//! one `RNN`, `LSTM` or `GRU` node, or a `Scan` over steps or chunks of steps; the Transformer builds its causal mask from
+//! the length of its input. The graph follows the
 //! modules of the model. In a viewer, the node `/h.0/attn/c_attn/MatMul` multiplies by `h.0.attn.c_attn.weight`, which is
 //! the name and, unless the name says otherwise (`….T` transposed, `….iofc` gates reordered), the layout in the
 //! checkpoint.
@@ -18,11 +19,14 @@
 //! its states after the last token as `state_<name>_out` `[batch, …]`, and takes them as the optional `state_<name>_in`:
 //! a long sequence can be fed in pieces, in constant memory. Whoever runs the file finds the vocabulary, the positional embedding and where the model comes from in its metadata: see [`ExportInfo`].
 
+mod deltanet;
 mod error;
 mod graph;
+mod gru;
 mod layers;
 mod lstm;
 mod mamba;
+mod mingru;
 #[allow(missing_docs, clippy::all)]
 pub mod onnx {
     //! The ONNX messages, generated from `proto/onnx.proto`.
@@ -90,6 +94,9 @@ pub fn export(
     match config {
         ModelConfig::Rnn(c) => rnn::lower(c, vocab, &mut g)?,
         ModelConfig::Lstm(c) => lstm::lower(c, vocab, &mut g)?,
+        ModelConfig::Gru(c) => gru::lower(c, vocab, &mut g)?,
+        ModelConfig::MinGru(c) => mingru::lower(c, vocab, &mut g)?,
+        ModelConfig::DeltaNet(c) => deltanet::lower(c, vocab, &mut g)?,
         ModelConfig::S4(c) => s4::lower(c, vocab, &mut g)?,
         ModelConfig::Mamba(c) => mamba::lower(c, vocab, &mut g)?,
         ModelConfig::Rwkv5(c) => rwkv5::lower(c, vocab, &mut g)?,
@@ -103,6 +110,7 @@ pub fn export(
 fn check_vocabulary(config: &ModelConfig, weights: &Weights, vocab: usize) -> Result<(), ExportError> {
     let decoder = match config {
         ModelConfig::Rnn(_) | ModelConfig::Lstm(_) | ModelConfig::S4(_) => "decoder.weight",
+        ModelConfig::Gru(_) | ModelConfig::MinGru(_) | ModelConfig::DeltaNet(_) => "decoder.weight",
         ModelConfig::Mamba(_) => "backbone.embedding.weight",
         ModelConfig::Rwkv5(_) | ModelConfig::Rwkv6(_) => "head.weight",
         ModelConfig::Transformer(_) => "lm_head.weight",

@@ -7,7 +7,13 @@ use crate::layers::{Cell, decoder, input_ids, logits, recurrent_layer, token_emb
 use models::lstm::LstmConfig;
 
 /// PyTorch stacks i, f, g, o; ONNX stacks i, o, f, c, and its c is PyTorch's g.
-const CELL: Cell = Cell { op: "LSTM", gates: &[('i', 0), ('o', 3), ('f', 1), ('c', 2)], states: &["h", "c"] };
+const CELL: Cell = Cell {
+    op: "LSTM",
+    module: "lstm",
+    gates: &[('i', 0), ('o', 3), ('f', 1), ('c', 2)],
+    states: &["h", "c"],
+    attributes: &[],
+};
 
 pub(crate) fn lower(config: &LstmConfig, vocab: usize, g: &mut GraphBuilder<'_>) -> Result<(), ExportError> {
     let hidden = config.hidden_size;

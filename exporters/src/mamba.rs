@@ -130,7 +130,7 @@ fn selective_scan(
 /// log(1 + eˣ). Step sizes are small, and ONNX's `Softplus` may lose what matters of them: where z = e^{−|x|} is small, so
 /// is the part of 1 + z that is not rounded away. The quotient log(w)/(w − 1) at the rounded w = 1 + z makes up for it
 /// (Kahan; see Higham, Accuracy and Stability of Numerical Algorithms, section 1.14.1).
-fn softplus(g: &mut GraphBuilder<'_>, x: &Value) -> Value {
+pub(crate) fn softplus(g: &mut GraphBuilder<'_>, x: &Value) -> Value {
     g.scope("softplus", |g| {
         let (one, tiny) = (g.scalar("one", 1f32), g.scalar("tiny", f32::MIN_POSITIVE));
         let size = g.node("Abs", &[x], &[]);

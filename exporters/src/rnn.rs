@@ -7,7 +7,7 @@ use crate::layers::{Cell, decoder, input_ids, logits, recurrent_layer, token_emb
 use models::rnn::RnnConfig;
 
 /// ONNX calls an RNN's only gate i.
-const CELL: Cell = Cell { op: "RNN", gates: &[('i', 0)], states: &["h"] };
+const CELL: Cell = Cell { op: "RNN", module: "lstm", gates: &[('i', 0)], states: &["h"], attributes: &[] };
 
 pub(crate) fn lower(config: &RnnConfig, vocab: usize, g: &mut GraphBuilder<'_>) -> Result<(), ExportError> {
     let hidden = config.hidden_size;

@@ -1,6 +1,9 @@
+use crate::deltanet::DeltaNetConfig;
 use crate::error::{ConfigError, InputError};
+use crate::gru::GruConfig;
 use crate::lstm::LstmConfig;
 use crate::mamba::MambaConfig;
+use crate::mingru::MinGruConfig;
 use crate::rnn::RnnConfig;
 use crate::rwkv5::Rwkv5Config;
 use crate::rwkv6::Rwkv6Config;
@@ -25,13 +28,20 @@ pub enum ModelConfig {
     Rwkv5(Rwkv5Config),
     /// See [`crate::rwkv6`].
     Rwkv6(Rwkv6Config),
+    /// See [`crate::gru`].
+    Gru(GruConfig),
+    /// See [`crate::mingru`].
+    MinGru(MinGruConfig),
+    /// See [`crate::deltanet`].
+    DeltaNet(DeltaNetConfig),
     /// See [`crate::transformer`].
     Transformer(TransformerConfig),
 }
 
 impl ModelConfig {
     /// The values of `arch`.
-    pub const ARCHITECTURES: [&'static str; 7] = ["rnn", "lstm", "s4", "mamba", "rwkv5", "rwkv6", "transformer"];
+    pub const ARCHITECTURES: [&'static str; 10] =
+        ["rnn", "lstm", "gru", "mingru", "s4", "mamba", "rwkv5", "rwkv6", "deltanet", "transformer"];
 
     /// The architecture's name.
     pub fn arch(&self) -> &'static str {
@@ -42,6 +52,9 @@ impl ModelConfig {
             Self::Mamba(_) => "mamba",
             Self::Rwkv5(_) => "rwkv5",
             Self::Rwkv6(_) => "rwkv6",
+            Self::Gru(_) => "gru",
+            Self::MinGru(_) => "mingru",
+            Self::DeltaNet(_) => "deltanet",
             Self::Transformer(_) => "transformer",
         }
     }
@@ -55,6 +68,9 @@ impl ModelConfig {
             Self::Mamba(c) => c.hidden_size,
             Self::Rwkv5(c) => c.hidden_size,
             Self::Rwkv6(c) => c.hidden_size,
+            Self::Gru(c) => c.hidden_size,
+            Self::MinGru(c) => c.hidden_size,
+            Self::DeltaNet(c) => c.hidden_size,
             Self::Transformer(c) => c.hidden_size,
         }
     }
@@ -68,6 +84,9 @@ impl ModelConfig {
             Self::Mamba(c) => c.num_layers,
             Self::Rwkv5(c) => c.num_layers,
             Self::Rwkv6(c) => c.num_layers,
+            Self::Gru(c) => c.num_layers,
+            Self::MinGru(c) => c.num_layers,
+            Self::DeltaNet(c) => c.num_layers,
             Self::Transformer(c) => c.num_layers,
         }
     }
@@ -75,8 +94,8 @@ impl ModelConfig {
     /// The name of the positional embedding; `none` for recurrent models, which need no positions.
     pub fn positional_embedding(&self) -> &'static str {
         match self {
-            Self::Rnn(_) | Self::Lstm(_) | Self::S4(_) | Self::Mamba(_) | Self::Rwkv5(_) | Self::Rwkv6(_) => "none",
             Self::Transformer(c) => c.positional_embedding.name(),
+            _ => "none",
         }
     }
 
@@ -155,6 +174,9 @@ impl ModelConfig {
             Self::Mamba(c) => c.validate(),
             Self::Rwkv5(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
             Self::Rwkv6(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
+            Self::Gru(c) => check_dropout(c.dropout),
+            Self::MinGru(c) => check_dropout(c.dropout),
+            Self::DeltaNet(c) => check_dropout(c.dropout).and_then(|()| c.validate()),
             Self::Transformer(c) => c.validate(),
         }
     }

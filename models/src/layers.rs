@@ -5,6 +5,7 @@ use crate::ops::RecurrentWeights;
 use crate::ops::plain::matmul_rows;
 use burn::module::{Module, Param};
 use burn::prelude::*;
+use burn::tensor::activation::gelu;
 use burn::tensor::{TensorData, module::embedding};
 use data::stream_rng;
 use rand::RngExt;
@@ -140,6 +141,25 @@ impl<B: Backend> Affine<B> {
     }
 }
 
+/// down(GELU(up(x))), four times as wide in between (GELU: Hendrycks and Gimpel, arXiv 1606.08415, exact).
+#[derive(Module, Debug)]
+pub struct Mlp<B: Backend> {
+    up: Affine<B>,
+    down: Affine<B>,
+}
+
+impl<B: Backend> Mlp<B> {
+    /// Weights and biases uniform on ±1/√in.
+    pub fn new(init: &mut Init<'_, B>, hidden: usize) -> Self {
+        Self { up: Affine::new(init, hidden, 4 * hidden), down: Affine::new(init, 4 * hidden, hidden) }
+    }
+
+    /// `[batch, seq, hidden]` → the same shape.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.down.forward(gelu(self.up.forward(x)))
+    }
+}
+
 /// y = x·W + b, `weight` `[in, out]`: GPT-2's `Conv1D`.
 #[derive(Module, Debug)]
 pub struct Conv1d<B: Backend> {
@@ -262,4 +282,10 @@ impl<B: Backend> RecurrentLayer<B> {
             bias_hh: self.bias_hh.val(),
         }
     }
+}
+
+/// `[batch, seq, heads·head_size]` → `[batch, heads, seq, head_size]`.
+pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 3>, head_size: usize) -> Tensor<B, 4> {
+    let [batch, seq, channels] = x.dims();
+    x.reshape([batch, seq, channels / head_size, head_size]).swap_dims(1, 2)
 }

@@ -7,6 +7,9 @@
 //! | [`s4`] | S4: a structured state space per channel, trained as a convolution |
 //! | [`mamba`] | Mamba: a selective state space |
 //! | [`rwkv5`], [`rwkv6`] | RWKV-5 "Eagle" and RWKV-6 "Finch"; what they share is in [`rwkv`] |
+//! | [`gru`] | GRU |
+//! | [`mingru`] | minGRU, a GRU that is linear in its state |
+//! | [`deltanet`] | Gated DeltaNet, with eigenvalues down to −1 |
 //! | [`transformer`] | causal Transformer, pre-norm, ReLU MLP; no, absolute, sinusoidal, rotary or scalar positions |
 //!
 //! What is costly and sequential sits behind [`ops::SequenceOps`], a trait over burn's `Backend` with a plain-tensor
@@ -14,14 +17,17 @@
 //! parameters by name, in the layout of PyTorch's state dict, and what checkpoints and the exporters hold.
 
 mod config;
+pub mod deltanet;
 mod error;
 mod groups;
+pub mod gru;
 pub mod hippo;
 mod init;
 pub mod layers;
 mod loss;
 pub mod lstm;
 pub mod mamba;
+pub mod mingru;
 mod model;
 pub mod ops;
 pub mod original;

@@ -191,7 +191,7 @@ impl<B: SequenceOps> Mixer<B> {
 }
 
 /// log(1 + eˣ). Step sizes are small: 1 + eˣ, rounded, would lose what matters of them.
-fn softplus<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+pub(crate) fn softplus<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
     relu(x.clone()) + (-x.abs()).exp().log1p()
 }
 

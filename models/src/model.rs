@@ -1,6 +1,9 @@
+use crate::deltanet::DeltaNet;
+use crate::gru::Gru;
 use crate::layers::DropoutSource;
 use crate::lstm::Lstm;
 use crate::mamba::Mamba;
+use crate::mingru::MinGru;
 use crate::ops::SequenceOps;
 use crate::rnn::Rnn;
 use crate::rwkv5::Rwkv5;
@@ -102,6 +105,12 @@ pub enum Model<B: Backend> {
     Rwkv5(Rwkv5<B>),
     /// See [`crate::rwkv6`].
     Rwkv6(Rwkv6<B>),
+    /// See [`crate::gru`].
+    Gru(Gru<B>),
+    /// See [`crate::mingru`].
+    MinGru(MinGru<B>),
+    /// See [`crate::deltanet`].
+    DeltaNet(DeltaNet<B>),
     /// See [`crate::transformer`].
     Transformer(Transformer<B>),
 }
@@ -117,6 +126,9 @@ impl ModelConfig {
             Self::Mamba(c) => Model::Mamba(c.init(vocab, init)),
             Self::Rwkv5(c) => Model::Rwkv5(c.init(vocab, init)),
             Self::Rwkv6(c) => Model::Rwkv6(c.init(vocab, init)),
+            Self::Gru(c) => Model::Gru(c.init(vocab, init)),
+            Self::MinGru(c) => Model::MinGru(c.init(vocab, init)),
+            Self::DeltaNet(c) => Model::DeltaNet(c.init(vocab, init)),
             Self::Transformer(c) => Model::Transformer(c.init(vocab, init)),
         }
     }
@@ -155,6 +167,9 @@ impl<B: SequenceOps> Model<B> {
             Self::Mamba(m) => m.forward(input),
             Self::Rwkv5(m) => m.forward(input),
             Self::Rwkv6(m) => m.forward(input),
+            Self::Gru(m) => m.forward(input),
+            Self::MinGru(m) => m.forward(input),
+            Self::DeltaNet(m) => m.forward(input),
             Self::Transformer(m) => m.forward(input),
         }
     }

@@ -81,12 +81,6 @@ impl<B: Backend> GroupNorm<B> {
     }
 }
 
-/// `[batch, seq, hidden]` → `[batch, heads, seq, head_size]`.
-pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 3>, head_size: usize) -> Tensor<B, 4> {
-    let [batch, seq, hidden] = x.dims();
-    x.reshape([batch, seq, hidden / head_size, head_size]).swap_dims(1, 2)
-}
-
 /// Embedding U(±1e-4).
 pub(crate) fn embedding<B: Backend>(init: &mut Init<'_, B>, vocab: usize, hidden: usize) -> Embedding<B> {
     Embedding { weight: init.uniform([vocab, hidden], 1e-4) }

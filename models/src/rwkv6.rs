@@ -5,10 +5,10 @@
 //! type `x060` of the code published with it; sizes of arXiv 2405.20131.
 
 use crate::error::ConfigError;
-use crate::layers::{Embedding, LayerNorm, Linear, dropout};
+use crate::layers::{Embedding, LayerNorm, Linear, dropout, split_heads};
 use crate::ops::SequenceOps;
 use crate::ops::plain::matmul_rows;
-use crate::rwkv::{self, Depth, GroupNorm, LAYER_NORM_EPSILON, RwkvState, ffn_size, shift, split_heads};
+use crate::rwkv::{self, Depth, GroupNorm, LAYER_NORM_EPSILON, RwkvState, ffn_size, shift};
 use crate::{Init, ModelInput};
 use burn::module::{Module, Param};
 use burn::prelude::*;

@@ -243,15 +243,17 @@ const RECURRENT: [&str; 4] = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"];
 pub(crate) fn checkpoint_name(path: &str) -> String {
     let parts: Vec<&str> = path.split('.').collect();
     match parts[..] {
-        ["lstm", layer, kind] if RECURRENT.contains(&kind) => format!("lstm.{kind}_l{layer}"),
+        [module @ ("lstm" | "gru"), layer, kind] if RECURRENT.contains(&kind) => format!("{module}.{kind}_l{layer}"),
         _ => path.to_owned(),
     }
 }
 
 fn module_path(name: &str) -> String {
-    let recurrent = name.strip_prefix("lstm.").and_then(|rest| rest.rsplit_once("_l"));
+    let recurrent = name.split_once('.').and_then(|(module, rest)| Some((module, rest.rsplit_once("_l")?)));
     match recurrent {
-        Some((kind, layer)) if RECURRENT.contains(&kind) => format!("lstm.{layer}.{kind}"),
+        Some((module @ ("lstm" | "gru"), (kind, layer))) if RECURRENT.contains(&kind) => {
+            format!("{module}.{layer}.{kind}")
+        }
         _ => name.to_owned(),
     }
 }

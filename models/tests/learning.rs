@@ -7,8 +7,11 @@ use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use data::{Batch, Collation, Split, Task, stream_rng};
+use models::deltanet::DeltaNetConfig;
+use models::gru::GruConfig;
 use models::lstm::LstmConfig;
 use models::mamba::MambaConfig;
+use models::mingru::MinGruConfig;
 use models::rnn::RnnConfig;
 use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
@@ -74,6 +77,11 @@ fn s4_learns_to_count() {
 }
 
 #[test]
+fn a_gru_learns_to_count() {
+    learns(ModelConfig::Gru(GruConfig { hidden_size: 32, num_layers: 1, dropout: 0.0 }), 3e-3, 1000);
+}
+
+#[test]
 fn a_transformer_learns_to_count() {
     let positional_embedding = PositionalEmbedding::Rope;
     let config =
@@ -81,19 +89,20 @@ fn a_transformer_learns_to_count() {
     learns(ModelConfig::Transformer(config), 1e-3, 1000);
 }
 
-/// The flip-flop language of Liu et al., arXiv 2306.00946, with ten symbols: what was last written is asked for at every
-/// step, most of which write nothing. Trains on fresh strings of 32 until 99 % of unseen answers are right.
-fn latches(config: ModelConfig, lr: f64, max_steps: u64) {
-    const NOTHING: i64 = 10;
+/// A label per token, which depends on the token and on the label before it.
+type Automaton = fn(token: i64, before: Option<i64>) -> i64;
+
+/// Trains on fresh random strings of 32 of the `tokens` until 99 % of unseen answers are right.
+fn simulates(config: ModelConfig, tokens: &[i64], automaton: Automaton, lr: f64, max_steps: u64) {
     let (batch, seq) = (16, 32);
     let device = Default::default();
     let strings = |step: u64| {
-        let mut rng = stream_rng(1, "flip-flop", step);
+        let mut rng = stream_rng(1, "strings", step);
         let (mut ids, mut labels) = (vec![], vec![]);
         for i in 0..batch * seq {
-            let writes = i % seq == 0 || rng.random_bool(0.2);
-            ids.push(if writes { rng.random_range(0..NOTHING) } else { NOTHING });
-            labels.push(if writes { ids[i] } else { labels[i - 1] });
+            ids.push(tokens[rng.random_range(0..tokens.len())]);
+            let before = (i % seq > 0).then(|| labels[i - 1]);
+            labels.push(automaton(ids[i], before));
         }
         [ids, labels].map(|v| Tensor::<Autodiff<Cpu>, 2, Int>::from_data(TensorData::new(v, [batch, seq]), &device))
     };
@@ -122,6 +131,21 @@ fn latches(config: ModelConfig, lr: f64, max_steps: u64) {
     panic!("{}: accuracy {accuracy} after {max_steps} steps", config.arch());
 }
 
+/// The flip-flop language of Liu et al., arXiv 2306.00946, with ten symbols: what was last written is asked for at every
+/// step, most of which write nothing.
+fn latches(config: ModelConfig, lr: f64, max_steps: u64) {
+    const NOTHING: i64 = 10;
+    let mut tokens: Vec<i64> = (0..10).collect();
+    tokens.extend([NOTHING; 40]);
+    let latch = |token, before: Option<i64>| if token == NOTHING { before.unwrap_or(NOTHING) } else { token };
+    simulates(config, &tokens, latch, lr, max_steps);
+}
+
+#[test]
+fn a_mingru_learns_to_latch() {
+    latches(ModelConfig::MinGru(MinGruConfig { hidden_size: 32, num_layers: 2, dropout: 0.0 }), 5e-3, 600);
+}
+
 #[test]
 fn mamba_learns_to_latch() {
     let config = MambaConfig { hidden_size: 32, num_layers: 1, ..Default::default() };
@@ -136,4 +160,20 @@ fn an_rwkv5_learns_to_latch() {
 #[test]
 fn an_rwkv6_learns_to_latch() {
     latches(ModelConfig::Rwkv6(Rwkv6Config { hidden_size: 32, num_layers: 2, head_size: 16, dropout: 0.0 }), 5e-3, 600);
+}
+
+fn deltanet(negative_eigenvalues: bool) -> ModelConfig {
+    let (hidden_size, num_layers, head_size, dropout) = (32, 2, 16, 0.0);
+    ModelConfig::DeltaNet(DeltaNetConfig { hidden_size, num_layers, head_size, negative_eigenvalues, dropout })
+}
+
+#[test]
+fn a_deltanet_learns_to_latch() {
+    latches(deltanet(false), 5e-3, 600);
+}
+
+/// The parity of the ones so far, which takes an eigenvalue of −1 (Grazzi et al., arXiv 2411.12537).
+#[test]
+fn a_deltanet_learns_parity() {
+    simulates(deltanet(true), &[0, 1], |token, before| (token + before.unwrap_or(0)) % 2, 5e-3, 1000);
 }

@@ -1,18 +1,14 @@
-//! RWKV: its recurrence against the definition, its states, its beginnings.
+//! RWKV: what is particular to it, and its beginnings.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
 
 use burn::backend::Autodiff;
 use burn::module::Module;
-use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
-use data::stream_rng;
-use models::ops::{SequenceOps, wkv};
+use common::{difference, flat, fresh, ids, input, shaken, tensor};
 use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
-use models::{Cpu, Model, ModelConfig, ModelInput, Positions, Weight, Weights, l2_wrap};
-use rand::RngExt;
-
-const VOCAB: usize = 13;
+use models::{Cpu, ModelConfig, Weight, Weights, l2_wrap};
 
 fn rwkv5(hidden_size: usize, num_layers: usize, head_size: usize) -> ModelConfig {
     ModelConfig::Rwkv5(Rwkv5Config { hidden_size, num_layers, head_size, dropout: 0.1 })
@@ -26,153 +22,6 @@ fn both() -> [ModelConfig; 2] {
     [rwkv5(32, 2, 8), rwkv6(32, 2, 8)]
 }
 
-fn fresh(config: &ModelConfig) -> Model<Cpu> {
-    config.init(VOCAB, 1, &Default::default())
-}
-
-/// A model none of whose weights is zero: at the start, blocks add nothing.
-fn shaken(config: &ModelConfig) -> Model<Cpu> {
-    let mut model = fresh(config);
-    let shake = |(i, (name, weight)): (usize, (&str, &Weight))| {
-        let by = random(weight.values.len(), 0.3, i as u64);
-        let values = weight.values.iter().zip(by).map(|(v, by)| v + by as f32).collect();
-        (name.to_owned(), Weight { shape: weight.shape.clone(), values })
-    };
-    let weights: Weights = Weights::of(&model).unwrap().iter().enumerate().map(shake).collect();
-    weights.load_into(&mut model).unwrap();
-    model
-}
-
-/// Numbers uniform on ±`bound`, different for each `index`.
-fn random(n: usize, bound: f64, index: u64) -> Vec<f64> {
-    let mut rng = stream_rng(1, "test values", index);
-    (0..n).map(|_| rng.random_range(-bound..=bound)).collect()
-}
-
-fn input(ids: &[i64]) -> ModelInput<Cpu> {
-    let ids = Tensor::from_data(TensorData::new(ids.to_vec(), [1, ids.len()]), &Default::default());
-    ModelInput { input_ids: ids.clone(), position_ids: Positions::Integers(ids), attention_mask: None, dropout: None }
-}
-
-fn ids(n: usize) -> Vec<i64> {
-    (0..n).map(|i| (i * i + 3 * i) as i64 % VOCAB as i64).collect()
-}
-
-fn flat<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
-    tensor.into_data().iter().collect()
-}
-
-fn difference(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    // A plain `max` would pass over NaN.
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
-}
-
-// The recurrence ------------------------------------------------------------------------------------------------------
-
-/// Arguments of `wkv` in float64, flat: r, k, v, decay, bonus, state.
-fn arguments([batch, heads, seq, size]: [usize; 4]) -> Vec<Vec<f64>> {
-    let n = batch * heads * seq * size;
-    let mut all: Vec<Vec<f64>> = [n, n, n, n, heads * size, batch * heads * size * size]
-        .iter()
-        .zip(0..)
-        .map(|(&n, i)| random(n, 1.0, i))
-        .collect();
-    // decays as they occur: exp(−exp(w))
-    all[3].iter_mut().for_each(|w| *w = (-(4.0 * *w - 2.0).exp()).exp());
-    all
-}
-
-fn tensor<B: Backend, const D: usize>(values: &[f64], shape: [usize; D]) -> Tensor<B, D> {
-    let data = TensorData::new(values.to_vec(), shape);
-    Tensor::from_data(data, (&Default::default(), DType::F64))
-}
-
-type Wkv<B> = fn(
-    Tensor<B, 4>,
-    Tensor<B, 4>,
-    Tensor<B, 4>,
-    Tensor<B, 4>,
-    Tensor<B, 2>,
-    Option<Tensor<B, 4>>,
-) -> (Tensor<B, 4>, Tensor<B, 4>);
-
-/// Outputs and last state, flat.
-fn run(op: Wkv<Cpu>, a: &[Vec<f64>], shape: [usize; 4], with_state: bool) -> [Vec<f64>; 2] {
-    let [batch, heads, _, size] = shape;
-    let [r, k, v, decay] = [0, 1, 2, 3].map(|i: usize| tensor(&a[i], shape));
-    let state = with_state.then(|| tensor(&a[5], [batch, heads, size, size]));
-    let (y, state) = op(r, k, v, decay, tensor(&a[4], [heads, size]), state);
-    assert_eq!(y.dims(), shape);
-    [flat(y), flat(state)]
-}
-
-#[test]
-fn the_fast_recurrence_is_the_defined_one() {
-    let shapes =
-        [[1, 1, 1, 1], [2, 1, 2, 3], [1, 3, 3, 2], [2, 2, 7, 4], [1, 2, 127, 3], [1, 1, 128, 2], [2, 1, 300, 3]];
-    for shape in shapes {
-        for with_state in [false, true] {
-            let a = arguments(shape);
-            let fast = run(Cpu::wkv, &a, shape, with_state);
-            let defined = run(wkv::recurrent, &a, shape, with_state);
-            for (fast, defined) in fast.iter().zip(&defined) {
-                let difference = difference(fast, defined);
-                assert!(difference < 1e-11, "{shape:?}, state {with_state}: {difference:e}");
-            }
-        }
-    }
-}
-
-#[test]
-fn extreme_decays_are_exact() {
-    let shape = [1, 1, 200, 4];
-    for (name, decay) in [("forget all", 0.0), ("forget nothing", 1.0), ("below the smallest number", 1e-300)] {
-        let mut a = arguments(shape);
-        a[3].fill(decay);
-        // now and then a step that does the opposite
-        a[3].iter_mut().step_by(7).for_each(|d| *d = 1.0 - *d);
-        let (fast, defined) = (run(Cpu::wkv, &a, shape, true), run(wkv::recurrent, &a, shape, true));
-        for (fast, defined) in fast.iter().zip(&defined) {
-            assert!(difference(fast, defined) < 1e-11, "{name}: {:e}", difference(fast, defined));
-        }
-    }
-}
-
-/// Every gradient of Σ c·wkv(…), c fixed, against central differences in float64: with a step of 1e-5 these are exact to
-/// about 1e-9.
-#[test]
-fn gradients_of_the_recurrence_are_its_derivatives() {
-    type Training = Autodiff<Cpu>;
-    for shape in [[1, 1, 1, 2], [2, 1, 3, 2], [1, 2, 6, 2]] {
-        let [batch, heads, _, size] = shape;
-        let a = arguments(shape);
-        let c = random(a[0].len() + a[5].len(), 1.0, 99);
-        let value =
-            |a: &[Vec<f64>]| -> f64 { run(Cpu::wkv, a, shape, true).concat().iter().zip(&c).map(|(y, c)| y * c).sum() };
-        let variables: Vec<Tensor<Training, 1>> = a.iter().map(|a| tensor(a, [a.len()]).require_grad()).collect();
-        let [r, k, v, decay] = [0, 1, 2, 3].map(|i: usize| variables[i].clone().reshape(shape));
-        let (bonus, state) =
-            (variables[4].clone().reshape([heads, size]), variables[5].clone().reshape([batch, heads, size, size]));
-        let (y, state) = Training::wkv(r, k, v, decay, bonus, Some(state));
-        let outputs = Tensor::cat(vec![y.reshape([-1]), state.reshape([-1])], 0);
-        let gradients = (outputs * tensor(&c, [c.len()])).sum().backward();
-        for (i, variable) in variables.iter().enumerate() {
-            for (j, gradient) in flat(variable.grad(&gradients).unwrap()).into_iter().enumerate() {
-                let moved = |by: f64| {
-                    let mut a = a.clone();
-                    a[i][j] += by;
-                    value(&a)
-                };
-                let quotient = (moved(1e-5) - moved(-1e-5)) / 2e-5;
-                assert!((gradient - quotient).abs() < 1e-7, "{shape:?}, argument {i}[{j}]: {gradient}, not {quotient}");
-            }
-        }
-    }
-}
-
-// Models --------------------------------------------------------------------------------------------------------------
-
 /// The trainable parameters of the models of arXiv 2405.20131, with 103 and 13 tokens.
 #[test]
 fn parameter_counts_are_those_of_the_paper() {
@@ -182,53 +31,6 @@ fn parameter_counts_are_those_of_the_paper() {
     }
     for (layers, counts) in [(2, [456_448, 433_408]), (4, [886_016, 862_976])] {
         assert_eq!([103, 13].map(|v| count(rwkv5(128, layers, 64), v)), counts, "rwkv5, {layers} layers");
-    }
-}
-
-#[test]
-fn a_token_changes_no_logits_before_it_and_those_after_it() {
-    for config in both() {
-        let model = shaken(&config);
-        let ids = ids(9);
-        let before = flat(model.forward(input(&ids)));
-        for t in 0..ids.len() {
-            let mut other = ids.clone();
-            other[t] = (other[t] + 1) % VOCAB as i64;
-            let after = flat(model.forward(input(&other)));
-            for (u, (before, after)) in before.chunks(VOCAB).zip(after.chunks(VOCAB)).enumerate() {
-                let change = difference(before, after);
-                assert!(if u < t { change < 1e-6 } else { change > 1e-5 }, "{config:?}: {t} changed {u} by {change}");
-            }
-        }
-    }
-}
-
-#[test]
-fn pieces_with_the_state_carried_over_equal_the_whole() {
-    let ids = ids(200);
-    for config in both() {
-        let model = shaken(&config);
-        let whole = flat(model.forward(input(&ids)));
-        let pieces = |size: usize, carry: bool| {
-            let mut state = None;
-            let mut logits = vec![];
-            for piece in ids.chunks(size) {
-                let before = state.take().filter(|_| carry);
-                let (out, after) = match &model {
-                    Model::Rwkv5(m) => m.forward_from(input(piece), before),
-                    Model::Rwkv6(m) => m.forward_from(input(piece), before),
-                    other => panic!("{other:?}"),
-                };
-                logits.extend(flat(out));
-                state = Some(after);
-            }
-            logits
-        };
-        for size in [1, 7, 64] {
-            let change = difference(&whole, &pieces(size, true));
-            assert!(change < 2e-5, "{config:?}: pieces of {size} differ by {change}");
-        }
-        assert!(difference(&whole, &pieces(64, false)) > 1e-2, "{config:?}: the state must matter");
     }
 }
 
@@ -254,19 +56,6 @@ fn rwkv6_with_static_mixtures_and_decays_is_rwkv5() {
     weights.load_into(&mut v6).unwrap();
     let [a, b] = [v5, v6].map(|model| flat(model.forward(input(&ids(50)))));
     assert!(difference(&a, &b) < 1e-5, "{}", difference(&a, &b));
-}
-
-#[test]
-fn dropout_acts_on_the_residual_stream_in_training_only() {
-    use models::layers::DropoutSource;
-    for config in both() {
-        let model = shaken(&config);
-        let run = |source: Option<DropoutSource>| flat(model.forward(ModelInput { dropout: source, ..input(&ids(5)) }));
-        let source = DropoutSource { seed: 1, step: 2 };
-        assert_eq!(run(Some(source)), run(Some(source)));
-        assert_ne!(run(Some(source)), run(Some(DropoutSource { step: 3, ..source })));
-        assert_ne!(run(Some(source)), run(None));
-    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! A run's config: a TOML file, then `--task`/`--seed`/`--device`, then every `--set`, resolved and checked once.
 
 use anyhow::{Context, Result, bail};
-use data::Task;
 use data::suggest::nearest;
+use data::{Task, TaskConfig};
 use models::ModelConfig;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,26 +24,6 @@ pub struct Config {
     pub optimizer: OptimizerConfig,
     /// Evaluation while training.
     pub eval: EvalConfig,
-}
-
-/// `[task]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TaskConfig {
-    /// A name from `pipeline data list`.
-    pub name: String,
-    /// Training examples to generate where the dataset does not exist yet.
-    #[serde(default = "TaskConfig::default_train_examples")]
-    pub train_examples: usize,
-    /// Seed of the dataset.
-    #[serde(default)]
-    pub data_seed: u64,
-}
-
-impl TaskConfig {
-    fn default_train_examples() -> usize {
-        1_000_000
-    }
 }
 
 /// `[train]`
@@ -391,6 +371,9 @@ fn decode_model(mut table: Table, task: Option<&Task>) -> Result<ModelConfig> {
         "mamba" => decode("model", table).map(ModelConfig::Mamba),
         "rwkv5" => decode("model", table).map(ModelConfig::Rwkv5),
         "rwkv6" => decode("model", table).map(ModelConfig::Rwkv6),
+        "gru" => decode("model", table).map(ModelConfig::Gru),
+        "mingru" => decode("model", table).map(ModelConfig::MinGru),
+        "deltanet" => decode("model", table).map(ModelConfig::DeltaNet),
         "transformer" => {
             if let Some(size) = task.and_then(|task| i64::try_from(task.max_position_embeddings).ok()) {
                 table.entry("max_position_embeddings").or_insert(size.into());

@@ -1,6 +1,7 @@
 //! The costly sequence operations, behind one trait so that a backend can bring a faster version of any of them
 //! without a model changing. The defaults in [`plain`] are ordinary tensor operations: the readable definition.
 
+pub mod delta;
 pub mod plain;
 pub mod s4;
 pub mod scan;
@@ -83,6 +84,35 @@ pub trait SequenceOps: Backend {
     /// `[batch, seq, channels]`, and the last state. See [`scan::selective_scan`] for the definition.
     fn selective_scan(inputs: SelectiveScan<Self>, h: Option<Tensor<Self, 3>>) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
         scan::selective_scan(inputs, h)
+    }
+
+    /// A GRU layer from state `h` `[batch, hidden]` (zero if `None`), gates r, z, n: `x` `[batch, seq, input]` → all
+    /// states `[batch, seq, hidden]`, and the last one.
+    fn gru_layer(
+        x: Tensor<Self, 3>,
+        weights: RecurrentWeights<Self>,
+        h: Option<Tensor<Self, 2>>,
+    ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
+        plain::gru_layer(x, weights, h)
+    }
+
+    /// h_t = a_t·h_{t−1} + b_t in every channel, from state `h` `[batch, channels]` (zero if `None`): `a` and `b`
+    /// `[batch, seq, channels]` → all states `[batch, seq, channels]`, and the last one.
+    fn linear_recurrence(
+        a: Tensor<Self, 3>,
+        b: Tensor<Self, 3>,
+        h: Option<Tensor<Self, 2>>,
+    ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
+        plain::linear_recurrence(a, b, h)
+    }
+
+    /// The gated delta rule from `state` `[batch, heads, size, size]` (zero if `None`) → outputs
+    /// `[batch, heads, seq, size]`, and the last state. See [`delta::recurrent`] for the definition.
+    fn delta_rule(
+        inputs: delta::DeltaRule<Self>,
+        state: Option<Tensor<Self, 4>>,
+    ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
+        delta::chunked(inputs, state)
     }
 
     /// RWKV's matrix state with decays, from `state` `[batch, heads, size, size]` (zero if `None`): `r`, `k`, `v` and

@@ -46,6 +46,48 @@ pub fn lstm_layer<B: Backend>(
     (Tensor::stack(states, 1), (h, c))
 }
 
+/// r, z = σ(W·x_t + b + V·h_{t−1} + c); n = tanh(W_n·x_t + b_n + r·(V_n·h_{t−1} + c_n)); h_t = (1 − z)·n + z·h_{t−1}
+/// (Cho et al., arXiv 1406.1078, with the reset gate after the product, as PyTorch and cuDNN have it).
+pub fn gru_layer<B: Backend>(
+    x: Tensor<B, 3>,
+    weights: RecurrentWeights<B>,
+    h: Option<Tensor<B, 2>>,
+) -> (Tensor<B, 3>, Tensor<B, 2>) {
+    let [batch, _, _] = x.dims();
+    let hidden = weights.weight_hh.dims()[1];
+    let recurrent = weights.weight_hh.transpose(); // [hidden, 3·hidden]
+    let bias = weights.bias_hh.unsqueeze::<2>(); // the candidate's part is inside the reset gate
+    let inputs = matmul_rows(x.clone(), weights.weight_ih.transpose()) + weights.bias_ih.unsqueeze();
+    let mut h = h.unwrap_or_else(|| Tensor::zeros([batch, hidden], (&x.device(), x.dtype())));
+    let mut states = Vec::new();
+    for input in unbind_time(inputs) {
+        let product = h.clone().matmul(recurrent.clone()) + bias.clone(); // [batch, 3·hidden]
+        let gate = |x: &Tensor<B, 2>, k: usize| x.clone().narrow(1, k * hidden, hidden);
+        let r = sigmoid(gate(&input, 0) + gate(&product, 0));
+        let z = sigmoid(gate(&input, 1) + gate(&product, 1));
+        let n = tanh(gate(&input, 2) + r * gate(&product, 2));
+        h = n.clone() + z * (h - n);
+        states.push(h.clone());
+    }
+    (Tensor::stack(states, 1), h)
+}
+
+/// h_t = a_t·h_{t−1} + b_t, channel by channel.
+pub fn linear_recurrence<B: Backend>(
+    a: Tensor<B, 3>,
+    b: Tensor<B, 3>,
+    h: Option<Tensor<B, 2>>,
+) -> (Tensor<B, 3>, Tensor<B, 2>) {
+    let [batch, _, channels] = a.dims();
+    let mut h = h.unwrap_or_else(|| Tensor::zeros([batch, channels], (&a.device(), a.dtype())));
+    let mut states = Vec::new();
+    for (a, b) in unbind_time(a).into_iter().zip(unbind_time(b)) {
+        h = a * h + b; // [batch, channels]
+        states.push(h.clone());
+    }
+    (Tensor::stack(states, 1), h)
+}
+
 /// Everything that does not depend on the state, for all time steps in one product: `[batch, seq, G·hidden]`.
 fn input_product<B: Backend>(x: Tensor<B, 3>, weights: RecurrentWeights<B>) -> Tensor<B, 3> {
     let bias = weights.bias_ih + weights.bias_hh;
