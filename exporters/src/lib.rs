@@ -8,7 +8,8 @@
 //! | [`onnx`] | the protobuf types, generated from `proto/onnx.proto` |
 //!
 //! A lowering does not trace: it states the graph, so nothing is unrolled and no length is fixed. A recurrent layer is
-//! one `RNN`, `LSTM` or `GRU` node; the Transformer builds its causal mask from the length of its input. The graph follows the
+//! one `RNN`, `LSTM` or `GRU` node, or a `Scan` over steps or chunks of steps; the Transformer builds its causal mask from
+//! the length of its input. The graph follows the
 //! modules of the model. In a viewer, the node `/h.0/attn/c_attn/MatMul` multiplies by `h.0.attn.c_attn.weight`, which is
 //! the name and, unless the name says otherwise (`….T` transposed, `….iofc` gates reordered), the layout in the
 //! checkpoint.

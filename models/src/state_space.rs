@@ -21,6 +21,10 @@ pub struct S4Parameters<'a> {
 
 impl<'a> S4Parameters<'a> {
     /// The state space of every channel, with `c` read out as it is stored.
+    ///
+    /// # Panics
+    ///
+    /// If the slices are not as long as their shapes say.
     pub fn channels(self) -> impl Iterator<Item = StateSpace> + use<'a> {
         let modes = self.a_real.len() / self.inv_dt.len().max(1);
         (0..self.inv_dt.len()).map(move |channel| {
