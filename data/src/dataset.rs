@@ -1,22 +1,29 @@
 use crate::files::write_atomic;
-use crate::{DataError, Example, ExampleRef, Split, Task};
+use crate::{DataError, Example, ExampleRef, PAD, Split, Task};
 use arrow::array::{Array, ArrayRef, AsArray, Int16Builder, ListArray, ListBuilder, UInt16Builder, UInt32Array};
 use arrow::datatypes::{DataType, Field, Int16Type, Schema, SchemaRef, UInt16Type, UInt32Type};
+use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, LazyLock};
 
 /// Raised whenever the same (task, seed) would give other examples than before.
 pub const GENERATOR_VERSION: u32 = 1;
 
 /// Rows per Arrow batch while writing and reading; bounds the memory next to the dataset itself.
-const CHUNK: usize = 16_384;
+pub(crate) const CHUNK: usize = 16_384;
+
+/// The same bound for tokens: long examples come fewer at a time.
+pub(crate) const CHUNK_TOKENS: usize = 4 << 20;
 
 static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     let list = |name, item| Field::new_list(name, Field::new_list_field(item, false), false);
@@ -36,7 +43,7 @@ pub struct DatasetInfo {
     pub vocab: Vec<String>,
     /// The seed they were generated with.
     pub seed: u64,
-    /// [`GENERATOR_VERSION`] of the writer.
+    /// [`GENERATOR_VERSION`] of the writer; 0 for imported examples, whose seed is 0 as well.
     pub generator_version: u32,
 }
 
@@ -49,6 +56,16 @@ impl DatasetInfo {
             seed,
             generator_version: GENERATOR_VERSION,
         }
+    }
+
+    /// The description of examples of `task` that have come from elsewhere.
+    pub fn imported(task: &Task) -> Self {
+        Self { generator_version: 0, ..Self::of(task, 0) }
+    }
+
+    /// Whether the examples have come from elsewhere.
+    pub fn is_imported(&self) -> bool {
+        self.generator_version == 0
     }
 
     fn to_metadata(&self) -> Vec<KeyValue> {
@@ -95,7 +112,8 @@ impl Dataset {
     /// A whole split of `task`, without going through a file.
     pub fn generated(task: &Task, split: Split, seed: u64, rows: usize) -> Self {
         let mut out = Self::new(DatasetInfo::of(task, seed));
-        (0..rows).for_each(|i| out.push(task.family.example(split, seed, i).as_ref()));
+        let examples = task.examples(split, seed);
+        (0..rows).for_each(|i| out.push(examples(i).as_ref()));
         out
     }
 
@@ -129,61 +147,126 @@ impl Dataset {
     }
 
     /// All examples in order.
-    pub fn iter(&self) -> impl Iterator<Item = ExampleRef<'_>> {
+    pub fn iter(&self) -> impl Iterator<Item = ExampleRef<'_>> + Clone {
         (0..self.len()).map(|i| self.get(i))
     }
 
-    /// Reads a file written by [`generate_split`], checking every row: column types, equal list lengths, ids and
-    /// labels inside the vocabulary.
-    pub fn read(path: &Path) -> Result<Self, DataError> {
-        let damaged = |e: &dyn std::fmt::Display| DataError::Damaged { path: path.into(), reason: e.to_string() };
-        let invalid = |reason: String| DataError::Invalid {
-            path: path.into(),
-            reason,
-            hint: "datasets have the columns input_ids list<uint16>, labels list<int16>, length uint32; \
-                   `pipeline data generate --task <T> --force` writes one"
-                .into(),
-        };
-        let file = File::open(path).map_err(DataError::io("read", path))?;
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| damaged(&e))?;
-        check_columns(builder.schema()).map_err(invalid)?;
-        let info =
-            DatasetInfo::from_metadata(builder.metadata().file_metadata().key_value_metadata()).map_err(invalid)?;
-        let mut out = Self::new(info);
-        for batch in builder.with_batch_size(CHUNK).build().map_err(|e| damaged(&e))? {
-            out.append(&batch.map_err(|e| damaged(&e))?).map_err(invalid)?;
-        }
-        Ok(out)
+    /// The longest input in tokens other than `<pad>`. Of the validation split, this is what the paper's code takes for the
+    /// longest sequence seen in training.
+    pub fn max_seen_len(&self) -> usize {
+        let pad = self.info.vocab.iter().rposition(|token| token == PAD);
+        let real = |e: ExampleRef| e.input_ids.iter().filter(|id| Some(usize::from(**id)) != pad).count();
+        self.iter().map(real).max().unwrap_or(0)
     }
 
-    fn append(&mut self, batch: &RecordBatch) -> Result<(), String> {
-        if batch.columns().iter().any(|c| c.null_count() > 0) {
-            return Err(format!("there are nulls after row {}", self.len()));
-        }
-        let (inputs, labels) = (batch.column(0).as_list::<i32>(), batch.column(1).as_list::<i32>());
-        let lengths = batch.column(2).as_primitive::<UInt32Type>();
-        for row in 0..batch.num_rows() {
-            let (input, label) = (inputs.value(row), labels.value(row));
-            let input = input.as_primitive::<UInt16Type>().values();
-            let label = label.as_primitive::<Int16Type>().values();
-            let (at, vocab) = (self.len(), self.info.vocab.len());
-            if input.len() != label.len() {
-                return Err(format!("row {at} has {} tokens but {} labels", input.len(), label.len()));
+    /// Reads a file written by [`generate_split`] or [`crate::import()`], checking every row: column types, equal list
+    /// lengths, ids and labels inside the vocabulary.
+    ///
+    /// # Errors
+    /// The file cannot be read, is damaged, or is no dataset.
+    pub fn read(path: &Path) -> Result<Self, DataError> {
+        without_panics(path, || {
+            let reader = Reader::open(path)?;
+            let mut out = Self::new(reader.info.clone().map_err(|reason| invalid(path, reason))?);
+            let vocab = out.info.vocab.len();
+            reader.for_each_row(|row, example| {
+                check_row(example, vocab).map_err(|reason| invalid(path, format!("row {row} {reason}")))?;
+                out.push(example);
+                Ok(())
+            })?;
+            Ok(out)
+        })
+    }
+}
+
+/// What is wrong with a row, for a vocabulary of `vocab` tokens.
+pub(crate) fn check_row(example: ExampleRef<'_>, vocab: usize) -> Result<(), String> {
+    let ExampleRef { input_ids, labels, .. } = example;
+    if input_ids.len() != labels.len() {
+        return Err(format!("has {} tokens but {} labels", input_ids.len(), labels.len()));
+    }
+    if let Some(id) = input_ids.iter().find(|id| usize::from(**id) >= vocab) {
+        return Err(format!("has the token id {id}, but the vocabulary has {vocab} tokens"));
+    }
+    match labels.iter().find(|l| **l < -1 || (**l >= 0 && **l as usize >= vocab)) {
+        Some(l) => Err(format!("has the label {l}, but the vocabulary has {vocab} tokens")),
+        None => Ok(()),
+    }
+}
+
+/// An open Parquet file whose columns are those of a dataset.
+pub(crate) struct Reader<'a> {
+    path: &'a Path,
+    /// Its description, or what is missing in it.
+    pub info: Result<DatasetInfo, String>,
+    batches: ParquetRecordBatchReader,
+}
+
+impl<'a> Reader<'a> {
+    pub fn open(path: &'a Path) -> Result<Self, DataError> {
+        let file = File::open(path).map_err(DataError::io("read", path))?;
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| damaged(path, &e))?;
+        check_columns(builder.schema()).map_err(|reason| invalid(path, reason))?;
+        let info = DatasetInfo::from_metadata(builder.metadata().file_metadata().key_value_metadata());
+        let batches = builder.with_batch_size(CHUNK).build().map_err(|e| damaged(path, &e))?;
+        Ok(Self { path, info, batches })
+    }
+
+    /// Hands over every row with its number, unchecked but for nulls.
+    pub fn for_each_row(
+        self,
+        mut visit: impl FnMut(usize, ExampleRef<'_>) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        let mut at = 0;
+        for batch in self.batches {
+            let batch = batch.map_err(|e| damaged(self.path, &e))?;
+            let (inputs, labels) = (batch.column(0).as_list::<i32>(), batch.column(1).as_list::<i32>());
+            let lengths = batch.column(2).as_primitive::<UInt32Type>();
+            let nulls = batch.columns()[..3].iter().map(|c| c.null_count()).sum::<usize>()
+                + inputs.values().null_count()
+                + labels.values().null_count();
+            if nulls > 0 {
+                return Err(invalid(self.path, format!("there are nulls after row {at}")));
             }
-            if let Some(id) = input.iter().find(|id| usize::from(**id) >= vocab) {
-                return Err(format!("row {at} has the token id {id}, but the vocabulary has {vocab} tokens"));
+            for row in 0..batch.num_rows() {
+                let (input_ids, labels) = (inputs.value(row), labels.value(row));
+                let example = ExampleRef {
+                    input_ids: input_ids.as_primitive::<UInt16Type>().values(),
+                    labels: labels.as_primitive::<Int16Type>().values(),
+                    length: lengths.value(row),
+                };
+                visit(at, example)?;
+                at += 1;
             }
-            if let Some(l) = label.iter().find(|l| **l < -1 || (**l >= 0 && **l as usize >= vocab)) {
-                return Err(format!("row {at} has the label {l}, but the vocabulary has {vocab} tokens"));
-            }
-            self.push(ExampleRef { input_ids: input, labels: label, length: lengths.value(row) });
         }
         Ok(())
     }
 }
 
-/// Writes a split as Parquet (zstd), `rows` examples streamed in chunks; the file appears whole or not at all.
-/// `progress` is told how many rows are done.
+fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> DataError {
+    DataError::Damaged { path: path.into(), reason: reason.to_string() }
+}
+
+fn invalid(path: &Path, reason: String) -> DataError {
+    DataError::Invalid {
+        path: path.into(),
+        reason,
+        hint: "datasets have the columns input_ids list<uint16>, labels list<int16>, length uint32; \
+               `pipeline data generate --task <T> --force` writes one"
+            .into(),
+    }
+}
+
+/// The decoder of Parquet files is not written against all malicious or damaged bytes: a panic in it is the file's fault.
+pub(crate) fn without_panics<T>(path: &Path, read: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(damaged(path, &"the decoder failed on its contents")))
+}
+
+/// Writes a split as Parquet (zstd), its first `rows` examples; the file appears whole or not at all. Examples are made on
+/// all cores, a few thousand at a time. `progress` is told how many rows are done.
+///
+/// # Errors
+/// The file cannot be written.
 pub fn generate_split(
     task: &Task,
     split: Split,
@@ -192,28 +275,73 @@ pub fn generate_split(
     path: &Path,
     mut progress: impl FnMut(usize),
 ) -> Result<(), DataError> {
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_key_value_metadata(Some(DatasetInfo::of(task, seed).to_metadata()))
-        .set_created_by(format!("inductive-counting pipeline, generator {GENERATOR_VERSION}"))
-        .build();
-    let io = |e: parquet::errors::ParquetError| DataError::io("write", path)(into_io(e));
-    write_atomic(path, |file| {
-        let mut writer = ArrowWriter::try_new(file, SCHEMA.clone(), Some(properties)).map_err(io)?;
-        for start in (0..rows).step_by(CHUNK) {
-            let end = (start + CHUNK).min(rows);
-            let examples = (start..end).map(|i| task.family.example(split, seed, i));
-            writer.write(&to_record_batch(examples).map_err(|e| io(e.into()))?).map_err(io)?;
-            progress(end);
-        }
-        writer.close().map(|_| ()).map_err(io)
+    let examples = &task.examples(split, seed);
+    let size = (CHUNK_TOKENS / task.max_seq_len.max(1)).clamp(1, CHUNK);
+    let chunk = |index: usize| index * size..((index + 1) * size).min(rows);
+    let chunks = rows.div_ceil(size);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(chunks);
+    write_parquet(path, &DatasetInfo::of(task, seed), |writer| {
+        std::thread::scope(|scope| {
+            // Thread t makes the chunks t, t + threads, …; taking from each in turn keeps their order.
+            let start = |thread: usize| {
+                let (sender, receiver) = sync_channel(1);
+                scope.spawn(move || {
+                    let mut batches =
+                        (thread..chunks).step_by(threads).map(|c| to_record_batch(chunk(c).map(examples)));
+                    batches.try_for_each(|batch| sender.send(batch)) // fails once nobody listens any more
+                });
+                receiver
+            };
+            let receivers: Vec<_> = (0..threads).map(start).collect();
+            for index in 0..chunks {
+                let gone = |_| ArrowError::ComputeError("a generating thread is gone".into());
+                let batch = receivers[index % threads].recv().map_err(gone);
+                writer.write(batch.flatten())?;
+                progress(chunk(index).end);
+            }
+            Ok(())
+        })
     })
 }
 
+/// Writes a Parquet file of examples through `fill`; it appears whole or not at all.
+pub(crate) fn write_parquet(
+    path: &Path,
+    info: &DatasetInfo,
+    fill: impl FnOnce(&mut Writer<'_>) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_key_value_metadata(Some(info.to_metadata()))
+        .set_created_by(format!("inductive-counting pipeline, generator {GENERATOR_VERSION}"))
+        .build();
+    let io = |e| DataError::io("write", path)(into_io(e));
+    write_atomic(path, |file| {
+        let writer = ArrowWriter::try_new(file, SCHEMA.clone(), Some(properties)).map_err(io)?;
+        let mut writer = Writer { writer, path };
+        fill(&mut writer)?;
+        writer.writer.close().map(|_| ()).map_err(io)
+    })
+}
+
+/// An open Parquet file of examples.
+pub(crate) struct Writer<'a> {
+    writer: ArrowWriter<&'a mut File>,
+    path: &'a Path,
+}
+
+impl Writer<'_> {
+    /// Appends what [`to_record_batch`] gave.
+    pub fn write(&mut self, batch: Result<RecordBatch, ArrowError>) -> Result<(), DataError> {
+        let written = batch.map_err(ParquetError::from).and_then(|batch| self.writer.write(&batch));
+        written.map_err(|e| DataError::io("write", self.path)(into_io(e)))
+    }
+}
+
 /// The operating system's error inside a Parquet error, so that "no space left" is reported as that.
-fn into_io(error: parquet::errors::ParquetError) -> std::io::Error {
+fn into_io(error: ParquetError) -> std::io::Error {
     match error {
-        parquet::errors::ParquetError::External(inner) => match inner.downcast::<std::io::Error>() {
+        ParquetError::External(inner) => match inner.downcast::<std::io::Error>() {
             Ok(io) => *io,
             Err(other) => std::io::Error::other(other),
         },
@@ -221,7 +349,7 @@ fn into_io(error: parquet::errors::ParquetError) -> std::io::Error {
     }
 }
 
-fn to_record_batch(examples: impl Iterator<Item = Example>) -> Result<RecordBatch, arrow::error::ArrowError> {
+pub(crate) fn to_record_batch(examples: impl Iterator<Item = Example>) -> Result<RecordBatch, ArrowError> {
     let item = |t| Arc::new(Field::new_list_field(t, false));
     let mut inputs = ListBuilder::new(UInt16Builder::new()).with_field(item(DataType::UInt16));
     let mut labels = ListBuilder::new(Int16Builder::new()).with_field(item(DataType::Int16));

@@ -11,11 +11,36 @@ pub enum DataError {
         /// The closest existing name, if one is close.
         nearest: Option<String>,
     },
-    /// A split name other than `train`, `val` or `ood_test`.
-    #[error("there is no split `{name}`\n  hint: the splits are train, val and ood_test")]
+    /// A setting of a task that does not exist, or with an impossible value.
+    #[error("task `{task}`: {reason}\n  hint: {hint}")]
+    TaskSetting {
+        /// The task.
+        task: String,
+        /// What is wrong with which setting.
+        reason: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A split name that no task has.
+    #[error(
+        "there is no split `{name}`{}\n  hint: the splits are train, val, ood_test, and the tests of auxiliary data such as addbigram_test",
+        did_you_mean(.nearest)
+    )]
     UnknownSplit {
         /// The name that was asked for.
         name: String,
+        /// The closest existing name, if one is close.
+        nearest: Option<String>,
+    },
+    /// A split that other tasks have.
+    #[error("task `{task}` has no split `{split}`\n  hint: it has {}", .splits.join(", "))]
+    NoSuchSplit {
+        /// The task.
+        task: String,
+        /// The split that was asked for.
+        split: String,
+        /// Those it has.
+        splits: Vec<String>,
     },
     /// No augmentation has this name.
     #[error(
@@ -80,6 +105,20 @@ pub enum DataError {
         /// What the decoder said.
         reason: String,
     },
+    /// Examples of another program that are not right; nothing was imported.
+    #[error("{} is not imported: {problems} of {rows} examples are wrong\n{}\n  hint: {hint}", .path.display(), first_of(.first, *.problems))]
+    Rejected {
+        /// The file.
+        path: PathBuf,
+        /// Examples in it.
+        rows: usize,
+        /// How many of them are wrong.
+        problems: usize,
+        /// What is wrong with the first ones, by line or row.
+        first: Vec<String>,
+        /// What to do about it.
+        hint: String,
+    },
     /// A readable Parquet file that does not hold a dataset.
     #[error("{} is not a dataset of this program: {reason}\n  hint: {hint}", .path.display())]
     Invalid {
@@ -94,6 +133,13 @@ pub enum DataError {
 
 fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default()
+}
+
+fn first_of(first: &[String], problems: usize) -> String {
+    let lines: Vec<String> = first.iter().map(|problem| format!("  {problem}")).collect();
+    let more = problems - first.len().min(problems);
+    let more = if more > 0 { format!("\n  … and {more} more") } else { String::new() };
+    lines.join("\n") + &more
 }
 
 fn io_hint(source: &std::io::Error) -> &'static str {

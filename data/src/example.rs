@@ -30,3 +30,10 @@ pub struct ExampleRef<'a> {
     /// The count of main tokens.
     pub length: u32,
 }
+
+impl ExampleRef<'_> {
+    /// A copy that owns its tokens.
+    pub fn to_example(self) -> Example {
+        Example { input_ids: self.input_ids.to_vec(), labels: self.labels.to_vec(), length: self.length }
+    }
+}

@@ -64,8 +64,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sub/file.txt");
         write_bytes(&path, b"old").unwrap();
-        let failed: Result<(), DataError> =
-            write_atomic(&path, |_| Err(DataError::UnknownSplit { name: "stop".into() }));
+        let failed: Result<(), DataError> = write_atomic(&path, |_| Err(DataError::TooLong { tokens: 2, pad_to: 1 }));
         assert!(failed.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);

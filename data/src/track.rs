@@ -24,6 +24,8 @@ pub struct Track {
     pub header: usize,
     /// Tokens per main token.
     pub stride: usize,
+    /// Whether every shorter test is a prefix; otherwise the track is the test of [`Self::max_length`] and of no other length.
+    pub prefix_closed: bool,
     /// Where the labels end for good, and why (`None`: the rule has no end).
     pub limit: Option<(u32, String)>,
 }
@@ -48,12 +50,21 @@ impl Track {
             };
             return Err(LengthLimit { length, reason });
         }
+        if length < self.max_length() && !self.prefix_closed {
+            let reason = format!("a prefix of the test of length {} is no test", self.max_length());
+            return Err(LengthLimit { length, reason });
+        }
         let n = self.tokens(length);
         Ok(ExampleRef { input_ids: &self.input_ids[..n], labels: &self.labels[..n], length })
     }
 
     /// A track out of its longest example.
     pub fn from_example(example: Example, header: usize, stride: usize, limit: Option<(u32, String)>) -> Self {
-        Self { input_ids: example.input_ids, labels: example.labels, header, stride, limit }
+        Self { input_ids: example.input_ids, labels: example.labels, header, stride, prefix_closed: true, limit }
+    }
+
+    /// A track that is one test and no other, with `header` tokens before its main tokens.
+    pub fn single(example: Example, header: usize, limit: Option<(u32, String)>) -> Self {
+        Self { prefix_closed: false, ..Self::from_example(example, header, 1, limit) }
     }
 }

@@ -49,7 +49,7 @@ fn state_spaces(
     let before = g.state_input(&name, doc, ids, &dims);
     let (y, after) = g.scope("kernel", |g| -> Result<_, ExportError> {
         let matrices = Matrices::new(g, hidden)?;
-        Ok(chunks(g, hidden, ids, u, &before, &matrices)?)
+        chunks(g, hidden, ids, u, &before, &matrices)
     })?;
     g.state_output(&name, doc, after, &dims);
     let d = g.parameter("D", &[1, hidden])?;

@@ -180,10 +180,8 @@ impl<B: SequenceOps> Model<B> {
         s4.into_iter().flat_map(S4::kernel_lengths)
     }
 
-    /// Takes over integer buffers, each of [`integers`](Self::integers).
-    pub(crate) fn set_integers(&mut self, integers: &BTreeMap<String, usize>) {
-        if let Self::S4(m) = self {
-            m.set_kernel_lengths(integers);
-        }
+    /// Takes over integer buffers, each of [`integers`](Self::integers). The error says which one is wrong.
+    pub(crate) fn set_integers(&mut self, integers: &BTreeMap<String, usize>) -> Result<(), String> {
+        if let Self::S4(m) = self { m.set_kernel_lengths(integers) } else { Ok(()) }
     }
 }

@@ -40,6 +40,9 @@ pub struct S4Config {
 /// Conjugate pairs of modes of each channel's state, whose size is twice this.
 pub const MODES: usize = 32;
 
+/// The longest kernel that can be trained: its plain Fourier transform is a matrix of this size squared.
+pub const MAX_KERNEL_LENGTH: usize = 1 << 14;
+
 /// ε of every LayerNorm.
 pub const LAYER_NORM_EPSILON: f64 = 1e-5;
 
@@ -59,8 +62,8 @@ impl Default for S4Config {
 impl S4Config {
     /// Refuses sizes that cannot be built, naming the key.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        if self.kernel_length == 0 {
-            return Err(ConfigError::new("kernel_length", "must be at least 1"));
+        if !(1..=MAX_KERNEL_LENGTH).contains(&self.kernel_length) {
+            return Err(ConfigError::new("kernel_length", format!("must be 1 to {MAX_KERNEL_LENGTH}")));
         }
         check_embeddings(self.tie_word_embeddings, self.freeze_null_embedding)
     }
@@ -137,15 +140,20 @@ impl<B: SequenceOps> S4<B> {
     }
 
     /// Takes over the lengths that the loaded Cs stand for. A 0 says that C is not truncated yet, as in a checkpoint from
-    /// before the first step: it is truncated now, to the length it was made for.
-    pub(crate) fn set_kernel_lengths(&mut self, lengths: &BTreeMap<String, usize>) {
+    /// before the first step: it is truncated now, to the length it was made for. The error says which length is wrong.
+    pub(crate) fn set_kernel_lengths(&mut self, lengths: &BTreeMap<String, usize>) -> Result<(), String> {
         for (i, block) in self.s4_layers.iter_mut().enumerate() {
-            match lengths.get(&kernel_length_name(i)) {
+            let name = kernel_length_name(i);
+            match lengths.get(&name) {
                 Some(0) => block.layer.kernel.truncate(),
+                Some(&length) if length > MAX_KERNEL_LENGTH => {
+                    return Err(format!("{name} is {length}, more than {MAX_KERNEL_LENGTH}"));
+                }
                 Some(&length) => block.layer.kernel.l_kernel = length,
                 None => {}
             }
         }
+        Ok(())
     }
 }
 

@@ -114,11 +114,8 @@ impl StateSpace {
 
     /// C ← C·(I − Āˡ): from C to what checkpoints store, of which the first `l` taps of the kernel are computed.
     pub fn truncate(&mut self, l: usize) {
-        let mut row = self.c.clone();
-        for _ in 0..l {
-            row = product(&row, &self.a, self.n);
-        }
-        self.c.iter_mut().zip(row).for_each(|(c, r)| *c -= r);
+        let moved = product(&self.c, &self.power(l), self.n);
+        self.c.iter_mut().zip(moved).for_each(|(c, m)| *c -= m);
     }
 
     /// Undoes [`truncate`](Self::truncate); what is stored with `l` = 0 has never been truncated.

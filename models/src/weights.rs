@@ -105,8 +105,7 @@ impl Weights {
         if !problems.is_empty() {
             return Err(WeightError::Mismatch(problems));
         }
-        model.set_integers(&self.integers);
-        Ok(())
+        model.set_integers(&self.integers).map_err(|problem| WeightError::Mismatch(vec![problem]))
     }
 
     /// The tied tensors under their second names.

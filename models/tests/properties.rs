@@ -627,6 +627,7 @@ fn sizes_that_cannot_be_built_are_refused_by_key() {
         (lstm(16, 1, f64::NAN), "dropout"),
         (s4(16, 1, 1.5), "dropout"),
         (ModelConfig::S4(S4Config { kernel_length: 0, ..Default::default() }), "kernel_length"),
+        (ModelConfig::S4(S4Config { kernel_length: 1 << 15, ..Default::default() }), "kernel_length"),
         (ModelConfig::Mamba(MambaConfig { state_size: 0, ..Default::default() }), "state_size"),
         (ModelConfig::Mamba(MambaConfig { conv_kernel: 1, ..Default::default() }), "conv_kernel"),
         (ModelConfig::Mamba(MambaConfig { expand: 0, ..Default::default() }), "expand"),

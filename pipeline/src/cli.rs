@@ -1,7 +1,7 @@
 //! The command line. Raw arguments are turned into validated values by each command, once.
 
 use clap::{Args, Parser, Subcommand, ValueHint};
-use data::{Augmentation, Split};
+use data::Augmentation;
 use evaluators::{Format, Lengths, Provider};
 use std::path::PathBuf;
 
@@ -63,22 +63,24 @@ pub enum Command {
 
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
-    /// Every task with its family, parameters, vocabulary size and an example
+    /// Every task with its family, settings, vocabulary size and an example
     List,
-    /// Write the train, val and ood_test splits of a task as Parquet
+    /// Write the splits of a task as Parquet
     Generate(GenerateArgs),
-    /// Print examples and lengths of a dataset file
+    /// Take over examples from elsewhere, checking every one: lines of JSON (tokens, then labels) or Parquet
+    Import(DataImportArgs),
+    /// Print examples, lengths and labels of a dataset file, Parquet or text
     Show(ShowArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// Task name, see `pipeline data list`
+    /// Task name, see `pipeline data list`; settings after commas: modular,modulus=7,train_max=35
     #[arg(long)]
     pub task: String,
-    /// Training examples; enumerated tasks round down to whole copies
-    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
-    pub train: usize,
+    /// Training examples, auxiliary data not counted; enumerated tasks round down to whole copies [default: the paper's]
+    #[arg(long, value_name = "N")]
+    pub train: Option<usize>,
     /// Seed of everything that is sampled
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -88,16 +90,35 @@ pub struct GenerateArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct DataImportArgs {
+    /// The task whose examples they are; its vocabulary gives the ids
+    #[arg(long)]
+    pub task: String,
+    /// Files to import, each as a split
+    #[arg(required = true, value_hint = ValueHint::FilePath)]
+    pub files: Vec<PathBuf>,
+    /// Name of the split, for a single file [default: the file's name without its ending]
+    #[arg(long)]
+    pub split: Option<String>,
+    /// Also check every example against the task's label rule
+    #[arg(long)]
+    pub check_labels: bool,
+    /// Replace splits that are already there
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// A dataset file
+    /// A dataset file, Parquet or text
     #[arg(value_hint = ValueHint::FilePath, required_unless_present = "task")]
     pub file: Option<PathBuf>,
-    /// Instead of a file: this task's dataset under --data-dir
-    #[arg(long, conflicts_with = "file")]
+    /// Instead of a file: this task's dataset under --data-dir. With a text file: the task it is of
+    #[arg(long)]
     pub task: Option<String>,
-    /// Which of the task's splits: train, val or ood_test
-    #[arg(long, default_value = "val", value_parser = |s: &str| s.parse::<Split>())]
-    pub split: Split,
+    /// Which of the task's splits: train, val, ood_test, the test of its auxiliary data, or an imported one
+    #[arg(long, default_value = "val", conflicts_with = "file")]
+    pub split: String,
     /// How many examples to print
     #[arg(short = 'n', long, default_value_t = 5)]
     pub examples: usize,

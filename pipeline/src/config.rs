@@ -1,8 +1,8 @@
 //! A run's config: a TOML file, then `--task`/`--seed`/`--device`, then every `--set`, resolved and checked once.
 
 use anyhow::{Context, Result, bail};
-use data::Task;
 use data::suggest::nearest;
+use data::{Task, TaskConfig};
 use models::ModelConfig;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,26 +24,6 @@ pub struct Config {
     pub optimizer: OptimizerConfig,
     /// Evaluation while training.
     pub eval: EvalConfig,
-}
-
-/// `[task]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TaskConfig {
-    /// A name from `pipeline data list`.
-    pub name: String,
-    /// Training examples to generate where the dataset does not exist yet.
-    #[serde(default = "TaskConfig::default_train_examples")]
-    pub train_examples: usize,
-    /// Seed of the dataset.
-    #[serde(default)]
-    pub data_seed: u64,
-}
-
-impl TaskConfig {
-    fn default_train_examples() -> usize {
-        1_000_000
-    }
 }
 
 /// `[train]`

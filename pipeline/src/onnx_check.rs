@@ -168,6 +168,10 @@ impl Check<'_> {
             while ids[0] == vocabulary.pad_id() {
                 ids[0] = rng.random_range(0..vocabulary.len() as u16);
             }
+            // Without padding inside, burn runs without a mask, and what follows the padding at the end is up to each.
+            if n > 1 {
+                ids[n / 2] = vocabulary.pad_id();
+            }
             ids
         };
         let rows = [tokens(length), tokens((3 * length).div_ceil(4))];

@@ -139,7 +139,7 @@ mod tests {
         fs::write(folder.path().join("events.out.tfevents.1.pipeline"), "old").unwrap();
         fs::write(folder.path().join("notes.txt"), "mine").unwrap();
         let row = MetricsRow { step: 300, split: "val".into(), loss: Some(0.5), ..Default::default() };
-        let mut events = EventFile::create(folder.path(), &[row.clone()], 3.0).unwrap();
+        let mut events = EventFile::create(folder.path(), std::slice::from_ref(&row), 3.0).unwrap();
         let before = events.file.metadata().unwrap().len();
         events.append(&[row]).unwrap();
         let bytes = fs::read(&events.path).unwrap();

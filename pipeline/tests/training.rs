@@ -64,8 +64,11 @@ fn final_weights(run: &Path) -> Vec<u8> {
     fs::read(run.join(format!("checkpoints/epoch-0004-step-{STEPS}/model.safetensors"))).unwrap()
 }
 
+/// Step, split, loss, accuracy and learning rate.
+type CurveRow = (u64, String, Option<f64>, Option<f64>, Option<f64>);
+
 /// The curve without what differs from one machine or hour to the next.
-fn curve(run: &Path) -> Vec<(u64, String, Option<f64>, Option<f64>, Option<f64>)> {
+fn curve(run: &Path) -> Vec<CurveRow> {
     let file = File::open(run.join("metrics.parquet")).unwrap();
     let mut rows = Vec::new();
     for batch in ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap() {

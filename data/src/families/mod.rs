@@ -1,23 +1,46 @@
 //! The task families: one file each, one label rule each.
+//!
+//! A family is what the paper calls a task, with its numbers left open: [`Modular`] counts modulo any modulus. Its fields are
+//! the settings that configs know. Helper tokens and auxiliary data are added to any family by [`crate::Task`].
 
+mod auxiliary;
+mod cells;
+mod compositions;
+mod counting;
+mod debug;
+mod interleaved;
 mod modular;
+mod plain;
+mod raspl;
+mod selective;
+mod selective_items;
+mod selective_modular;
 mod shifted_start;
+mod words;
 
+pub use auxiliary::{Auxiliary, AuxiliaryData};
+pub use counting::Counting;
+pub use debug::Debug;
 pub use modular::Modular;
-pub use shifted_start::ShiftedStart;
+pub use plain::Plain;
+pub use raspl::RaspL;
+pub use selective::Selective;
+pub use selective_items::{Design, SelectiveItems};
+pub use selective_modular::SelectiveModular;
+pub use shifted_start::{Beyond, ShiftedStart, Training};
+pub use words::Symbols;
 
-use crate::{Example, Split, Track, Vocabulary};
+pub(crate) use interleaved::Interleaved;
 
-/// A parametrised kind of counting task.
+use crate::{Example, LengthLimit, Split, Track, Vocabulary};
+
+/// The examples of a split by index: see [`Family::examples`].
+pub type Examples<'a> = Box<dyn Fn(usize) -> Example + Send + Sync + 'a>;
+
+/// A counting task: which sequences there are, and the rule that labels them.
 pub trait Family: std::fmt::Debug + Send + Sync {
     /// The family's name in configs and listings.
     fn name(&self) -> &'static str;
-
-    /// The parameters as (name, value), for listings.
-    fn parameters(&self) -> Vec<(&'static str, String)>;
-
-    /// The tokens in id order.
-    fn vocabulary(&self) -> Vocabulary;
 
     /// The longest main-token count in training; sweeps call lengths up to here in-distribution.
     fn train_max_length(&self) -> u32;
@@ -26,12 +49,85 @@ pub trait Family: std::fmt::Debug + Send + Sync {
     /// an enumeration round it down. An error says which sizes work.
     fn rows(&self, split: Split, train: usize) -> Result<usize, String>;
 
-    /// Example `index` of a split, `index < rows(split, train)`. Enumerated splits ignore the seed.
-    fn example(&self, split: Split, seed: u64, index: usize) -> Example;
+    /// The examples of a split: a function of the index, the same for the same seed in whatever order it is called, on any
+    /// number of threads. Meant for `index < rows(split, train)`. Enumerated splits ignore the seed.
+    fn examples(&self, split: Split, seed: u64) -> Examples<'_>;
+
+    /// One of [`Self::examples`]; for many, get the function once.
+    fn example(&self, split: Split, seed: u64, index: usize) -> Example {
+        self.examples(split, seed)(index)
+    }
+
+    /// The main tokens of a sequence of this family (without start, bos and helper tokens), or why it is none.
+    fn length(&self, input_ids: &[u16]) -> Result<u32, String>;
+
+    /// The label rule: the labels of a sequence that [`Self::length`] accepts; of anything else, something of no meaning.
+    fn rule(&self, input_ids: &[u16]) -> Vec<i16>;
+
+    /// The labels of a sequence, or why it is none of this family.
+    fn labels(&self, input_ids: &[u16]) -> Result<Vec<i16>, String> {
+        self.length(input_ids).map(|_| self.rule(input_ids))
+    }
+
+    /// [`Self::labels`] for a sequence that has come with `labels`: they are what is expected wherever the rule leaves open
+    /// which of several labels it is, and theirs is one of these.
+    fn expected(&self, input_ids: &[u16], _labels: &[i16]) -> Result<Vec<i16>, String> {
+        self.labels(input_ids)
+    }
+
+    /// A sequence with its labels.
+    fn labelled(&self, input_ids: Vec<u16>, length: u32) -> Example {
+        Example { labels: self.rule(&input_ids), input_ids, length }
+    }
+
+    /// Whether the last token of this sequence gets no helper token, in tasks that have them.
+    fn ends_bare(&self, _input_ids: &[u16]) -> bool {
+        false
+    }
+
+    /// Whether the length-L test of a track is the beginning of its longer tests, so that one pass over the longest answers
+    /// all. Otherwise every length has sequences of its own: see [`Self::test`].
+    fn prefix_closed(&self) -> bool {
+        true
+    }
 
     /// How many different tracks there are (`None`: they are sampled, without end).
     fn distinct_tracks(&self) -> Option<usize>;
 
-    /// Track `index`, as long as its labels go but at most `max_length` main tokens.
+    /// Track `index`, as long as its labels go but at most `max_length` main tokens. A function of (`seed`, `index`) and, for
+    /// families that are not [`Self::prefix_closed`], `max_length`.
     fn track(&self, seed: u64, index: usize, max_length: u32) -> Track;
+
+    /// The length-`length` test of track `index`, or why there is none. Works for every family; where
+    /// [`Self::prefix_closed`] holds, prefixes of one [`Self::track`] are the same tests for less work.
+    fn test(&self, seed: u64, index: usize, length: u32) -> Result<Example, LengthLimit> {
+        self.track(seed, index, length).prefix(length).map(|e| e.to_example())
+    }
+}
+
+/// What a [`crate::Task`] needs to make a family out of its settings.
+pub(crate) trait Define: Family + serde::de::DeserializeOwned + serde::Serialize + 'static {
+    /// The vocabulary in id order, without tokens of helpers and auxiliary data.
+    fn tokens(&self) -> Vec<String>;
+
+    /// What is wrong with the settings, naming the setting.
+    fn validate(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Looks up the ids of its tokens in the final vocabulary; `helper` says whether there are helper tokens.
+    fn bind(&mut self, vocabulary: &Vocabulary, helper: bool);
+
+    /// Tokens of the longest example in any split, without helpers.
+    fn longest(&self) -> usize;
+}
+
+/// `train` rounded down to whole copies of `strings` things called `name`.
+fn copies(train: usize, strings: usize, name: &str) -> Result<usize, String> {
+    match train / strings {
+        0 => Err(format!(
+            "{train} training examples were asked for, but there are {strings} {name} with equally many copies each\n  hint: ask for at least {strings}"
+        )),
+        n => Ok(n * strings),
+    }
 }

@@ -35,6 +35,8 @@ pub struct Case {
     pub position_ids: PositionIds,
     /// `[batch, seq, vocab]`, computed in float64.
     pub logits: Vec<f64>,
+    /// How far the logits may be from what was computed, as they are stored.
+    pub rounding: f64,
     pub loss: Option<f64>,
 }
 
@@ -90,6 +92,9 @@ fn case(path: &Path) -> Case {
     let mut file = Npz::open(path);
     let (shape, input_ids) = file.array::<i64>("input_ids").unwrap();
     let [batch, seq] = shape[..] else { panic!("{}: input_ids {shape:?}", path.display()) };
+    let logits: Vec<f64> = file.array("logits_f64").unwrap().1;
+    let narrow = file.kind("logits_f64").unwrap() == "<f4";
+    let largest = logits.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
     Case {
         name: path.file_stem().unwrap().to_str().unwrap().to_owned(),
         batch,
@@ -98,7 +103,8 @@ fn case(path: &Path) -> Case {
         labels: file.array("labels").unwrap().1,
         attention_mask: file.array("attention_mask").unwrap().1,
         position_ids: position_ids(&mut file).unwrap_or_else(|| PositionIds::Integers(vec![0; batch * seq])),
-        logits: file.array("logits_f64").unwrap().1,
+        rounding: if narrow { largest * f64::from(f32::EPSILON) } else { 0.0 },
+        logits,
         loss: file.array::<f64>("loss_f64").map(|(_, values)| values[0]),
     }
 }

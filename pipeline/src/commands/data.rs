@@ -1,11 +1,11 @@
-//! `pipeline data list | generate | show`.
+//! `pipeline data list | generate | import | show`.
 
 use super::Context;
-use crate::cli::{DataCommand, GenerateArgs, ShowArgs};
+use crate::cli::{DataCommand, DataImportArgs, GenerateArgs, ShowArgs};
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
-use data::{Dataset, Example, ExampleRef, GENERATOR_VERSION, Split, Task, Vocabulary, generate_split};
-use serde_json::{Value, json};
+use data::{Dataset, ExampleRef, GENERATOR_VERSION, Split, Task, Vocabulary, generate_split, import, split_name, text};
+use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,19 +13,24 @@ pub fn run(context: &Context, command: DataCommand) -> Result<()> {
     match command {
         DataCommand::List => list(context),
         DataCommand::Generate(args) => generate(context, &args),
+        DataCommand::Import(args) => import_files(context, &args),
         DataCommand::Show(args) => show(context, &args),
     }
 }
 
 /// The file of a task's split.
 pub fn split_path(data_dir: &Path, task: &str, split: Split) -> PathBuf {
-    data_dir.join(task).join(format!("{}.parquet", split.name()))
+    named_split_path(data_dir, task, split.name())
+}
+
+fn named_split_path(data_dir: &Path, task: &str, split: &str) -> PathBuf {
+    data_dir.join(task).join(format!("{split}.parquet"))
 }
 
 /// Writes all splits of `task`, replacing what is there.
 pub fn generate_all(context: &Context, task: &Task, train: usize, seed: u64) -> Result<Vec<(PathBuf, usize)>> {
     let mut written = Vec::new();
-    for split in Split::ALL {
+    for split in task.splits() {
         let rows = task.rows(split, train)?;
         let path = split_path(&context.global.data_dir, &task.name, split);
         let bar = context.progress.bar(split.name(), rows as u64, "examples");
@@ -38,45 +43,39 @@ pub fn generate_all(context: &Context, task: &Task, train: usize, seed: u64) -> 
 
 fn list(context: &Context) -> Result<()> {
     let tasks = Task::names().map(Task::by_name).collect::<Result<Vec<_>, _>>()?;
-    let parameters = |task: &Task| task.family.parameters();
-    let example = |task: &Task| task.family.example(Split::Val, 0, 2);
+    let decoded = |task: &Task| decode(task.family.example(Split::Val, 0, 2).as_ref(), &task.vocabulary);
     let as_json = || {
         let entry = |task: &Task| {
-            let (inputs, labels) = decode(example(task).as_ref(), &task.vocabulary);
-            let parameters: serde_json::Map<String, Value> =
-                parameters(task).into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+            let parameters: Map<String, Value> =
+                task.parameters.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
             json!({
                 "name": task.name,
                 "family": task.family.name(),
                 "parameters": parameters,
                 "vocab_size": task.vocabulary.len(),
+                "train_examples": task.train_examples,
                 "train_max_length": task.family.train_max_length(),
                 "max_seq_len": task.max_seq_len,
                 "max_position_embeddings": task.max_position_embeddings,
-                "example": [inputs, labels],
+                "splits": task.splits().into_iter().map(Split::name).collect::<Vec<_>>(),
+                "example": decoded(task),
             })
         };
         tasks.iter().map(entry).collect()
     };
     let as_text = || {
         let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header([
-            "task",
-            "family",
-            "parameters",
-            "vocab",
-            "example",
-        ]);
+        let header = ["task", "family", "settings", "vocab", "example"];
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
         for task in &tasks {
-            let parameters: Vec<String> = parameters(task).iter().map(|(n, v)| format!("{n}={v}")).collect();
-            let example: Example = shorten(example(task), 4);
-            let (inputs, labels) = decode(example.as_ref(), &task.vocabulary);
+            let settings: Vec<String> = task.settings().iter().map(|(name, value)| format!("{name}={value}")).collect();
+            let (inputs, labels) = decoded(task);
             table.add_row([
                 task.name.clone(),
                 task.family.name().into(),
-                parameters.join(" "),
+                settings.join(" "),
                 task.vocabulary.len().to_string(),
-                format!("{} → {}", inputs.join(" "), labels.join(" ")),
+                format!("{} → {}", shorten(&inputs), shorten(&labels)),
             ]);
         }
         table.to_string()
@@ -91,7 +90,7 @@ fn generate(context: &Context, args: &GenerateArgs) -> Result<()> {
         bail!("{} is there already\n  hint: --force replaces the dataset", existing.display());
     }
     let start = Instant::now();
-    let written = generate_all(context, &task, args.train, args.seed)?;
+    let written = generate_all(context, &task, args.train.unwrap_or(task.train_examples), args.seed)?;
     let seconds = start.elapsed().as_secs_f64();
     let as_json = || {
         let files: Vec<Value> = written.iter().map(|(path, rows)| json!({ "path": path, "examples": rows })).collect();
@@ -101,33 +100,78 @@ fn generate(context: &Context, args: &GenerateArgs) -> Result<()> {
     context.print(as_json, as_text)
 }
 
+fn import_files(context: &Context, args: &DataImportArgs) -> Result<()> {
+    let task = Task::by_name(&args.task)?;
+    if args.split.is_some() && args.files.len() > 1 {
+        bail!("--split names one split, but there are {} files\n  hint: import them one at a time", args.files.len());
+    }
+    let mut jobs: Vec<(&Path, &str, PathBuf)> = vec![];
+    for file in &args.files {
+        let split = match &args.split {
+            Some(name) if split_name(Path::new(name)).is_ok_and(|plain| plain == name) => name,
+            Some(name) => bail!("--split {name} is not that of a split\n  hint: letters, digits, `_` and `-`"),
+            None => split_name(file)?,
+        };
+        let target = named_split_path(&context.global.data_dir, &task.name, split);
+        if jobs.iter().any(|(_, other, _)| *other == split) {
+            bail!("two files are the split {split}\n  hint: import them one at a time with --split");
+        }
+        if target.exists() && !args.force {
+            bail!("{} is there already\n  hint: --force replaces it", target.display());
+        }
+        jobs.push((file, split, target));
+    }
+    let mut written = Vec::new();
+    for (source, split, target) in jobs {
+        written.push((import(&task, source, split, args.check_labels, &target)?, split, target));
+    }
+    let as_json = || {
+        let file = |(imported, split, path): &(data::Imported, &str, PathBuf)| json!({ "path": path, "split": split, "examples": imported.rows, "tokens": imported.tokens });
+        json!({ "task": task.name, "labels_checked": args.check_labels, "files": written.iter().map(file).collect::<Vec<_>>() })
+    };
+    let as_text = || {
+        let line = |(imported, _, path): &(data::Imported, &str, PathBuf)| {
+            format!("{}  {} examples, {} tokens\n", path.display(), imported.rows, imported.tokens)
+        };
+        written.iter().map(line).collect()
+    };
+    context.print(as_json, as_text)
+}
+
 fn show(context: &Context, args: &ShowArgs) -> Result<()> {
-    let path = match (&args.file, &args.task) {
-        (Some(file), _) => file.clone(),
-        (None, Some(task)) => split_path(&context.global.data_dir, &Task::by_name(task)?.name, args.split),
+    let task = args.task.as_deref().map(Task::by_name).transpose()?;
+    let (path, dataset) = match (&args.file, &task) {
+        (Some(file), task) if !is_parquet(file) => (file.clone(), text::read(file, task.as_ref())?),
+        (Some(file), _) => (file.clone(), Dataset::read(file)?),
+        (None, Some(task)) => {
+            let path = named_split_path(&context.global.data_dir, &task.name, &args.split);
+            let dataset = Dataset::read(&path)?;
+            (path, dataset)
+        }
         (None, None) => bail!("neither a file nor --task was given"),
     };
-    let dataset = Dataset::read(&path)?;
     let info = dataset.info();
     let vocabulary = Vocabulary::new(info.vocab.clone());
     let shown: Vec<_> = dataset.iter().take(args.examples).collect();
     let tokens: usize = dataset.iter().map(|e| e.input_ids.len()).sum();
-    let lengths = histogram(&dataset);
+    let lengths = histogram(&dataset.iter().map(|e| e.length).collect::<Vec<_>>());
+    let labels = labels(&dataset, &vocabulary);
     let as_json = || {
         let examples: Vec<Value> = shown.iter().map(|e| json!(decode(*e, &vocabulary))).collect();
         json!({
             "path": path, "task": info.task, "seed": info.seed, "generator_version": info.generator_version,
-            "examples": dataset.len(), "tokens": tokens, "lengths": lengths, "first": examples,
+            "imported": info.is_imported(), "examples": dataset.len(), "tokens": tokens, "max_seen_len": dataset.max_seen_len(),
+            "lengths": lengths, "labels": labels, "first": examples,
         })
     };
     let as_text = || {
+        let origin = if info.is_imported() { "imported".into() } else { format!("seed {}", info.seed) };
         let mut text = format!(
-            "{}: {} examples, {tokens} tokens of {} · task {} · seed {}\n\n",
+            "{}: {} examples, {tokens} tokens of {} · task {} · {origin}\n\n",
             path.display(),
             dataset.len(),
             vocabulary.len(),
             info.task,
-            info.seed
         );
         for example in &shown {
             let (inputs, labels) = decode(*example, &vocabulary);
@@ -138,14 +182,13 @@ fn show(context: &Context, args: &ShowArgs) -> Result<()> {
                 labels.join(" ")
             );
         }
-        text += "\nlengths\n";
-        let most = lengths.iter().map(|(_, n)| *n).max().unwrap_or(1);
-        for (range, count) in &lengths {
-            text += &format!("{range:>11}  {count:>8}  {}\n", "█".repeat((40 * count).div_ceil(most)));
-        }
-        text
+        text + "\nlengths\n" + &bars(&lengths) + "\nlabels\n" + &bars(&group(&labels))
     };
     context.print(as_json, as_text)
+}
+
+fn is_parquet(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "parquet")
 }
 
 fn decode(example: ExampleRef<'_>, vocabulary: &Vocabulary) -> (Vec<String>, Vec<String>) {
@@ -154,24 +197,49 @@ fn decode(example: ExampleRef<'_>, vocabulary: &Vocabulary) -> (Vec<String>, Vec
     (example.input_ids.iter().map(|id| token(*id)).collect(), example.labels.iter().map(label).collect())
 }
 
-fn shorten(mut example: Example, tokens: usize) -> Example {
-    example.input_ids.truncate(tokens);
-    example.labels.truncate(tokens);
-    example
+fn shorten(tokens: &[String]) -> String {
+    let shown = tokens.iter().take(6).map(String::as_str).collect::<Vec<_>>().join(" ");
+    if tokens.len() > 6 { shown + " …" } else { shown }
 }
 
 /// Counts in at most twenty ranges of equal width.
-fn histogram(dataset: &Dataset) -> Vec<(String, usize)> {
-    let (low, high) = dataset.iter().fold((u32::MAX, 0), |(low, high), e| (low.min(e.length), high.max(e.length)));
-    if dataset.is_empty() {
-        return vec![];
-    }
+fn histogram(values: &[u32]) -> Vec<(String, usize)> {
+    let values = || values.iter().map(|value| u64::from(*value));
+    let (Some(low), Some(high)) = (values().min(), values().max()) else { return vec![] };
     let width = (high - low + 1).div_ceil(20);
     let mut counts = vec![0; ((high - low) / width + 1) as usize];
-    dataset.iter().for_each(|e| counts[((e.length - low) / width) as usize] += 1);
-    let range = |i: u32| {
-        let (from, to) = (low + i * width, (low + (i + 1) * width - 1).min(high));
+    values().for_each(|value| counts[((value - low) / width) as usize] += 1);
+    let range = |i: usize| {
+        let from = low + i as u64 * width;
+        let to = (from + width - 1).min(high);
         if from == to { from.to_string() } else { format!("{from}–{to}") }
     };
-    counts.into_iter().enumerate().map(|(i, n)| (range(i as u32), n)).collect()
+    counts.into_iter().enumerate().map(|(i, n)| (range(i), n)).collect()
+}
+
+/// How often each label occurs, in the order of the vocabulary.
+fn labels(dataset: &Dataset, vocabulary: &Vocabulary) -> Vec<(String, usize)> {
+    let mut counts = vec![0; vocabulary.len()];
+    let labels = dataset.iter().flat_map(|e| e.labels.iter());
+    labels.filter_map(|l| usize::try_from(*l).ok()).for_each(|l| counts[l] += 1);
+    let named = vocabulary.tokens().iter().cloned().zip(counts);
+    named.filter(|(_, n)| *n > 0).collect()
+}
+
+/// Neighbours taken together until at most twenty rows are left.
+fn group(counts: &[(String, usize)]) -> Vec<(String, usize)> {
+    let range = |group: &[(String, usize)]| {
+        let name = match group {
+            [(first, _), .., (last, _)] => format!("{first}–{last}"),
+            _ => group[0].0.clone(),
+        };
+        (name, group.iter().map(|(_, n)| n).sum())
+    };
+    counts.chunks(counts.len().div_ceil(20).max(1)).map(range).collect()
+}
+
+fn bars(counts: &[(String, usize)]) -> String {
+    let most = counts.iter().map(|(_, n)| *n).max().unwrap_or(1).max(1);
+    let bar = |(name, n): &(String, usize)| format!("{name:>11}  {n:>9}  {}\n", "█".repeat((40 * n).div_ceil(most)));
+    counts.iter().map(bar).collect()
 }

@@ -269,7 +269,17 @@ fn on_device(job: &Job<'_>, device: Device) -> Result<Outcome> {
 fn splits(context: &Context, config: &Config, task: &Task) -> Result<Splits> {
     let (train, seed) = (config.task.train_examples, config.task.data_seed);
     let path = |split| split_path(&context.global.data_dir, &task.name, split);
-    if !Split::ALL.iter().all(|&split| path(split).exists()) {
+    let (existing, missing): (Vec<Split>, _) = task.splits().into_iter().partition(|&split| path(split).exists());
+    let imported = |split: &Split| Dataset::read(&path(*split)).is_ok_and(|d| d.info().is_imported());
+    if !missing.is_empty() {
+        if let Some(split) = existing.iter().find(|split| imported(split)) {
+            bail!(
+                "{} was imported, but there is no {}\n  hint: `pipeline data import --task {}` imports the other splits as well",
+                path(*split).display(),
+                path(missing[0]).display(),
+                task.name
+            );
+        }
         context.progress.note(format!(
             "generating the dataset of {} in {}",
             task.name,
@@ -280,6 +290,9 @@ fn splits(context: &Context, config: &Config, task: &Task) -> Result<Splits> {
     let read = |split| -> Result<Dataset> {
         let dataset = Dataset::read(&path(split))?;
         let (found, wanted) = (dataset.info(), DatasetInfo::of(task, seed));
+        if *found == DatasetInfo::imported(task) {
+            return Ok(dataset);
+        }
         let rows = task.rows(split, train)?;
         if *found != wanted || dataset.len() != rows {
             bail!(
@@ -305,6 +318,7 @@ fn splits(context: &Context, config: &Config, task: &Task) -> Result<Splits> {
             task.name
         );
     }
-    let evaluated = [Split::Val, Split::OodTest].map(|split| Ok((split.name().to_owned(), read(split)?)));
-    Ok(Splits { train, evaluated: evaluated.into_iter().collect::<Result<_>>()? })
+    let evaluated = task.splits().into_iter().filter(|split| *split != Split::Train);
+    let evaluated = evaluated.map(|split| Ok((split.name().to_owned(), read(split)?)));
+    Ok(Splits { train, evaluated: evaluated.collect::<Result<_>>()? })
 }

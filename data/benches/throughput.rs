@@ -1,0 +1,55 @@
+//! `cargo bench -p data`: making examples, writing a million of them, and reading them back into batches. Each line is the
+//! median of five runs; all but the second block use one core.
+#![allow(clippy::unwrap_used)]
+
+use data::{Batch, Collation, Dataset, EpochOrder, ExampleRef, Split, Task, generate_split};
+use std::hint::black_box;
+use std::time::Instant;
+
+const ROWS: usize = 100_000;
+
+/// Prints how many `things` per second `run` gets through.
+fn measure(name: &str, things: usize, unit: &str, mut run: impl FnMut()) {
+    let mut seconds: Vec<f64> = (0..5)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    println!("{name:<58} {:>9.3} s  {:>8.2} M {unit}/s", seconds[2], things as f64 / seconds[2] / 1e6);
+}
+
+fn main() {
+    let task = |name| Task::by_name(name).unwrap();
+    for name in Task::names() {
+        let task = task(name);
+        let examples = task.examples(Split::Train, 0);
+        let tokens: usize = (0..ROWS).map(|i| examples(i).input_ids.len()).sum();
+        measure(name, tokens, "tokens", || (0..ROWS).for_each(|i| drop(black_box(examples(i)))));
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.parquet");
+    for name in ["counting_samesymbol_shiftedstart3", "counting_diffsymbol", "counting_selective_10items"] {
+        let task = task(name);
+        measure(&format!("1 M examples to Parquet, {name}"), 1_000_000, "examples", || {
+            generate_split(&task, Split::Train, 0, 1_000_000, &path, |_| ()).unwrap();
+        });
+        println!("{:>58} {:>9.1} MB", "", path.metadata().unwrap().len() as f64 / 1e6);
+    }
+
+    let task = task("counting_samesymbol_shiftedstart3");
+    generate_split(&task, Split::Train, 0, ROWS, &path, |_| ()).unwrap();
+    let tokens = ROWS * 51;
+    measure("reading Parquet", tokens, "tokens", || drop(Dataset::read(&path).unwrap()));
+    let dataset = Dataset::read(&path).unwrap();
+    let order = EpochOrder::new(0, 0, dataset.len());
+    measure("shuffled batches of 32", tokens, "tokens", || {
+        for step in 0..order.steps(32) {
+            let rows: Vec<ExampleRef> = order.batch(step, 32).iter().map(|&i| dataset.get(i as usize)).collect();
+            black_box(Batch::collate(&rows, &task.vocabulary, &Collation::plain()).unwrap());
+        }
+    });
+}
