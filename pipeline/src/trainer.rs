@@ -91,11 +91,11 @@ where
     let mut evaluation_seconds = 0.0;
     let mut evaluate_now = |model: &Model<B>, step: u64, epoch: u64, curve: &mut Curve| -> Result<_> {
         let (start, model) = (Instant::now(), model.valid());
-        let collation = Collation { pad_to: None, ..collation(job, step) };
+        let collation = Collation { pad_to: None, ..collation(config, step) };
         let mut found = Vec::new();
         for (name, examples) in &splits.evaluated {
             let batch_size = config.eval.batch_size;
-            let batch = |indices: &[u32]| batch_of(job, examples, indices, &collation);
+            let batch = |indices: &[u32]| batch_of(config, task, examples, indices, &collation);
             let evaluation = evaluate(&model, examples, vocabulary, batch_size, batch, max_seen, device)
                 .with_context(|| format!("while evaluating on {name}"))?;
             curve.push(evaluation_row(step, epoch, name, &evaluation))?;
@@ -130,11 +130,11 @@ where
             order = EpochOrder::new(settings.seed, epoch, splits.train.len());
         }
         let rows = order.batch(index as usize, settings.batch_size);
-        let pieces = pieces(job, rows, step)?;
+        let pieces = pieces(config, task, &splits.train, rows, step)?;
         tokens += rows.iter().map(|&i| splits.train.get(i as usize).input_ids.len()).sum::<usize>();
 
-        let (gradients, step_loss) = gradients(&model, &pieces, settings.seed, step, device);
-        let (updated, grad_norm) = optimizer.step(step, model, gradients);
+        let (updated, step_loss, grad_norm) =
+            optimisation_step(model, &mut optimizer, &pieces, settings.seed, step, device);
         model = updated;
         recent.push(step_loss, grad_norm);
         step += 1;
@@ -232,29 +232,51 @@ where
 }
 
 /// How the examples of a step become batches. Random positions are drawn by seed, step and example.
-fn collation(job: &Job<'_>, step: u64) -> Collation {
-    let positions = job.config.model.positions(job.config.train.seed, step);
-    Collation { positions, pad_to: job.config.train.pad_to }
+fn collation(config: &Config, step: u64) -> Collation {
+    let positions = config.model.positions(config.train.seed, step);
+    Collation { positions, pad_to: config.train.pad_to }
 }
 
-/// A step's examples in `train.accumulate` batches.
-fn pieces(job: &Job<'_>, rows: &[u32], step: u64) -> Result<Vec<Batch>> {
-    let size = job.config.train.batch_size / job.config.train.accumulate;
-    let collation = collation(job, step);
-    rows.chunks(size).map(|rows| batch_of(job, &job.splits.train, rows, &collation)).collect()
+/// The examples with these indices, which are those of one step, in `train.accumulate` batches.
+///
+/// # Errors
+/// The model cannot take them, see [`models::ModelConfig::check`].
+pub fn pieces(config: &Config, task: &Task, examples: &Dataset, rows: &[u32], step: u64) -> Result<Vec<Batch>> {
+    let size = config.train.batch_size / config.train.accumulate;
+    let collation = collation(config, step);
+    rows.chunks(size).map(|rows| batch_of(config, task, examples, rows, &collation)).collect()
 }
 
 /// The examples with these indices as a batch that the model can take.
-fn batch_of(job: &Job<'_>, examples: &Dataset, indices: &[u32], collation: &Collation) -> Result<Batch> {
+fn batch_of(config: &Config, task: &Task, examples: &Dataset, indices: &[u32], collation: &Collation) -> Result<Batch> {
     let rows = indices.iter().map(|&i| (u64::from(i), examples.get(i as usize)));
-    let batch = Batch::collate_rows(rows, &job.task.vocabulary, collation)?;
-    job.config.model.check(&batch)?;
+    let batch = Batch::collate_rows(rows, &task.vocabulary, collation)?;
+    config.model.check(&batch)?;
     Ok(batch)
+}
+
+/// One step: the model after it, and the loss and the gradient's norm before it, each `[1]`, still on the device. See
+/// [`gradients`] and [`Adam::step`].
+#[allow(clippy::type_complexity)] // the inner backend's tensors have no shorter name
+pub fn optimisation_step<B>(
+    model: Model<B>,
+    optimizer: &mut Adam<B>,
+    pieces: &[Batch],
+    seed: u64,
+    step: u64,
+    device: &B::Device,
+) -> (Model<B>, Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 1>)
+where
+    B: AutodiffBackend + SequenceOps,
+{
+    let (gradients, loss) = gradients(&model, pieces, seed, step, device);
+    let (model, grad_norm) = optimizer.step(step, model, gradients);
+    (model, loss, grad_norm)
 }
 
 /// The gradient of the mean loss over all labelled tokens of the pieces, and that loss `[1]`, still on the device. RWKV's
 /// gradient has the term of [`l2_wrap`] as well, as its recipe says.
-pub fn gradients<B>(
+fn gradients<B>(
     model: &Model<B>,
     pieces: &[Batch],
     seed: u64,
