@@ -90,6 +90,11 @@ impl Folded {
         Self { batch, counts: pick(&counts, &rows, seq), examples: pick(&examples, &rows, 1) }
     }
 
+    /// How many examples there are.
+    pub fn total_examples(&self) -> u64 {
+        self.examples.iter().map(|&examples| u64::from(examples)).sum()
+    }
+
     /// Labels of all examples.
     pub fn labelled(&self) -> u64 {
         self.counts.iter().map(|&count| u64::from(count)).sum()

@@ -173,8 +173,7 @@ where
         let examples = random_examples(args, task, step);
         let start = Instant::now();
         let pieces = pieces(config, task, &examples, &rows, step)?;
-        let (updated, loss, grad_norm) =
-            optimisation_step(model, &mut optimizer, &pieces, config.train.seed, step, device);
+        let (updated, loss, grad_norm) = optimisation_step(config, model, &mut optimizer, &pieces, step, device);
         timing.loss = loss.into_scalar().elem::<f64>();
         grad_norm.into_data();
         B::sync(device).map_err(|e| anyhow::anyhow!("the device failed in step {step}: {e}"))?;

@@ -74,6 +74,7 @@ fn result(run: &RunDir, outcome: &Outcome) -> Json {
         "seconds": outcome.seconds,
         "evaluation_seconds": outcome.evaluation_seconds,
         "loss": outcome.loss,
+        "rows_per_step": outcome.folding.rows_per_step(),
         "val_accuracy": accuracy("val"),
         "ood_test_accuracy": accuracy("ood_test"),
         "ood_test_last_accuracy": outcome.evaluation("ood_test").and_then(|e| e.score.last_accuracy()),
@@ -105,8 +106,8 @@ fn describe(run: &RunDir, outcome: &Outcome) -> String {
     }
     let handle = run.handle();
     format!(
-        "{table}\n{} steps in {:.0} s · loss {:.4} · next: pipeline export --handle {handle}\n{handle}",
-        outcome.steps, outcome.seconds, outcome.loss
+        "{table}\n{} steps in {:.0} s{} · loss {:.4} · next: pipeline export --handle {handle}\n{handle}",
+        outcome.steps, outcome.seconds, outcome.folding, outcome.loss
     )
 }
 
