@@ -499,7 +499,7 @@ struct Setting<'a> {
     interface: Arc<Interface>,
     provider: Provider,
     positions: PositionScheme,
-    /// Rows of a learned position table.
+    /// Rows of a position table.
     table: Option<u32>,
     /// Longer sequences do not fit into memory, because attention compares all pairs of tokens.
     attention_limit: Option<usize>,
@@ -628,7 +628,7 @@ impl Setting<'_> {
         };
         let last = batch.position_ids.as_integers().into_iter().flatten().max().copied();
         let table = self.table.filter(|table| last.is_some_and(|last| last >= i64::from(*table)))?;
-        Some(format!("past the model's learned position table ({table} positions)"))
+        Some(format!("past the model's position table ({table} positions)"))
     }
 
     fn result(

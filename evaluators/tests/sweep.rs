@@ -109,7 +109,7 @@ fn nan_logits_are_reported_not_averaged() {
 fn lengths_past_a_position_table_say_so() {
     // 64 positions hold the first token and 63 symbols
     let results = sweep("reads_positions", MOD10, "62..65", |s| s);
-    let past = "past the model's learned position table (64 positions)";
+    let past = "past the model's position table (64 positions)";
     assert_eq!(statuses(&results.lengths), ["ok", "ok", past, past]);
     assert_eq!(score(&results, 63).accuracy(), Some(1.0));
     // nothing is left to run, and that is no error
