@@ -120,8 +120,8 @@ fn check_vocabulary(config: &ModelConfig, weights: &Weights, vocab: usize) -> Re
     }
 }
 
-fn metadata(config: &ModelConfig, info: &ExportInfo, options: &ExportOptions) -> [(&'static str, String); 13] {
-    [
+fn metadata(config: &ModelConfig, info: &ExportInfo, options: &ExportOptions) -> Vec<(&'static str, String)> {
+    let mut metadata = vec![
         ("handle", info.handle.clone()),
         ("task", info.task.clone()),
         ("arch", config.arch().into()),
@@ -135,5 +135,8 @@ fn metadata(config: &ModelConfig, info: &ExportInfo, options: &ExportOptions) ->
         ("seed", info.seed.to_string()),
         ("checkpoint", info.checkpoint.clone()),
         ("precision", options.precision.name().into()),
-    ]
+    ];
+    // Positions at and beyond this one have no row in the model's table.
+    metadata.extend(config.max_length().map(|limit| ("position_limit", limit.to_string())));
+    metadata
 }
