@@ -368,3 +368,23 @@ fn full_memory_halves_the_batch_and_a_sequence_that_never_fits_says_so() {
         }
     }
 }
+
+#[test]
+fn tests_that_are_no_prefixes_of_each_other_run_one_by_one() {
+    // a span `<sos> A B < A … B`, whose B is another one for every length: 2 to 155 numbers
+    let results = sweep("echo", "counting_raspL", "1..160", |s| s.samples(3));
+    for r in &results.lengths {
+        assert_eq!(r.plan, Plan::Exhaustive);
+        let scored = (2..=155).contains(&r.length);
+        assert_eq!(r.score().map(|s| s.n_sequences > 0), scored.then_some(true), "{} {}", r.length, r.status());
+    }
+}
+
+#[test]
+fn a_model_that_names_no_task_needs_one() {
+    let error = Sweep::new(&mut model("echo")).run().unwrap_err().to_string();
+    assert!(error.contains("does not say which task it is for\n  hint: name it with --task"), "{error}");
+    let task = Task::by_name(MOD10).unwrap();
+    let error = Sweep::new(&mut model("echo")).task(&task).run().unwrap_err().to_string();
+    assert!(error.contains("the model's logits are 160 wide, but the task has 13 tokens"), "{error}");
+}
