@@ -361,9 +361,7 @@ fn decode_model(mut table: Table, task: &Task) -> Result<ModelConfig> {
         "rnn" => decode("model", table).map(ModelConfig::Rnn),
         "lstm" => decode("model", table).map(ModelConfig::Lstm),
         "s4" => {
-            if let Some(size) = task.and_then(|task| i64::try_from(task.max_seq_len).ok()) {
-                table.entry("kernel_length").or_insert(size.into());
-            }
+            table.entry("kernel_length").or_insert(Value::try_from(task.max_seq_len)?);
             decode("model", table).map(ModelConfig::S4)
         }
         "mamba" => decode("model", table).map(ModelConfig::Mamba),
@@ -373,8 +371,7 @@ fn decode_model(mut table: Table, task: &Task) -> Result<ModelConfig> {
         "mingru" => decode("model", table).map(ModelConfig::MinGru),
         "deltanet" => decode("model", table).map(ModelConfig::DeltaNet),
         "transformer" => {
-            let size = Value::try_from(task.max_position_embeddings)?;
-            table.entry("max_position_embeddings").or_insert(size);
+            table.entry("max_position_embeddings").or_insert(Value::try_from(task.max_position_embeddings)?);
             decode("model", table).map(ModelConfig::Transformer)
         }
         _ => bail!("unknown model.arch `{arch}`\n  hint: {}", suggestion(&arch, &known)),
@@ -483,7 +480,7 @@ mod tests {
             let message = error(MINIMAL, &set);
             assert!(message.contains(expected), "{message}");
         }
-        assert!(error("[task]\nname = 'x'", &[]).contains("model.arch is missing"));
+        assert!(error("[task]\nname = 'counting_samesymbol_mod10'", &[]).contains("model.arch is missing"));
         assert!(error("[model]\narch = 'rnn'", &[]).contains("missing field `name`"));
         assert!(parse_override("lr").unwrap_err().to_string().contains("table.key=value"));
     }
