@@ -1,4 +1,4 @@
-use crate::{DataError, Task};
+use crate::{DataError, Task, suggest::nearest};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use toml::{Table, Value};
 
@@ -55,6 +55,11 @@ impl<'de> Deserialize<'de> for TaskConfig {
                 return Err(D::Error::custom("there is a `name` and a `family`\n  hint: a name says the family"));
             }
             (None, None) => {
+                let known = ["name", "family", "train_examples", "data_seed"];
+                if let Some(key) = table.keys().find(|key| nearest(key, known).is_some()) {
+                    let known = known.map(|key| format!("`{key}`")).join(", ");
+                    return Err(D::Error::custom(format!("unknown field `{key}`, expected one of {known}")));
+                }
                 return Err(D::Error::custom(
                     "missing field `name`\n  hint: `pipeline data list` shows every name; or set `family`",
                 ));

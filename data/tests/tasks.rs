@@ -311,6 +311,7 @@ fn the_task_table_of_a_config() {
     assert_eq!(config.name, "modular,bos=true,modulus=7");
     for (text, part) in [
         ("", "missing field `name`"),
+        ("nam = 'debug'", "unknown field `nam`, expected one of `name`"),
         ("name = 'debug'\nfamily = 'debug'", "a `name` and a `family`"),
         ("name = 'debug'\nmodulus = 7", "there is no setting `modulus`"),
         ("family = 'modular'\nmodulu = 7", "did you mean `modulus`?"),

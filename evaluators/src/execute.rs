@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 /// What all batches of a sweep have in common.
 pub(crate) struct Work<'a> {
@@ -35,6 +36,8 @@ pub(crate) struct Work<'a> {
 pub(crate) struct Outcome {
     /// Tokens that ran, without padding.
     pub tokens: u64,
+    /// Time in ONNX Runtime, divided by the number of sessions side by side.
+    pub busy: Duration,
     /// Per slot of the list of lengths; slots ascend.
     pub scores: Vec<(usize, Score)>,
     /// Slots that could not be scored, and why.
@@ -58,6 +61,7 @@ impl Outcome {
 
     fn join(&mut self, mut other: Self) {
         self.tokens += other.tokens;
+        self.busy += other.busy;
         for (slot, score) in other.scores {
             match self.scores.binary_search_by_key(&slot, |(s, _)| *s) {
                 Ok(at) => self.scores[at].1.merge(&score),
@@ -82,6 +86,7 @@ pub(crate) fn execute(
     mut sink: impl FnMut(Outcome) -> Result<()>,
 ) -> Result<()> {
     let stop = AtomicBool::new(false);
+    let side_by_side = sessions.len() as u32;
     let (ready, prepared) = mpsc::sync_channel(2 * sessions.len());
     let (report, outcomes) = mpsc::channel();
     let prepared = Mutex::new(prepared);
@@ -116,7 +121,8 @@ pub(crate) fn execute(
             while let Some(outcome) = early.remove(&wanted) {
                 wanted += 1;
                 if failure.is_none() {
-                    failure = outcome.and_then(&mut sink).err();
+                    let share = |outcome: Outcome| Outcome { busy: outcome.busy / side_by_side, ..outcome };
+                    failure = outcome.map(share).and_then(&mut sink).err();
                     stop.store(failure.is_some(), Relaxed);
                 }
             }
@@ -234,7 +240,9 @@ impl Work<'_> {
             }
             let last = start + width >= longest;
             let engine = |e: ort::Error| self.failed(rows, inputs.seq, e.to_string());
+            let begin = Instant::now();
             let (predictions, losses) = self.feed(session, &inputs, &mut states, last).map_err(engine)?;
+            outcome.busy += begin.elapsed();
             let (predictions, losses) = (predictions.extract_tensor().1, losses.extract_tensor().1);
             if predictions.len() != rows * inputs.seq || losses.len() != predictions.len() {
                 return Err(self.failed(rows, inputs.seq, format!("it gave {} predictions", predictions.len())));

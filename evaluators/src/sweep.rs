@@ -10,6 +10,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 /// How the scores of a length came about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +121,8 @@ pub struct Progress {
     pub tokens: u64,
     /// Tokens to run; grows where [`Sweep::until_width`] asks for more sequences.
     pub total_tokens: u64,
+    /// Time that the sessions spent in ONNX Runtime, averaged over those side by side; the rest is overhead.
+    pub busy: Duration,
     /// Lengths whose last sequence is scored.
     pub lengths: u64,
     /// Lengths to score.
@@ -335,6 +338,7 @@ impl<'a> Sweep<'a> {
             let report = &mut self.progress;
             let mut sink = |outcome: Outcome| {
                 progress.tokens += outcome.tokens;
+                progress.busy += outcome.busy;
                 tally.add(outcome);
                 progress.lengths = tally.finished();
                 report(progress);
@@ -431,6 +435,7 @@ impl<'a> Sweep<'a> {
                     outcome.predictions.clear();
                 }
                 progress.tokens += outcome.tokens;
+                progress.busy += outcome.busy;
                 tally.add(outcome);
                 progress.lengths = tally.finished();
                 report(progress);

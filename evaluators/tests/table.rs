@@ -7,8 +7,8 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{Float64Type, UInt16Type, UInt32Type, UInt64Type};
 use common::{MOD10, SHIFTED, model, sweep};
-use data::Task;
-use evaluators::{Format, SweepFacts, to_record_batch, write, write_predictions};
+use data::{Dataset, Split, Task};
+use evaluators::{Format, Sweep, SweepFacts, to_record_batch, totals_to_record_batch, write, write_predictions};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use std::fs::File;
 use std::path::Path;
@@ -127,4 +127,24 @@ fn format_names_are_parsed_and_typos_answered() {
         "parqet".parse::<Format>().unwrap_err().to_string(),
         "there is no format `parqet`; did you mean `parquet`?\n  hint: the choices are parquet, arrow, csv, json"
     );
+}
+
+#[test]
+fn totals_have_one_row_per_split() {
+    let (mut model, task) = (model("counts_shifted"), Task::by_name(SHIFTED).unwrap());
+    let split = |split: Split, model: &mut evaluators::Model| {
+        let dataset = Dataset::generated(&task, split, 0, task.rows(split, 50).unwrap());
+        Sweep::new(model).task(&task).loops(Some(2)).run_dataset(&dataset, split.name()).unwrap()
+    };
+    let results = [split(Split::Val, &mut model), split(Split::OodTest, &mut model)];
+    let batch = totals_to_record_batch(&results).unwrap();
+    let column = |name: &str| batch.column_by_name(name).unwrap();
+    let names: Vec<_> = column("split").as_string::<i32>().iter().flatten().collect();
+    assert_eq!(names, ["val", "ood_test"]);
+    assert_eq!(column("loops").as_primitive::<UInt64Type>().values(), &[2, 2]);
+    assert_eq!(column("n_sequences").as_primitive::<UInt64Type>().values(), &[100, 2450]);
+    assert!(column("unseen_accuracy").is_null(0), "validation has no unseen lengths");
+    assert_eq!(column("unseen_accuracy").as_primitive::<Float64Type>().value(1), 1.0);
+    assert_eq!(column("last_accuracy").as_primitive::<Float64Type>().values(), &[1.0, 1.0]);
+    assert_eq!(column("status").as_string::<i32>().value(0), "ok");
 }

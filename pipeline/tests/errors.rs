@@ -24,6 +24,8 @@ fn command_lines_that_make_no_sense() {
     let dir = tempfile::tempdir().unwrap();
     fails(dir.path(), &["eval", "--provider", "gpu"], 2, &["--provider", "gpu"]);
     fails(dir.path(), &["eval", "--handle", "1", "--model", "m.onnx"], 2, &["cannot be used with"]);
+    fails(dir.path(), &["eval", "--loops", "0"], 2, &["--loops"]);
+    fails(dir.path(), &["eval", "--augmentation", "zoom"], 2, &["--augmentation", "zooming"]);
     fails(dir.path(), &["eval", "--samples", "0"], 2, &["--samples"]);
     fails(dir.path(), &["evaluate"], 2, &["eval"]);
 }
@@ -52,6 +54,9 @@ fn models_that_do_not_keep_the_contract() {
         &["token 12 is `b`", "hint:"],
     );
     let good = fixture("counts_mod10.onnx");
+    fails(dir.path(), &["eval", "--model", &good, "--until-width", "2"], 1, &["--until-width 2", "hint:"]);
+    fails(dir.path(), &["eval", "--model", &good, "--split", "vall"], 1, &["no split `vall`", "vall.parquet", "hint:"]);
+    fails(dir.path(), &["eval", "--model", &good, "--split", "gone.parquet"], 1, &["gone.parquet", "No such file"]);
     fails(dir.path(), &["eval", "--model", &good, "--task", "counting_samesymbol_mod1"], 1, &["did you mean"]);
     assert_eq!(files(dir.path()), ["text.onnx"]);
 }

@@ -113,17 +113,3 @@ fn both_plans_and_all_formats_agree() {
     assert_eq!(json.as_array().unwrap().len(), 35);
     assert_eq!(&fs::read(dir.path().join("out/table.arrow")).unwrap()[..6], b"ARROW1");
 }
-
-#[test]
-fn datasets_are_written_listed_and_shown() {
-    let dir = tempfile::tempdir().unwrap();
-    let list: Value = ok(dir.path(), &["data", "list", "--json"]).parse().unwrap();
-    let names: Vec<&str> = list.as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
-    assert!(names.contains(&"counting_samesymbol_mod10bos"));
-    assert_eq!(list[0]["vocab_size"], 13);
-
-    ok(dir.path(), &["data", "generate", "--task", names[1], "--train", "1000", "--seed", "3"]);
-    let shown = ok(dir.path(), &["data", "show", "--task", names[1], "--split", "ood_test", "-n", "1"]);
-    assert!(shown.contains("50 examples") && shown.contains("seed 3") && shown.contains("lengths"), "{shown}");
-    assert!(shown.contains("length   51"), "{shown}");
-}

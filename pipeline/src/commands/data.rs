@@ -108,7 +108,8 @@ fn import_files(context: &Context, args: &DataImportArgs) -> Result<()> {
     let mut jobs: Vec<(&Path, &str, PathBuf)> = vec![];
     for file in &args.files {
         let split = match &args.split {
-            Some(name) => split_name(Path::new(name))?,
+            Some(name) if split_name(Path::new(name)).is_ok_and(|plain| plain == name) => name,
+            Some(name) => bail!("--split {name} is not that of a split\n  hint: letters, digits, `_` and `-`"),
             None => split_name(file)?,
         };
         let target = named_split_path(&context.global.data_dir, &task.name, split);

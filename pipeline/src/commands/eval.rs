@@ -16,9 +16,10 @@ use evaluators::{
 };
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A model to evaluate.
 struct Target {
@@ -39,6 +40,7 @@ struct Evaluated {
     sweep: Option<SweepResult>,
     splits: Vec<DatasetResult>,
     seconds: f64,
+    session_seconds: f64,
     files: Vec<PathBuf>,
     journal: PathBuf,
 }
@@ -123,17 +125,22 @@ fn evaluate(context: &Context, args: &EvalArgs, target: &Target, lengths: Option
     let start = Instant::now();
     let name = model.info().arch.clone().unwrap_or_else(|| "model".into());
     let bar = context.progress.bar(name, 0, "tokens");
+    let last = Cell::new(Progress::default());
+    let mut busy = Duration::ZERO;
     let mut sweep = None;
     if let Some(lengths) = lengths {
-        let configured = configure(&mut model, &task, args, &bar);
+        let configured = configure(&mut model, &task, args, &bar, &last);
         let configured = configured.lengths(lengths).exhaustive(args.exhaustive).journal(Some(&journal));
         sweep = Some(configured.results()?);
+        busy += last.take().busy;
     }
     let mut splits = Vec::new();
     for split in &args.split {
         let (dataset, name) = read_split(context, &task, split)?;
         bar.set_prefix(name.clone());
-        splits.push(configure(&mut model, &task, args, &bar).loops(args.loops).run_dataset(&dataset, &name)?);
+        let configured = configure(&mut model, &task, args, &bar, &last).loops(args.loops);
+        splits.push(configured.run_dataset(&dataset, &name)?);
+        busy += last.take().busy;
     }
     bar.finish_and_clear();
     Ok(Evaluated {
@@ -144,15 +151,23 @@ fn evaluate(context: &Context, args: &EvalArgs, target: &Target, lengths: Option
         sweep,
         splits,
         seconds: start.elapsed().as_secs_f64(),
+        session_seconds: busy.as_secs_f64(),
         files: vec![],
         journal,
     })
 }
 
-/// What sweeps and splits share.
-fn configure<'a>(model: &'a mut Model, task: &'a Task, args: &EvalArgs, bar: &'a ProgressBar) -> Sweep<'a> {
+/// What sweeps and splits share; `last` is kept up to date with the progress.
+fn configure<'a>(
+    model: &'a mut Model,
+    task: &'a Task,
+    args: &EvalArgs,
+    bar: &'a ProgressBar,
+    last: &'a Cell<Progress>,
+) -> Sweep<'a> {
     let start = Instant::now();
     let show = move |p: Progress| {
+        last.set(p);
         bar.set_length(p.total_tokens);
         bar.set_position(p.tokens);
         let rate = p.lengths as f64 / start.elapsed().as_secs_f64();
@@ -282,6 +297,7 @@ fn document(evaluated: &Evaluated) -> Value {
         "task": evaluated.facts.task,
         "provider": evaluated.facts.provider,
         "seconds": evaluated.seconds,
+        "session_seconds": evaluated.session_seconds,
         "files": evaluated.files,
         "lengths": lengths,
         "splits": splits.collect::<Vec<_>>(),
