@@ -138,7 +138,7 @@ fn metadata(config: &ModelConfig, info: &ExportInfo, options: &ExportOptions) ->
         ("checkpoint", info.checkpoint.clone()),
         ("precision", options.precision.name().into()),
     ];
-    // no position may reach the end of a table
+    // Positions at and beyond this one have no row in the model's table.
     metadata.extend(config.max_length().map(|limit| ("position_limit", limit.to_string())));
     metadata
 }

@@ -208,6 +208,13 @@ fn metadata_is_complete() {
         ("precision", "fp32"),
     ];
     assert_eq!(found, expected);
+
+    let limit = |model: ModelProto| {
+        model.metadata_props.iter().find(|e| e.key() == "position_limit").map(|e| e.value().to_owned())
+    };
+    assert_eq!(limit(model), None);
+    let table = exported(&transformer(16, 2, PositionalEmbedding::Absolute));
+    assert_eq!(limit(table).as_deref(), Some("128"), "the rows of the position table");
 }
 
 #[test]

@@ -67,7 +67,7 @@ pub enum DataCommand {
     List,
     /// Write the splits of a task as Parquet
     Generate(GenerateArgs),
-    /// Take over examples from elsewhere, checking every one: JSON lines [[tokens], [labels]], or Parquet
+    /// Take over examples from elsewhere, checking every one: lines of JSON (tokens, then labels) or Parquet
     Import(DataImportArgs),
     /// Print examples, lengths and labels of a dataset file, Parquet or text
     Show(ShowArgs),

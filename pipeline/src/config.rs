@@ -480,7 +480,7 @@ mod tests {
             let message = error(MINIMAL, &set);
             assert!(message.contains(expected), "{message}");
         }
-        assert!(error("[task]\nname = 'counting_samesymbol_mod10'", &[]).contains("model.arch is missing"));
+        assert!(error("[task]\nname = 'counting_samesymbol'", &[]).contains("model.arch is missing"));
         assert!(error("[model]\narch = 'rnn'", &[]).contains("missing field `name`"));
         assert!(parse_override("lr").unwrap_err().to_string().contains("table.key=value"));
     }

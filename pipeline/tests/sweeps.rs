@@ -25,7 +25,8 @@ const CONFIGS: [(&str, &str); 9] = [
     ("rope", r#"{"arch": "transformer", "hidden_size": 16, "num_heads": 2, "positional_embedding": "rope"}"#),
     (
         "sinusoidal",
-        r#"{"arch": "transformer", "hidden_size": 16, "num_heads": 2, "positional_embedding": "sinusoidal"}"#,
+        r#"{"arch": "transformer", "hidden_size": 16, "num_heads": 2, "positional_embedding": "sinusoidal",
+            "max_position_embeddings": 512}"#,
     ),
 ];
 
@@ -155,4 +156,19 @@ fn splits_and_several_models_in_one_call() {
     let of_file: serde_json::Value = serde_json::from_str(&of_file).unwrap();
     assert_eq!(of_file["splits"], document["results"][1]["splits"]);
     assert!(of_file["lengths"].as_array().unwrap().is_empty(), "a split alone makes no sweep");
+}
+
+/// Lengths past a position table have no answer, and the result says so.
+#[test]
+fn a_position_table_ends_the_sweep() {
+    let task = Task::by_name(TASK).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("absolute.onnx");
+    let config = r#"{"arch": "transformer", "hidden_size": 16, "num_heads": 2, "positional_embedding": "absolute"}"#;
+    write_model(config, &task.vocabulary, &path);
+    let mut model = load(&path, 1);
+    let found = Sweep::new(&mut model).task(&task).lengths(120..=135).results().unwrap();
+    // 128 positions: the token in front and 127 symbols
+    let ok: Vec<u32> = found.lengths.iter().filter(|r| r.status() == "ok").map(|r| r.length).collect();
+    assert_eq!(ok, (120..=127).collect::<Vec<_>>());
 }
