@@ -26,7 +26,7 @@ const CONFIGS: [(&str, &str); 9] = [
     (
         "sinusoidal",
         r#"{"arch": "transformer", "hidden_size": 16, "num_heads": 2, "positional_embedding": "sinusoidal",
-            "max_position_embeddings": 512}"#,
+            "max_position_embeddings": 128}"#,
     ),
 ];
 
