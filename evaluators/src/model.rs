@@ -148,7 +148,8 @@ pub struct ModelInfo {
     pub precision: Option<String>,
     /// Position ids in training were below this; limits nothing by itself.
     pub max_position_embeddings: Option<u32>,
-    /// Rows of a learned position table: position ids must be below this. Absent where there is no such table.
+    /// Rows of a position table: position ids must be below this. Where the file does not say it, models with absolute or
+    /// sinusoidal positions have as many as `max_position_embeddings`, and others have no table.
     pub position_limit: Option<u32>,
 }
 
@@ -158,12 +159,15 @@ impl ModelInfo {
             let Some(text) = metadata.custom(key) else { return Ok(None) };
             text.parse().map(Some).map_err(|_| format!("its metadata `{key}` is `{text}`, not a number"))
         }
+        let positional_embedding = metadata.custom("positional_embedding");
+        let max_position_embeddings = number(metadata, "max_position_embeddings")?;
+        let has_table = matches!(positional_embedding.as_deref(), Some("absolute" | "sinusoidal"));
         let vocab = metadata.custom("vocab").map(|text| serde_json::from_str(&text)).transpose();
         Ok(Self {
             handle: metadata.custom("handle"),
             task: metadata.custom("task"),
             arch: metadata.custom("arch"),
-            positional_embedding: metadata.custom("positional_embedding"),
+            positional_embedding,
             vocab: vocab.map_err(|e| format!("its metadata `vocab` is not a JSON list of tokens ({e})"))?,
             train_max_length: number(metadata, "train_max_length")?,
             augmentation: metadata.custom("augmentation"),
@@ -172,8 +176,8 @@ impl ModelInfo {
             seed: number(metadata, "seed")?,
             checkpoint: metadata.custom("checkpoint"),
             precision: metadata.custom("precision"),
-            max_position_embeddings: number(metadata, "max_position_embeddings")?,
-            position_limit: number(metadata, "position_limit")?,
+            max_position_embeddings,
+            position_limit: number(metadata, "position_limit")?.or(max_position_embeddings.filter(|_| has_table)),
         })
     }
 }

@@ -239,8 +239,8 @@ pub struct EvalArgs {
     /// Test lengths: 1..1000 (both ends count), 10..100:10, 10,50,100. Default: 1..1000, or none where there is a --split
     #[arg(long)]
     pub lengths: Option<Lengths>,
-    /// Also score examples as they are: val, ood_test, another split of the task's dataset, or a .parquet file. Can be
-    /// repeated
+    /// Also score examples as they are: val, ood_test, another split of the task's dataset, or a .parquet or .txt
+    /// file. Can be repeated
     #[arg(long, value_name = "SPLIT|FILE")]
     pub split: Vec<String>,
     /// Passes over a split. Default: 10 where positions are drawn at random, otherwise 1

@@ -14,7 +14,7 @@ pub struct Evaluation {
     /// Cross entropy: the mean over batches, taken in the split's order, of the mean over a batch's labelled tokens, as the
     /// original reports it.
     pub loss: Option<f64>,
-    /// Accuracy over the labelled tokens beyond the `max_seen`-th of their sequence; `None` if there are none.
+    /// Accuracy over the labelled tokens beyond the `max_seen`-th of their sequence (`Dataset::max_seen_len` of validation); `None` if there are none.
     pub unseen_accuracy: Option<f64>,
     /// An example and what the model said to it: the first one with a mistake, or the first of all.
     pub sample: Option<Sample>,
@@ -57,12 +57,6 @@ impl Sample {
             ),
         }
     }
-}
-
-/// The longest input in tokens other than `<pad>`: labels of a higher rank count as unseen.
-pub fn max_seen_length(val: &Dataset, vocabulary: &Vocabulary) -> usize {
-    let pad = vocabulary.id(PAD);
-    val.iter().map(|e| e.input_ids.iter().filter(|id| Some(**id) != pad).count()).max().unwrap_or(0)
 }
 
 /// The examples that one pass answers: the first of a group begins with each of the others. With positions made like `fold`

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, State};
 use crate::config::Config;
-use crate::evaluation::{Evaluation, evaluate, groups, max_seen_length};
+use crate::evaluation::{Evaluation, evaluate, groups};
 use crate::metrics_log::{self, MetricsRow};
 use crate::optimizer::Adam;
 use crate::progress::Progress;
@@ -85,7 +85,7 @@ where
     let (settings, vocabulary) = (&config.train, &task.vocabulary);
     let per_epoch = settings.steps_per_epoch(splits.train.len());
     let total = settings.total_steps(splits.train.len());
-    let max_seen = splits.evaluated.first().map_or(0, |(_, val)| max_seen_length(val, vocabulary));
+    let max_seen = splits.evaluated.first().map_or(0, |(_, val)| val.max_seen_len());
     let (mut model, mut optimizer) = start::<B>(job, total, device)?;
     let first = job.resume.as_ref().map_or(0, |c| c.state().step);
     let mut curve = Curve::begin(job)?;

@@ -26,7 +26,7 @@ const CONFIGS: [(&str, &str); 9] = [
     (
         "sinusoidal",
         r#"{"arch": "transformer", "hidden_size": 16, "num_heads": 2, "positional_embedding": "sinusoidal",
-            "max_position_embeddings": 512}"#,
+            "max_position_embeddings": 128}"#,
     ),
 ];
 
@@ -62,7 +62,8 @@ fn load(path: &Path, threads: usize) -> Model {
 fn assert_same(name: &str, a: &SweepResult, b: &SweepResult) {
     assert_eq!(a.predictions, b.predictions, "{name}");
     for (a, b) in a.lengths.iter().zip(&b.lengths) {
-        let (a, b) = (a.score().unwrap(), b.score().unwrap());
+        assert_eq!(a.status(), b.status(), "{name}");
+        let (Some(a), Some(b)) = (a.score(), b.score()) else { continue };
         assert_eq!((a.counting_correct, a.last_correct, a.n_tokens), (b.counting_correct, b.last_correct, b.n_tokens));
         assert!((a.loss_sum - b.loss_sum).abs() < 1e-3 * b.loss_sum, "{name}: {} {}", a.loss_sum, b.loss_sum);
     }
@@ -81,10 +82,12 @@ fn every_plan_says_the_same_for_every_architecture() {
             sweep.max_tokens(max_tokens).keep_predictions(true).results().unwrap()
         };
         let single = sweep(1, false, None);
-        assert!(single.lengths.iter().all(|r| r.plan == Plan::SinglePass && r.status() == "ok"), "{name}");
+        let scored = single.lengths.iter().filter(|r| r.plan == Plan::SinglePass && r.status() == "ok").count();
+        // a table of 128 positions holds the first token and 127 symbols
+        assert_eq!(scored, if name == "sinusoidal" { 127 } else { 300 }, "{name}");
         let loss = |length: usize| single.lengths[length - 1].score().unwrap().loss().unwrap();
         let guesses = single.predictions.last().unwrap().predicted.iter().collect::<HashSet<_>>();
-        let varies = guesses.len() > 1 || (loss(1) - loss(300)).abs() > 1e-2;
+        let varies = guesses.len() > 1 || (loss(1) - loss(scored)).abs() > 1e-2;
         assert!(varies, "{name} says the same everywhere, so that everything would agree");
         let exhaustive = sweep(1, true, None);
         assert_same(name, &single, &exhaustive);

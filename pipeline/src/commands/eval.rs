@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use arrow::compute::concat_batches;
 use arrow::record_batch::RecordBatch;
 use data::families::Family;
-use data::{Dataset, Split, Task};
+use data::{Dataset, Split, Task, text};
 use evaluators::{
     DatasetResult, LengthResult, Lengths, LoadOptions, Model, Progress, RuntimeLibrary, Sweep, SweepFacts, SweepResult,
     totals_to_record_batch, write, write_predictions,
@@ -80,7 +80,7 @@ pub fn run(context: &Context, args: EvalArgs) -> Result<()> {
         [one] => document(one),
         several => json!({ "results": several.iter().map(document).collect::<Vec<_>>() }),
     };
-    context.print(as_json, || all.iter().map(text).collect::<Vec<_>>().join("\n\n"))
+    context.print(as_json, || all.iter().map(summary_text).collect::<Vec<_>>().join("\n\n"))
 }
 
 /// The models that the command line names.
@@ -185,13 +185,14 @@ fn configure<'a>(
         .progress(show)
 }
 
-/// The examples that `split` names, and its name in result tables: a Parquet file, a file of the task's dataset, or, where
-/// that was not generated, the split itself.
+/// The examples that `split` names, and its name in result tables: a Parquet file, a text file of the original, a file of
+/// the task's dataset, or, where that was not generated, the split itself.
 fn read_split(context: &Context, task: &Task, split: &str) -> Result<(Dataset, String)> {
     let path = Path::new(split);
     if path.extension().is_some() {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        return Ok((Dataset::read(path)?, name));
+        let text = path.extension().is_some_and(|extension| extension == "txt");
+        return Ok((if text { text::read(path, Some(task))? } else { Dataset::read(path)? }, name));
     }
     let file = context.global.data_dir.join(&task.name).join(format!("{split}.parquet"));
     if file.is_file() {
@@ -203,7 +204,7 @@ fn read_split(context: &Context, task: &Task, split: &str) -> Result<(Dataset, S
             Ok((Dataset::generated(task, known, 0, rows), split.to_owned()))
         }
         _ => bail!(
-            "there is no split `{split}`: {} does not exist\n  hint: val and ood_test always work; others must be generated or imported first, or name a .parquet file",
+            "there is no split `{split}`: {} does not exist\n  hint: val and ood_test always work; others must be generated or imported first, or name a .parquet or .txt file",
             file.display()
         ),
     }
@@ -318,7 +319,7 @@ fn row(result: &LengthResult) -> Value {
     })
 }
 
-fn text(evaluated: &Evaluated) -> String {
+fn summary_text(evaluated: &Evaluated) -> String {
     let Evaluated { facts, sweep, splits, seconds, .. } = evaluated;
     let what = sweep.iter().map(|sweep| format!("{} lengths", sweep.lengths.len()));
     let what: Vec<String> = what.chain(splits.iter().map(|split| split.by_length.facts.split.clone())).collect();
