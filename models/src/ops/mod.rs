@@ -1,6 +1,7 @@
 //! The costly sequence operations, behind one trait so that a backend can bring a faster version of any of them
 //! without a model changing. The defaults in [`plain`] are ordinary tensor operations: the readable definition.
 
+pub mod cpu;
 pub mod delta;
 pub mod plain;
 pub mod s4;
