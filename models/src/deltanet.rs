@@ -9,9 +9,9 @@
 
 use crate::error::ConfigError;
 use crate::layers::{Embedding, LayerNorm, Linear, Mlp, dropout, split_heads};
-use crate::mamba::softplus;
 use crate::ops::SequenceOps;
 use crate::ops::delta::DeltaRule;
+use crate::ops::scan::softplus;
 use crate::{Init, ModelInput};
 use burn::module::{Module, Param};
 use burn::prelude::*;

@@ -12,7 +12,7 @@ use crate::ops::scan::SelectiveScan;
 use crate::{ConfigError, Init, ModelInput};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::{relu, silu};
+use burn::tensor::activation::silu;
 use serde::{Deserialize, Serialize};
 
 /// Sizes of a [`Mamba`].
@@ -177,22 +177,24 @@ impl<B: SequenceOps> Mixer<B> {
     /// `[batch, seq, hidden]` → the same shape, and the state after it.
     fn forward(&self, x: Tensor<B, 3>, state: Option<MambaState<B>>) -> (Tensor<B, 3>, MambaState<B>) {
         let (conv, ssm) = state.map(|s| (s.conv, s.ssm)).unzip();
-        let [u, gate] = split(self.in_proj.forward(x), [self.D.dims()[0]; 2]); // [batch, seq, channels]
+        let [u, z] = split(self.in_proj.forward(x), [self.D.dims()[0]; 2]); // [batch, seq, channels]
         let (u, conv) = self.conv1d.forward(u, conv);
         let u = silu(u);
         let (rank, state) = (self.dt_proj.weight.dims()[1], self.A_log.dims()[1]);
-        let [dt, b, c] = split(self.x_proj.forward(u.clone()), [rank, state, state]);
-        let delta = softplus(self.dt_proj.forward(dt)); // [batch, seq, channels]
-        let a = -self.A_log.val().exp();
-        let skip = u.clone() * self.D.val().unsqueeze();
-        let (y, ssm) = B::selective_scan(SelectiveScan { u, delta, a, b, c }, ssm);
-        (self.out_proj.forward((y + skip) * silu(gate)), MambaState { conv, ssm })
+        let [delta, b, c] = split(self.x_proj.forward(u.clone()), [rank, state, state]);
+        let inputs = SelectiveScan {
+            u,
+            delta: matmul_rows(delta, self.dt_proj.weight.val().transpose()), // [batch, seq, channels]
+            delta_bias: self.dt_proj.bias.val(),
+            a: -self.A_log.val().exp(),
+            b,
+            c,
+            d: self.D.val(),
+            z,
+        };
+        let (y, ssm) = B::selective_scan(inputs, ssm);
+        (self.out_proj.forward(y), MambaState { conv, ssm })
     }
-}
-
-/// log(1 + eˣ). Step sizes are small: 1 + eˣ, rounded, would lose what matters of them.
-pub(crate) fn softplus<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
-    relu(x.clone()) + (-x.abs()).exp().log1p()
 }
 
 /// Cuts the last axis into parts of these widths.
@@ -250,10 +252,6 @@ impl<B: Backend> StepSizes<B> {
         // softplus⁻¹(x) = log(eˣ − 1)
         let bias = logs.into_iter().map(|log| f64::from(log).exp().max(1e-4).exp_m1().ln() as f32).collect();
         Self { weight, bias: init.values(bias, [channels]) }
-    }
-
-    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        matmul_rows(x, self.weight.val().transpose()) + self.bias.val().unsqueeze()
     }
 }
 
