@@ -167,7 +167,13 @@ impl Group<'_> {
 
     /// Writes the real and imaginary parts of a signal as two examples of `rows`.
     #[inline(always)]
-    fn store<S: Simd>(self, signal: &[Complex<S>], rows: &mut [&mut [f32]], first: usize, channels: std::ops::Range<usize>) {
+    fn store<S: Simd>(
+        self,
+        signal: &[Complex<S>],
+        rows: &mut [&mut [f32]],
+        first: usize,
+        channels: std::ops::Range<usize>,
+    ) {
         let [_, seq, _] = self.convolution.shape;
         let columns = channels.start - self.start..channels.end - self.start;
         for (part, rows) in rows[first * seq..].chunks_mut(seq).take(2).enumerate() {

@@ -110,7 +110,8 @@ impl Scan<'_> {
             tiles(&mut da, state, channels, GROUP),
             tiles(&mut channel, 2, channels, GROUP),
         );
-        let units = (du_tiles, ddelta_tiles, dz_tiles, per_channel.into_par_iter(), gates.par_chunks_mut(2 * seq * state));
+        let units =
+            (du_tiles, ddelta_tiles, dz_tiles, per_channel.into_par_iter(), gates.par_chunks_mut(2 * seq * state));
         units.into_par_iter().enumerate().for_each(|(unit, (du, ddelta, dz, (dh, da, channel), gates))| {
             let (db, dc) = gates.split_at_mut(seq * state);
             run(Backward {
@@ -315,7 +316,10 @@ impl WithSimd for Backward<'_> {
                 let bias = V::load(simd, &scan.delta_bias[range.clone()]);
                 let d = V::load(simd, &scan.d[range.clone()]);
                 for (n, h) in states[..state].iter_mut().enumerate() {
-                    *h = V::load(simd, &checkpoints[((example * chunks + chunk) * state + n) * channels..][range.clone()]);
+                    *h = V::load(
+                        simd,
+                        &checkpoints[((example * chunks + chunk) * state + n) * channels..][range.clone()],
+                    );
                 }
                 for (i, step) in steps[..length].iter_mut().enumerate() {
                     let token = example * seq + start + i;
