@@ -12,7 +12,6 @@ use crate::ops::scan::SelectiveScan;
 use crate::{ConfigError, Init, ModelInput};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::silu;
 use serde::{Deserialize, Serialize};
 
 /// Sizes of a [`Mamba`].
@@ -177,9 +176,10 @@ impl<B: SequenceOps> Mixer<B> {
     /// `[batch, seq, hidden]` → the same shape, and the state after it.
     fn forward(&self, x: Tensor<B, 3>, state: Option<MambaState<B>>) -> (Tensor<B, 3>, MambaState<B>) {
         let (conv, ssm) = state.map(|s| (s.conv, s.ssm)).unzip();
-        let [u, z] = split(self.in_proj.forward(x), [self.D.dims()[0]; 2]); // [batch, seq, channels]
+        let channels = self.D.dims()[0];
+        let half = |i: usize| self.in_proj.weight.val().narrow(0, i * channels, channels).transpose();
+        let [u, z] = [0, 1].map(|i| matmul_rows(x.clone(), half(i))); // [batch, seq, channels]
         let (u, conv) = self.conv1d.forward(u, conv);
-        let u = silu(u);
         let (rank, state) = (self.dt_proj.weight.dims()[1], self.A_log.dims()[1]);
         let [delta, b, c] = split(self.x_proj.forward(u.clone()), [rank, state, state]);
         let inputs = SelectiveScan {
@@ -221,17 +221,23 @@ impl<B: Backend> ShortConv<B> {
         let bound = 1.0 / (taps as f64).sqrt();
         Self { weight: init.uniform([channels, 1, taps], bound), bias: init.uniform([channels], bound) }
     }
+}
 
-    /// `[batch, seq, channels]` → the same shape; the state holds the last inputs, `[batch, channels, taps − 1]`.
+impl<B: SequenceOps> ShortConv<B> {
+    /// With SiLU, `[batch, seq, channels]` → the same shape; the state holds the last inputs, `[batch, channels, taps − 1]`.
     fn forward(&self, x: Tensor<B, 3>, state: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let [batch, seq, channels] = x.dims();
         let past = self.weight.dims()[2] - 1;
-        let state = state.unwrap_or_else(|| Tensor::zeros([batch, channels, past], &x.device()));
-        let x = Tensor::cat(vec![state.swap_dims(1, 2), x], 1); // [batch, past + seq, channels]
-        let weight = self.weight.val().permute([2, 1, 0]); // [taps, 1, channels]
-        let taps = (0..=past).map(|tap| x.clone().narrow(1, tap, seq) * weight.clone().narrow(0, tap, 1));
-        let y = taps.fold(self.bias.val().unsqueeze(), |sum, tap| tap + sum);
-        (y, x.narrow(1, seq, past).swap_dims(1, 2))
+        let before = state.map(|state| state.swap_dims(1, 2)); // [batch, past, channels]
+        let y = B::short_convolution(x.clone(), self.weight.val(), self.bias.val(), before.clone());
+        let last = match seq >= past {
+            true => x.narrow(1, seq - past, past),
+            false => {
+                let before = before.unwrap_or_else(|| Tensor::zeros([batch, past, channels], (&x.device(), x.dtype())));
+                Tensor::cat(vec![before.narrow(1, seq, past - seq), x], 1)
+            }
+        };
+        (y, last.swap_dims(1, 2))
     }
 }
 
@@ -266,9 +272,11 @@ impl<B: Backend> RmsNorm<B> {
     fn new(init: &mut Init<'_, B>, hidden: usize) -> Self {
         Self { weight: init.constant([hidden], 1.0) }
     }
+}
 
+impl<B: SequenceOps> RmsNorm<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let mean_square = x.clone().square().mean_dim(2); // [batch, seq, 1]
-        x / (mean_square + RMS_NORM_EPSILON).sqrt() * self.weight.val().unsqueeze()
+        let width = x.dims()[2];
+        B::norm(x, self.weight.val(), None, width, RMS_NORM_EPSILON)
     }
 }

@@ -5,6 +5,9 @@
 //! order (decimation in frequency), and the inverse takes them in that order (decimation in time): products do not mind.
 
 use super::simd::{V, run, tiles, transpose};
+use super::{dims, like, output, values};
+use crate::ops::kernel::Kernel;
+use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::f64::consts::TAU;
@@ -60,6 +63,32 @@ impl Convolution<'_> {
     fn columns<'a>(&self, x: &'a mut [f32]) -> Vec<Vec<&'a mut [f32]>> {
         let [batch, seq, channels] = self.shape;
         tiles(x, batch * seq, channels, GROUP)
+    }
+}
+
+/// The operation on tensors: the fields of [`Convolution`] in their order → outputs.
+#[derive(Debug, Clone, Copy)]
+pub struct CausalConvolution;
+
+impl CausalConvolution {
+    fn of(inputs: &[FlexTensor; 2]) -> Convolution<'_> {
+        let [u, k] = inputs.each_ref().map(values);
+        Convolution { shape: dims(&inputs[0]), u, k }
+    }
+}
+
+impl Kernel<2, 1> for CausalConvolution {
+    type Saved = [FlexTensor; 2];
+
+    fn forward(&self, inputs: [FlexTensor; 2], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
+        let y = output(Self::of(&inputs).forward(), dims::<3>(&inputs[0]));
+        ([y], save.then_some(inputs))
+    }
+
+    fn backward(&self, inputs: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let Some(dy) = dy else { return Default::default() };
+        let Gradients { u, k } = Self::of(&inputs).backward(values(&dy));
+        [Some(like(&inputs[0], u)), Some(like(&inputs[1], k))]
     }
 }
 

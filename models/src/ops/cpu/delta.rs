@@ -1,6 +1,9 @@
 //! The gated delta rule, forward and backward in one sweep over time each; memory as in [`wkv`](super::wkv).
 
 use super::simd::{V, pack, run, tiles, transpose, unpack};
+use super::{dims, like, output, values};
+use crate::ops::kernel::Kernel;
+use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -112,6 +115,43 @@ impl<'a> Delta<'a> {
     #[inline(always)]
     fn load<S: Simd>(&self, simd: S, x: &'a [f32], unit: usize, t: usize, vectors: &mut [V<S>]) {
         pack(simd, self.row(x, unit, t), vectors, self.shape[3]);
+    }
+}
+
+/// The operation on tensors: the fields of [`Delta`] in their order → outputs and last matrices.
+#[derive(Debug, Clone, Copy)]
+pub struct DeltaKernel;
+
+impl DeltaKernel {
+    fn of(inputs: &[FlexTensor; 6]) -> Delta<'_> {
+        let shape = dims(&inputs[0]);
+        let [q, k, v, step, decay, state] = inputs.each_ref().map(values);
+        Delta { shape, q, k, v, step, decay, state: Some(state) }
+    }
+}
+
+impl Kernel<6, 2> for DeltaKernel {
+    type Saved = ([FlexTensor; 6], FlexTensor);
+
+    fn forward(&self, inputs: [FlexTensor; 6], save: bool) -> ([FlexTensor; 2], Option<Self::Saved>) {
+        let Outputs { y, last, checkpoints } = Self::of(&inputs).forward(save);
+        let outputs = [output(y, dims::<4>(&inputs[0])), output(last, dims::<4>(&inputs[5]))];
+        let length = checkpoints.len();
+        (outputs, save.then(|| (inputs, output(checkpoints, [length]))))
+    }
+
+    fn backward(
+        &self,
+        (inputs, checkpoints): Self::Saved,
+        [dy, last]: [Option<FlexTensor>; 2],
+        _: [bool; 6],
+    ) -> [Option<FlexTensor>; 6] {
+        let Some(dy) = dy else { return Default::default() };
+        let delta = Self::of(&inputs);
+        let Gradients { q, k, v, step, decay, state } =
+            delta.backward(values(&checkpoints), values(&dy), last.as_ref().map(values));
+        let mut gradients = [q, k, v, step, decay, state].into_iter();
+        inputs.each_ref().map(|input| Some(like(input, gradients.next()?)))
     }
 }
 

@@ -1,6 +1,9 @@
 //! The recurrence h_t = a_t·h_{t−1} + b_t in every channel, forward and backward.
 
 use super::simd::{V, run, tiles};
+use super::{dims, like, output, values};
+use crate::ops::kernel::Kernel;
+use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -60,6 +63,38 @@ impl LinearRecurrence<'_> {
         let groups = channels.div_ceil(GROUP);
         let (example, channel) = (unit / groups, unit % groups * GROUP);
         (example * seq * channels + channel, self.h.map(|h| &h[example * channels + channel..(example + 1) * channels]))
+    }
+}
+
+/// The operation on tensors: the fields of [`LinearRecurrence`] in their order → all states.
+#[derive(Debug, Clone, Copy)]
+pub struct LinearKernel;
+
+impl LinearKernel {
+    fn of(inputs: &[FlexTensor; 3]) -> LinearRecurrence<'_> {
+        let [a, b, h] = inputs.each_ref().map(values);
+        LinearRecurrence { shape: dims(&inputs[0]), a, b, h: Some(h) }
+    }
+}
+
+impl Kernel<3, 1> for LinearKernel {
+    type Saved = ([FlexTensor; 3], FlexTensor);
+
+    fn forward(&self, inputs: [FlexTensor; 3], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
+        let states = output(Self::of(&inputs).forward(), dims::<3>(&inputs[0]));
+        ([states.clone()], save.then_some((inputs, states)))
+    }
+
+    fn backward(
+        &self,
+        (inputs, states): Self::Saved,
+        [dstates]: [Option<FlexTensor>; 1],
+        _: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        let Some(dstates) = dstates else { return Default::default() };
+        let Gradients { a, b, h } = Self::of(&inputs).backward(values(&states), values(&dstates));
+        let mut gradients = [a, b, h].into_iter();
+        inputs.each_ref().map(|input| Some(like(input, gradients.next()?)))
     }
 }
 

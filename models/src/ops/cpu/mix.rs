@@ -1,6 +1,9 @@
 //! RWKV's mixture of every token with the one before it.
 
 use super::simd::{V, run, sum_blocks};
+use super::{dims, like, output, values};
+use crate::ops::kernel::Kernel;
+use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -75,6 +78,66 @@ impl TokenMix<'_> {
         };
         let weight = at(self.weight, 0);
         [at(self.x, row), before, self.weights.map_or(weight, |weights| weight + at(weights, row))]
+    }
+}
+
+/// The operation on tensors: x, the token before, the weight and perhaps what is added to it → y.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenMixKernel;
+
+impl TokenMixKernel {
+    fn of<'a>(
+        x: &'a FlexTensor,
+        last: &'a FlexTensor,
+        weight: &'a FlexTensor,
+        weights: Option<&'a FlexTensor>,
+    ) -> TokenMix<'a> {
+        TokenMix {
+            shape: dims(x),
+            x: values(x),
+            last: Some(values(last)),
+            weight: values(weight),
+            weights: weights.map(values),
+        }
+    }
+}
+
+impl Kernel<3, 1> for TokenMixKernel {
+    type Saved = [FlexTensor; 3];
+
+    fn forward(&self, inputs: [FlexTensor; 3], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
+        let [x, last, weight] = &inputs;
+        let y = output(Self::of(x, last, weight, None).forward(), dims::<3>(x));
+        ([y], save.then_some(inputs))
+    }
+
+    fn backward(&self, inputs: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let Some(dy) = dy else { return Default::default() };
+        let [x, last, weight] = &inputs;
+        let gradients = Self::of(x, last, weight, None).backward(values(&dy));
+        [Some(like(x, gradients.x)), Some(like(last, gradients.last)), Some(like(weight, gradients.weight))]
+    }
+}
+
+impl Kernel<4, 1> for TokenMixKernel {
+    type Saved = [FlexTensor; 4];
+
+    fn forward(&self, inputs: [FlexTensor; 4], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
+        let [x, last, weight, weights] = &inputs;
+        let y = output(Self::of(x, last, weight, Some(weights)).forward(), dims::<3>(x));
+        ([y], save.then_some(inputs))
+    }
+
+    fn backward(&self, inputs: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 4]) -> [Option<FlexTensor>; 4] {
+        let Some(dy) = dy else { return Default::default() };
+        let [x, last, weight, weights] = &inputs;
+        let gradients = Self::of(x, last, weight, Some(weights)).backward(values(&dy));
+        [
+            Some(like(x, gradients.x)),
+            Some(like(last, gradients.last)),
+            Some(like(weight, gradients.weight)),
+            Some(like(weights, gradients.weights)),
+        ]
     }
 }
 

@@ -1,5 +1,5 @@
 //! Kernels for the CPU.
-#![allow(missing_docs, dead_code)]
+
 pub mod convolution;
 pub mod delta;
 pub mod linear;
@@ -10,3 +10,25 @@ pub mod scan;
 pub mod short_convolution;
 pub mod simd;
 pub mod wkv;
+
+use burn::tensor::TensorData;
+use burn_flex::FlexTensor;
+
+/// The numbers of a kernel's input.
+fn values(tensor: &FlexTensor) -> &[f32] {
+    tensor.storage()
+}
+
+/// A kernel's output.
+fn output<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
+
+/// A kernel's output, of another tensor's shape.
+fn like(tensor: &FlexTensor, values: Vec<f32>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, tensor.layout().shape().clone()))
+}
+
+fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
+    tensor.layout().shape().dims()
+}

@@ -1,6 +1,9 @@
 //! Normalisation of rows: LayerNorm, RMSNorm, and both per head.
 
 use super::simd::{V, run, sum_blocks};
+use super::{dims, like, output, values};
+use crate::ops::kernel::Kernel;
+use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -81,6 +84,56 @@ impl Norm<'_> {
         }
         let squares = rest.iter().fold(squares.sum(), |sum, x| sum + (x - mean) * (x - mean));
         (center, V::splat(simd, 1.0 / (squares / n + self.epsilon).sqrt()))
+    }
+}
+
+/// The operation on tensors: x `[batch, seq, channels]`, the weight and, for LayerNorm, the bias `[channels]` → y.
+#[derive(Debug, Clone, Copy)]
+pub struct NormKernel {
+    /// See [`Norm`].
+    pub width: usize,
+    /// See [`Norm`].
+    pub epsilon: f64,
+}
+
+impl NormKernel {
+    fn of<'a>(&self, x: &'a FlexTensor, weight: &'a FlexTensor, bias: Option<&'a FlexTensor>) -> Norm<'a> {
+        let [x, weight] = [x, weight].map(values);
+        Norm { x, weight, bias: bias.map(values), width: self.width, epsilon: self.epsilon as f32 }
+    }
+}
+
+impl Kernel<3, 1> for NormKernel {
+    type Saved = [FlexTensor; 3];
+
+    fn forward(&self, inputs: [FlexTensor; 3], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
+        let [x, weight, bias] = &inputs;
+        let y = output(self.of(x, weight, Some(bias)).forward(), dims::<3>(x));
+        ([y], save.then_some(inputs))
+    }
+
+    fn backward(&self, inputs: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let Some(dy) = dy else { return Default::default() };
+        let [x, weight, bias] = &inputs;
+        let gradients = self.of(x, weight, Some(bias)).backward(values(&dy));
+        [Some(like(x, gradients.x)), Some(like(weight, gradients.weight)), Some(like(bias, gradients.bias))]
+    }
+}
+
+impl Kernel<2, 1> for NormKernel {
+    type Saved = [FlexTensor; 2];
+
+    fn forward(&self, inputs: [FlexTensor; 2], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
+        let [x, weight] = &inputs;
+        let y = output(self.of(x, weight, None).forward(), dims::<3>(x));
+        ([y], save.then_some(inputs))
+    }
+
+    fn backward(&self, inputs: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let Some(dy) = dy else { return Default::default() };
+        let [x, weight] = &inputs;
+        let gradients = self.of(x, weight, None).backward(values(&dy));
+        [Some(like(x, gradients.x)), Some(like(weight, gradients.weight))]
     }
 }
 

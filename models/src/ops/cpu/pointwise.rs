@@ -1,14 +1,19 @@
 //! Functions of single numbers, several inputs and outputs in one pass over memory.
 
 use super::simd::{V, run};
+use super::{like, values};
+use crate::ops::Gate;
+use crate::ops::kernel::Kernel;
+use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::fmt::Debug;
 
 /// Numbers that one unit of work takes.
 const BLOCK: usize = 1 << 14;
 
 /// A function from `IN` numbers to `OUT` numbers.
-pub trait Pointwise<const IN: usize, const OUT: usize>: Copy + Send + Sync {
+pub trait Pointwise<const IN: usize, const OUT: usize>: Copy + Debug + Send + Sync + 'static {
     /// Its values, lane by lane.
     fn apply<S: Simd>(self, x: [V<S>; IN]) -> [V<S>; OUT];
 }
@@ -52,13 +57,43 @@ impl<P: Pointwise<IN, OUT>, const IN: usize, const OUT: usize> WithSimd for Bloc
     }
 }
 
-/// What a gate's input goes through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gate {
-    /// 1/(1 + e⁻ᶻ).
-    Sigmoid,
-    /// z/(1 + e⁻ᶻ).
-    Silu,
+/// The operation on tensors of one shape: a function and that of its gradients, from its inputs and the gradient of its
+/// output.
+#[derive(Debug, Clone, Copy)]
+pub struct PointwiseKernel<F, G>(pub F, pub G);
+
+impl<F, G> Kernel<1, 1> for PointwiseKernel<F, G>
+where
+    F: Pointwise<1, 1>,
+    G: Pointwise<2, 1>,
+{
+    type Saved = FlexTensor;
+
+    fn forward(&self, [x]: [FlexTensor; 1], save: bool) -> ([FlexTensor; 1], Option<FlexTensor>) {
+        (map(self.0, [values(&x)]).map(|y| like(&x, y)), save.then_some(x))
+    }
+
+    fn backward(&self, x: FlexTensor, [dy]: [Option<FlexTensor>; 1], _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let Some(dy) = dy else { return [None] };
+        map(self.1, [values(&x), values(&dy)]).map(|dx| Some(like(&x, dx)))
+    }
+}
+
+impl<F, G> Kernel<2, 1> for PointwiseKernel<F, G>
+where
+    F: Pointwise<2, 1>,
+    G: Pointwise<3, 2>,
+{
+    type Saved = [FlexTensor; 2];
+
+    fn forward(&self, [x, z]: [FlexTensor; 2], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
+        (map(self.0, [values(&x), values(&z)]).map(|y| like(&x, y)), save.then_some([x, z]))
+    }
+
+    fn backward(&self, [x, z]: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let Some(dy) = dy else { return [None, None] };
+        map(self.1, [values(&x), values(&z), values(&dy)]).map(|gradient| Some(like(&x, gradient)))
+    }
 }
 
 /// x·gate(z) from (x, z).

@@ -5,6 +5,9 @@
 //! [`CHUNK`]th time step, as section 3.3.2 of the paper does for a whole sequence (Gu & Dao, arXiv 2312.00752).
 
 use super::simd::{FROM_EXP2, TO_EXP2, V, run, sum_blocks, tiles, transpose};
+use super::{dims, like, output, values};
+use crate::ops::kernel::Kernel;
+use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -175,6 +178,43 @@ impl Scan<'_> {
     #[inline(always)]
     fn blocks<S: Simd>(&self, group: usize) -> usize {
         GROUP.min(self.shape[2] - group * GROUP).div_ceil(V::<S>::LANES)
+    }
+}
+
+/// The operation on tensors: the fields of [`Scan`] in their order → outputs and last state.
+#[derive(Debug, Clone, Copy)]
+pub struct SelectiveScan;
+
+impl SelectiveScan {
+    fn of(inputs: &[FlexTensor; 9]) -> Scan<'_> {
+        let ([batch, seq, channels], [_, state]) = (dims(&inputs[0]), dims(&inputs[3]));
+        let [u, delta, delta_bias, a, b, c, d, z, h] = inputs.each_ref().map(values);
+        Scan { shape: [batch, seq, channels, state], u, delta, delta_bias, a, b, c, d, z, h: Some(h) }
+    }
+}
+
+impl Kernel<9, 2> for SelectiveScan {
+    type Saved = ([FlexTensor; 9], FlexTensor);
+
+    fn forward(&self, inputs: [FlexTensor; 9], save: bool) -> ([FlexTensor; 2], Option<Self::Saved>) {
+        let Outputs { y, last, checkpoints } = Self::of(&inputs).forward(save);
+        let outputs = [output(y, dims::<3>(&inputs[0])), output(last, dims::<3>(&inputs[8]))];
+        let length = checkpoints.len();
+        (outputs, save.then(|| (inputs, output(checkpoints, [length]))))
+    }
+
+    fn backward(
+        &self,
+        (inputs, checkpoints): Self::Saved,
+        [dy, last]: [Option<FlexTensor>; 2],
+        _: [bool; 9],
+    ) -> [Option<FlexTensor>; 9] {
+        let Some(dy) = dy else { return Default::default() };
+        let scan = Self::of(&inputs);
+        let Gradients { u, delta, delta_bias, a, b, c, d, z, h } =
+            scan.backward(values(&checkpoints), values(&dy), last.as_ref().map(values));
+        let mut gradients = [u, delta, delta_bias, a, b, c, d, z, h].into_iter();
+        inputs.each_ref().map(|input| Some(like(input, gradients.next()?)))
     }
 }
 

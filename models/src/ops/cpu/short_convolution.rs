@@ -1,6 +1,9 @@
 //! Mamba's short convolution: a few taps per channel, then SiLU.
 
 use super::simd::{V, run, sum_blocks, tiles, transpose};
+use super::{dims, like, output, values};
+use crate::ops::kernel::Kernel;
+use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -76,6 +79,37 @@ impl ShortConvolution<'_> {
     fn group<'a>(&'a self, weight: &'a [f32], unit: usize) -> Group<'a> {
         let groups = self.shape[2].div_ceil(GROUP);
         Group { convolution: self, weight, example: unit / groups, start: unit % groups * GROUP }
+    }
+}
+
+/// The operation on tensors: x `[batch, seq, channels]`, weight `[channels, 1, taps]` and bias `[channels]` → y.
+#[derive(Debug, Clone, Copy)]
+pub struct ShortConvolutionKernel {
+    /// See [`ShortConvolution`].
+    pub padded: bool,
+}
+
+impl ShortConvolutionKernel {
+    fn of<'a>(&self, inputs: &'a [FlexTensor; 3]) -> ShortConvolution<'a> {
+        let [x, weight, bias] = inputs.each_ref().map(values);
+        ShortConvolution { shape: dims(&inputs[0]), x, weight, bias, padded: self.padded }
+    }
+}
+
+impl Kernel<3, 1> for ShortConvolutionKernel {
+    type Saved = [FlexTensor; 3];
+
+    fn forward(&self, inputs: [FlexTensor; 3], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
+        let convolution = self.of(&inputs);
+        let [batch, _, channels] = convolution.shape;
+        let y = output(convolution.forward(), [batch, convolution.output_seq(), channels]);
+        ([y], save.then_some(inputs))
+    }
+
+    fn backward(&self, inputs: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let Some(dy) = dy else { return Default::default() };
+        let Gradients { x, weight, bias } = self.of(&inputs).backward(values(&dy));
+        [Some(like(&inputs[0], x)), Some(like(&inputs[1], weight)), Some(like(&inputs[2], bias))]
     }
 }
 

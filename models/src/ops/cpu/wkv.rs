@@ -5,6 +5,9 @@
 //! no product of decays is divided by, as the quadratic forms of it would have to.
 
 use super::simd::{V, pack, run, sum_blocks, tiles, transpose, unpack};
+use super::{dims, like, output, values};
+use crate::ops::kernel::Kernel;
+use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -136,6 +139,44 @@ impl<'a> Wkv<'a> {
     fn bonus_row(&self, x: &'a [f32], unit: usize) -> &'a [f32] {
         let [_, _, heads, size] = self.shape;
         &x[unit % heads * size..][..size]
+    }
+}
+
+/// The operation on tensors: the fields of [`Wkv`] in their order → outputs and last matrices. A decay that is the same at
+/// all times is `[1, 1, heads, size]`.
+#[derive(Debug, Clone, Copy)]
+pub struct WkvKernel;
+
+impl WkvKernel {
+    fn of(inputs: &[FlexTensor; 6]) -> Wkv<'_> {
+        let shape = dims(&inputs[0]);
+        let [r, k, v, decay, bonus, state] = inputs.each_ref().map(values);
+        Wkv { shape, r, k, v, decay, bonus, state: Some(state) }
+    }
+}
+
+impl Kernel<6, 2> for WkvKernel {
+    type Saved = ([FlexTensor; 6], FlexTensor);
+
+    fn forward(&self, inputs: [FlexTensor; 6], save: bool) -> ([FlexTensor; 2], Option<Self::Saved>) {
+        let Outputs { y, last, checkpoints } = Self::of(&inputs).forward(save);
+        let outputs = [output(y, dims::<4>(&inputs[0])), output(last, dims::<4>(&inputs[5]))];
+        let length = checkpoints.len();
+        (outputs, save.then(|| (inputs, output(checkpoints, [length]))))
+    }
+
+    fn backward(
+        &self,
+        (inputs, checkpoints): Self::Saved,
+        [dy, last]: [Option<FlexTensor>; 2],
+        _: [bool; 6],
+    ) -> [Option<FlexTensor>; 6] {
+        let Some(dy) = dy else { return Default::default() };
+        let wkv = Self::of(&inputs);
+        let Gradients { r, k, v, decay, bonus, state } =
+            wkv.backward(values(&checkpoints), values(&dy), last.as_ref().map(values));
+        let mut gradients = [r, k, v, decay, bonus, state].into_iter();
+        inputs.each_ref().map(|input| Some(like(input, gradients.next()?)))
     }
 }
 
