@@ -1,7 +1,10 @@
 //! The costly sequence operations, behind one trait so that a backend can bring a faster version of any of them
-//! without a model changing. The defaults in [`plain`] are ordinary tensor operations: the readable definition.
+//! without a model changing. The defaults in [`plain`] are ordinary tensor operations: the readable definition. On the
+//! CPU, operations have hand-written forward and backward passes as well: see [`kernel`].
 
+pub mod cpu;
 pub mod delta;
+pub mod kernel;
 pub mod plain;
 pub mod s4;
 pub mod scan;
@@ -10,6 +13,7 @@ pub mod wkv;
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::prelude::*;
+use kernel::{RunKernels, float, tensor};
 use s4::S4Kernel;
 use scan::SelectiveScan;
 
@@ -35,8 +39,17 @@ pub struct KeyMask<B: Backend> {
     pub identity: bool,
 }
 
+/// What a gate's input goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// 1/(1 + e⁻ᶻ).
+    Sigmoid,
+    /// z/(1 + e⁻ᶻ).
+    Silu,
+}
+
 /// Operations over whole sequences.
-pub trait SequenceOps: Backend {
+pub trait SequenceOps: RunKernels {
     /// An Elman layer from state `h` `[batch, hidden]` (zero if `None`): `x` `[batch, seq, input]` → all states
     /// `[batch, seq, hidden]`, and the last one.
     fn rnn_layer(
@@ -77,13 +90,26 @@ pub trait SequenceOps: Backend {
     /// Causal convolution of every channel with a kernel of its own: `u` `[batch, seq, hidden]`, `k` `[hidden, seq]` →
     /// `[batch, seq, hidden]`. See [`s4::causal_convolution`] for the definition.
     fn causal_convolution(u: Tensor<Self, 3>, k: Tensor<Self, 2>) -> Tensor<Self, 3> {
-        s4::causal_convolution(u, k)
+        match Self::run(cpu::convolution::CausalConvolution, [float(&u), float(&k)]) {
+            Some([y]) => tensor(y),
+            None => s4::causal_convolution(u, k),
+        }
     }
 
     /// Mamba's selective scan from state `h` `[batch, channels, state]` (zero if `None`): outputs
     /// `[batch, seq, channels]`, and the last state. See [`scan::selective_scan`] for the definition.
     fn selective_scan(inputs: SelectiveScan<Self>, h: Option<Tensor<Self, 3>>) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
-        scan::selective_scan(inputs, h)
+        let state = h.clone().unwrap_or_else(|| {
+            let ([batch, _, channels], [_, state]) = (inputs.u.dims(), inputs.a.dims());
+            zeros(&inputs.u, [batch, channels, state])
+        });
+        let SelectiveScan { u, delta, delta_bias, a, b, c, d, z } = &inputs;
+        let (u, delta, delta_bias, a) = (float(u), float(delta), float(delta_bias), float(a));
+        let tensors = [u, delta, delta_bias, a, float(b), float(c), float(d), float(z), float(&state)];
+        match Self::run(cpu::scan::SelectiveScan, tensors) {
+            Some([y, last]) => (tensor(y), tensor(last)),
+            None => scan::selective_scan(inputs, h),
+        }
     }
 
     /// A GRU layer from state `h` `[batch, hidden]` (zero if `None`), gates r, z, n: `x` `[batch, seq, input]` → all
@@ -103,7 +129,15 @@ pub trait SequenceOps: Backend {
         b: Tensor<Self, 3>,
         h: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
-        plain::linear_recurrence(a, b, h)
+        let [batch, seq, channels] = a.dims();
+        let before = h.clone().unwrap_or_else(|| zeros(&a, [batch, channels]));
+        match Self::run(cpu::linear::LinearKernel, [float(&a), float(&b), float(&before)]) {
+            Some([states]) => {
+                let states: Tensor<Self, 3> = tensor(states);
+                (states.clone(), states.narrow(1, seq - 1, 1).squeeze_dim(1))
+            }
+            None => plain::linear_recurrence(a, b, h),
+        }
     }
 
     /// The gated delta rule from `state` `[batch, heads, size, size]` (zero if `None`) → outputs
@@ -112,12 +146,21 @@ pub trait SequenceOps: Backend {
         inputs: delta::DeltaRule<Self>,
         state: Option<Tensor<Self, 4>>,
     ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        delta::chunked(inputs, state)
+        let [batch, heads, _, size] = inputs.q.dims();
+        let before = state.clone().unwrap_or_else(|| zeros(&inputs.q, [batch, heads, size, size]));
+        let delta::DeltaRule { q, k, v, step, decay } = &inputs;
+        let [q, k, v] = [q, k, v].map(|x| float(&x.clone().swap_dims(1, 2)));
+        let [step, decay] = [step, decay].map(|x| float(&x.clone().swap_dims(1, 2)));
+        match Self::run(cpu::delta::DeltaKernel, [q, k, v, step, decay, float(&before)]) {
+            Some([y, last]) => (tensor::<Self, 4>(y).swap_dims(1, 2), tensor(last)),
+            None => delta::chunked(inputs, state),
+        }
     }
 
     /// RWKV's matrix state with decays, from `state` `[batch, heads, size, size]` (zero if `None`): `r`, `k`, `v` and
     /// `decay` (in 0..=1) `[batch, heads, seq, size]`, `bonus` `[heads, size]` → outputs `[batch, heads, seq, size]`, and
-    /// the last state. See [`wkv::recurrent`] for the definition.
+    /// the last state. A decay that is the same at all times may be `[1, heads, 1, size]`. See [`wkv::recurrent`] for the
+    /// definition.
     fn wkv(
         r: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
@@ -126,8 +169,109 @@ pub trait SequenceOps: Backend {
         bonus: Tensor<Self, 2>,
         state: Option<Tensor<Self, 4>>,
     ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        wkv::chunked(r, k, v, decay, bonus, state)
+        let [batch, heads, _, size] = r.dims();
+        let before = state.clone().unwrap_or_else(|| zeros(&r, [batch, heads, size, size]));
+        let [a, b, c, d] = [&r, &k, &v, &decay].map(|x| float(&x.clone().swap_dims(1, 2)));
+        match Self::run(cpu::wkv::WkvKernel, [a, b, c, d, float(&bonus), float(&before)]) {
+            Some([y, last]) => (tensor::<Self, 4>(y).swap_dims(1, 2), tensor(last)),
+            None => wkv::chunked(r, k, v, decay, bonus, state),
+        }
     }
+
+    /// Normalisation of `x` `[batch, seq, channels]` in groups of `width` channels, times `weight` plus `bias` `[channels]`;
+    /// a weight and bias of one group, `[width]`, serve them all. Without a bias, the mean is taken as zero (RMSNorm).
+    fn norm(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 1>,
+        bias: Option<Tensor<Self, 1>>,
+        width: usize,
+        epsilon: f64,
+    ) -> Tensor<Self, 3> {
+        let kernel = cpu::norm::NormKernel { width, epsilon };
+        let y = match &bias {
+            Some(bias) => Self::run(kernel, [float(&x), float(&weight), float(bias)]),
+            None => Self::run(kernel, [float(&x), float(&weight)]),
+        };
+        match y {
+            Some([y]) => tensor(y),
+            None => plain::norm(x, weight, bias, width, epsilon),
+        }
+    }
+
+    /// `x`·gate(`z`), entry by entry.
+    fn gated(x: Tensor<Self, 3>, z: Tensor<Self, 3>, gate: Gate) -> Tensor<Self, 3> {
+        use cpu::pointwise::{Gated, GatedGradient, PointwiseKernel};
+        match Self::run(PointwiseKernel(Gated(gate), GatedGradient(gate)), [float(&x), float(&z)]) {
+            Some([y]) => tensor(y),
+            None => plain::gated(x, z, gate),
+        }
+    }
+
+    /// x·Φ(x), entry by entry, with the normal distribution function Φ (Hendrycks and Gimpel, arXiv 1606.08415, exact).
+    fn exact_gelu(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        use cpu::pointwise::{Gelu, GeluGradient, PointwiseKernel};
+        match Self::run(PointwiseKernel(Gelu, GeluGradient), [float(&x)]) {
+            Some([y]) => tensor(y),
+            None => burn::tensor::activation::gelu(x),
+        }
+    }
+
+    /// max(x, 0)², entry by entry (So et al., arXiv 2109.08668).
+    fn squared_relu(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        use cpu::pointwise::{PointwiseKernel, SquaredRelu, SquaredReluGradient};
+        match Self::run(PointwiseKernel(SquaredRelu, SquaredReluGradient), [float(&x)]) {
+            Some([y]) => tensor(y),
+            None => plain::squared_relu(x),
+        }
+    }
+
+    /// Every token of `x` `[batch, seq, channels]` moved towards the one before it: x_t + (x_{t−1} − x_t)⊙(weight +
+    /// weights_t), after the token `last` `[batch, 1, channels]` (zero if `None`). `weight` is `[channels]`, and what is
+    /// added to it at each token `[batch, seq, channels]` (nothing if `None`).
+    fn token_mix(
+        x: Tensor<Self, 3>,
+        last: Option<Tensor<Self, 3>>,
+        weight: Tensor<Self, 1>,
+        weights: Option<Tensor<Self, 3>>,
+    ) -> Tensor<Self, 3> {
+        let [batch, _, channels] = x.dims();
+        let last = last.unwrap_or_else(|| zeros(&x, [batch, 1, channels]));
+        let inputs = [float(&x), float(&last), float(&weight)];
+        let y = match &weights {
+            None => Self::run(cpu::mix::TokenMixKernel, inputs),
+            Some(weights) => {
+                let [x, last, weight] = inputs;
+                Self::run(cpu::mix::TokenMixKernel, [x, last, weight, float(weights)])
+            }
+        };
+        match y {
+            Some([y]) => tensor(y),
+            None => plain::token_mix(x, last, weight, weights),
+        }
+    }
+
+    /// SiLU of a causal convolution of each channel with a few taps of its own: `x` `[batch, seq, channels]`, `weight`
+    /// `[channels, 1, taps]` (the last tap is the present), `bias` `[channels]`, after the inputs `before` `[batch,
+    /// taps − 1, channels]` (zero if `None`) → `[batch, seq, channels]`.
+    fn short_convolution(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 3>,
+        bias: Tensor<Self, 1>,
+        before: Option<Tensor<Self, 3>>,
+    ) -> Tensor<Self, 3> {
+        let padded = before.is_none();
+        let inputs = before.map_or_else(|| x.clone(), |before| Tensor::cat(vec![before, x.clone()], 1));
+        let kernel = cpu::short_convolution::ShortConvolutionKernel { padded };
+        match Self::run(kernel, [float(&inputs), float(&weight), float(&bias)]) {
+            Some([y]) => tensor(y),
+            None => plain::short_convolution(inputs, weight, bias, padded),
+        }
+    }
+}
+
+/// Zeros on the device and of the type of `x`.
+fn zeros<B: Backend, const D: usize, const E: usize>(x: &Tensor<B, D>, shape: [usize; E]) -> Tensor<B, E> {
+    Tensor::zeros(shape, (&x.device(), x.dtype()))
 }
 
 impl SequenceOps for crate::Cpu {}
