@@ -1,8 +1,8 @@
+use crate::ops::SequenceOps;
 use burn::prelude::*;
-use burn::tensor::activation::log_softmax;
 
 /// Mean cross entropy over the positions with a label ≥ 0: `logits` `[batch, seq, vocab]`, `labels` `[batch, seq]`.
-pub fn masked_cross_entropy<B: Backend>(logits: Tensor<B, 3>, labels: Tensor<B, 2, Int>) -> Tensor<B, 1> {
+pub fn masked_cross_entropy<B: SequenceOps>(logits: Tensor<B, 3>, labels: Tensor<B, 2, Int>) -> Tensor<B, 1> {
     let scored = labels.clone().greater_equal_elem(0).float(); // [batch, seq]
     let weights = scored.clone() / scored.sum().unsqueeze();
     weighted_cross_entropy(logits, labels, weights)
@@ -10,16 +10,12 @@ pub fn masked_cross_entropy<B: Backend>(logits: Tensor<B, 3>, labels: Tensor<B, 
 
 /// −Σ weight·ln p(label) over all positions: `logits` `[batch, seq, vocab]`, `labels` and `weights` `[batch, seq]`. Where
 /// there is no label (−1), the weight is 0.
-pub fn weighted_cross_entropy<B: Backend>(
+pub fn weighted_cross_entropy<B: SequenceOps>(
     logits: Tensor<B, 3>,
     labels: Tensor<B, 2, Int>,
     weights: Tensor<B, 2>,
 ) -> Tensor<B, 1> {
-    let [batch, seq, vocab] = logits.dims();
-    let rows = batch * seq;
-    let log_probabilities = log_softmax(logits.reshape([rows, vocab]), 1);
-    let at_label = log_probabilities.gather(1, labels.clamp_min(0).reshape([rows, 1])); // [rows, 1]
-    (at_label * weights.reshape([rows, 1])).sum().neg()
+    B::cross_entropy(logits, labels, weights)
 }
 
 /// RWKV's pull of the largest logits towards zero, to be added to the loss in training: a term whose value is 0 and whose

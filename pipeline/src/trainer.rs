@@ -210,6 +210,7 @@ where
 fn start<B>(job: &Job<'_>, total_steps: u64, device: &B::Device) -> Result<(Model<B>, Adam<B>)>
 where
     B: AutodiffBackend + SequenceOps,
+    B::InnerBackend: SequenceOps,
 {
     let config = job.config;
     let mut model: Model<B> = config.model.init(job.task.vocabulary.len(), config.train.seed, device);
@@ -285,6 +286,7 @@ pub fn optimisation_step<B>(
 ) -> (Model<B>, Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 1>)
 where
     B: AutodiffBackend + SequenceOps,
+    B::InnerBackend: SequenceOps,
 {
     let (gradients, loss) = gradients(config, &model, pieces, step, device);
     let (model, grad_norm) = optimizer.step(step, model, gradients);

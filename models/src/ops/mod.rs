@@ -48,6 +48,16 @@ pub enum Gate {
     Silu,
 }
 
+/// cos and sin of every position's angles, `[batch, 1, seq, head_dim]`; the second half of the channels repeats the first
+/// (Su et al., arXiv 2104.09864).
+#[derive(Debug, Clone)]
+pub struct Rotation<B: Backend> {
+    /// Cosines.
+    pub cos: Tensor<B, 4>,
+    /// Sines.
+    pub sin: Tensor<B, 4>,
+}
+
 /// Operations over whole sequences.
 pub trait SequenceOps: RunKernels {
     /// An Elman layer from state `h` `[batch, hidden]` (zero if `None`): `x` `[batch, seq, input]` → all states
@@ -80,6 +90,87 @@ pub trait SequenceOps: RunKernels {
         scale: f64,
     ) -> Tensor<Self, 4> {
         plain::causal_attention(q, k, v, mask, scale)
+    }
+
+    /// [`Self::causal_attention`] from `qkv` `[batch, seq, 3·hidden]`, in which the heads of the queries stand side by side,
+    /// then those of the keys and of the values, to the heads side by side, `[batch, seq, hidden]`; with a `rotation` of
+    /// queries and keys.
+    fn packed_attention(
+        qkv: Tensor<Self, 3>,
+        heads: usize,
+        rotation: Option<Rotation<Self>>,
+        mask: Option<KeyMask<Self>>,
+        scale: f64,
+    ) -> Tensor<Self, 3> {
+        let kernel = cpu::attention::AttentionKernel {
+            heads,
+            scale,
+            mask: mask.as_ref().map(|mask| mask.identity),
+            rotary: rotation.is_some(),
+        };
+        let absent = || float(&zeros::<Self, 3, 1>(&qkv, [1]));
+        let keys = mask.as_ref().map_or_else(absent, |mask| float(&mask.keys));
+        let [cos, sin] = match &rotation {
+            Some(rotation) => [float(&rotation.cos), float(&rotation.sin)],
+            None => [absent(), absent()],
+        };
+        match Self::run(kernel, [float(&qkv), keys, cos, sin]) {
+            Some([y]) => tensor(y),
+            None => {
+                let [q, k, v] = plain::heads(qkv, heads, rotation.as_ref());
+                plain::side_by_side(Self::causal_attention(q, k, v, mask, scale))
+            }
+        }
+    }
+
+    /// y = x·W + b, and max(y, 0) with `relu`: `x` `[batch, seq, in]`, `weight` `[in, out]`, `bias` `[out]` →
+    /// `[batch, seq, out]`.
+    fn affine(x: Tensor<Self, 3>, weight: Tensor<Self, 2>, bias: Tensor<Self, 1>, relu: bool) -> Tensor<Self, 3> {
+        match Self::run(cpu::affine::AffineKernel { relu }, [float(&x), float(&weight), float(&bias)]) {
+            Some([y]) => tensor(y),
+            None => plain::affine(x, weight, bias, relu),
+        }
+    }
+
+    /// −Σ weight·ln p(label): `logits` `[batch, seq, vocab]`, `labels` and `weights` `[batch, seq]` → `[1]`. Where there is no
+    /// label (−1), the weight is 0.
+    fn cross_entropy(
+        logits: Tensor<Self, 3>,
+        labels: Tensor<Self, 2, Int>,
+        weights: Tensor<Self, 2>,
+    ) -> Tensor<Self, 1> {
+        if let Some(labels) = cpu::loss::labels::<Self>(&labels) {
+            let kernel = cpu::loss::CrossEntropyKernel { labels };
+            if let Some([loss]) = Self::run(kernel, [float(&logits), float(&weights)]) {
+                return tensor(loss);
+            }
+        }
+        plain::cross_entropy(logits, labels, weights)
+    }
+
+    /// The sum of the squares of all numbers, `[1]`.
+    fn sum_of_squares<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, 1> {
+        match Self::run(cpu::adam::SquaresKernel, [float(&x)]) {
+            Some([sum]) => tensor(sum),
+            None => plain::sum_of_squares(x),
+        }
+    }
+
+    /// A step of AdamW on one parameter: see [`AdamKernel`](cpu::adam::AdamKernel) for the definition. `factor` `[1]`; all
+    /// others have the parameter's shape. Nothing of it is differentiable.
+    fn adam_step<const D: usize>(
+        rule: cpu::adam::AdamKernel,
+        parameter: Tensor<Self, D>,
+        gradient: Tensor<Self, D>,
+        moments: [Tensor<Self, D>; 2],
+        factor: Tensor<Self, 1>,
+    ) -> (Tensor<Self, D>, [Tensor<Self, D>; 2]) {
+        let [first, second] = &moments;
+        let inputs = [float(&parameter), float(&gradient), float(first), float(second), float(&factor)];
+        match Self::run(rule, inputs) {
+            Some([parameter, first, second]) => (tensor(parameter), [tensor(first), tensor(second)]),
+            None => plain::adam_step(rule, parameter, gradient, moments, factor),
+        }
     }
 
     /// The first `length` taps of S4's kernel, `[hidden, length]`. See [`s4::kernel`] for the definition.

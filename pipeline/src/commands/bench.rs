@@ -48,7 +48,10 @@ fn train(context: &Context, args: &BenchTrainArgs) -> Result<()> {
     let task = config.task.task()?;
     let device = Device::parse(&config.train.device)?;
     let timing = match device {
-        Device::Cpu => time::<Autodiff<models::Cpu>>(context, args, &config, &task, &Default::default()),
+        Device::Cpu => {
+            models::ops::cpu::keep_memory();
+            time::<Autodiff<models::Cpu>>(context, args, &config, &task, &Default::default())
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => {
             time::<Autodiff<models::Cuda>>(context, args, &config, &task, &models::CudaDevice::new(index))

@@ -245,7 +245,10 @@ fn initial_weights(config: &Config, task: &Task) -> Result<Option<Weights>> {
 fn on_device(job: &Job<'_>, device: Device) -> Result<Outcome> {
     stop::listen()?;
     let trained = match device {
-        Device::Cpu => train::<Autodiff<models::Cpu>>(job, &Default::default()),
+        Device::Cpu => {
+            models::ops::cpu::keep_memory();
+            train::<Autodiff<models::Cpu>>(job, &Default::default())
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => train::<Autodiff<models::Cuda>>(job, &models::CudaDevice::new(index)),
     };

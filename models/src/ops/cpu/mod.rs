@@ -1,11 +1,16 @@
 //! Kernels for the CPU.
 
+pub mod adam;
+pub mod affine;
+pub mod attention;
 pub mod convolution;
 pub mod delta;
 pub mod linear;
+pub mod loss;
 pub mod mix;
 pub mod norm;
 pub mod pointwise;
+pub mod product;
 pub mod scan;
 pub mod short_convolution;
 pub mod simd;
@@ -31,4 +36,16 @@ fn like(tensor: &FlexTensor, values: Vec<f32>) -> FlexTensor {
 
 fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     tensor.layout().shape().dims()
+}
+
+/// Lets this process keep the memory that it frees: a training step needs as much as the one before it, and getting it anew
+/// from the system costs a page fault for every 4 KiB. Does nothing where the C library is not glibc.
+#[allow(unsafe_code)]
+pub fn keep_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `mallopt` sets two numbers inside the allocator, under its own lock.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
 }
