@@ -68,6 +68,7 @@ fn train(context: &Context, args: &BenchTrainArgs) -> Result<()> {
             "positional_embedding": positions,
             "hidden": config.model.hidden_size(),
             "layers": config.model.num_layers(),
+            "vocab": task.vocabulary.len(),
             "batch": batch,
             "seq": seq,
             "device": device.to_string(),
