@@ -21,6 +21,7 @@ impl<S: Simd> V<S> {
     /// Numbers in a vector.
     pub const LANES: usize = S::F32_LANES;
 
+    /// The same number in all lanes.
     #[inline(always)]
     pub fn splat(simd: S, x: f32) -> Self {
         Self(simd, simd.splat_f32s(x))
@@ -56,11 +57,7 @@ impl<S: Simd> V<S> {
         Self(self.0, self.0.mul_add_e_f32s(self.1, b.1, c.1))
     }
 
-    #[inline(always)]
-    pub fn sqrt(self) -> Self {
-        Self(self.0, self.0.sqrt_f32s(self.1))
-    }
-
+    /// |self|.
     #[inline(always)]
     pub fn abs(self) -> Self {
         Self(self.0, self.0.abs_f32s(self.1))
