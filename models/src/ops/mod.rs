@@ -1,7 +1,10 @@
 //! The costly sequence operations, behind one trait so that a backend can bring a faster version of any of them
-//! without a model changing. The defaults in [`plain`] are ordinary tensor operations: the readable definition.
+//! without a model changing. The defaults in [`plain`] are ordinary tensor operations: the readable definition. On the
+//! CPU, operations have hand-written forward and backward passes as well: see [`kernel`].
 
+pub mod cpu;
 pub mod delta;
+pub mod kernel;
 pub mod plain;
 pub mod s4;
 pub mod scan;
@@ -10,6 +13,7 @@ pub mod wkv;
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::prelude::*;
+use kernel::RunKernels;
 use s4::S4Kernel;
 use scan::SelectiveScan;
 
@@ -36,7 +40,7 @@ pub struct KeyMask<B: Backend> {
 }
 
 /// Operations over whole sequences.
-pub trait SequenceOps: Backend {
+pub trait SequenceOps: RunKernels {
     /// An Elman layer from state `h` `[batch, hidden]` (zero if `None`): `x` `[batch, seq, input]` → all states
     /// `[batch, seq, hidden]`, and the last one.
     fn rnn_layer(
@@ -44,7 +48,7 @@ pub trait SequenceOps: Backend {
         weights: RecurrentWeights<Self>,
         h: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
-        plain::rnn_layer(x, weights, h)
+        cpu::recurrent::rnn_layer(&x, &weights, h.as_ref()).unwrap_or_else(|| plain::rnn_layer(x, weights, h))
     }
 
     /// An LSTM layer from state `(h, c)`, each `[batch, hidden]` (zero if `None`): `x` `[batch, seq, input]` → all
@@ -54,7 +58,7 @@ pub trait SequenceOps: Backend {
         weights: RecurrentWeights<Self>,
         state: Option<(Tensor<Self, 2>, Tensor<Self, 2>)>,
     ) -> (Tensor<Self, 3>, (Tensor<Self, 2>, Tensor<Self, 2>)) {
-        plain::lstm_layer(x, weights, state)
+        cpu::recurrent::lstm_layer(&x, &weights, state.as_ref()).unwrap_or_else(|| plain::lstm_layer(x, weights, state))
     }
 
     /// Causal attention: `q`, `k`, `v` `[batch, heads, seq, head_dim]` → `[batch, heads, seq, head_dim]`. Scores are
@@ -93,7 +97,7 @@ pub trait SequenceOps: Backend {
         weights: RecurrentWeights<Self>,
         h: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
-        plain::gru_layer(x, weights, h)
+        cpu::recurrent::gru_layer(&x, &weights, h.as_ref()).unwrap_or_else(|| plain::gru_layer(x, weights, h))
     }
 
     /// h_t = a_t·h_{t−1} + b_t in every channel, from state `h` `[batch, channels]` (zero if `None`): `a` and `b`
