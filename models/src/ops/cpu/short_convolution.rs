@@ -1,8 +1,9 @@
 //! Mamba's short convolution: a few taps per channel, then SiLU.
 
-use super::simd::{V, run, sum_blocks, tiles, transpose};
-use super::{dims, like, output, values};
-use crate::ops::kernel::Kernel;
+use super::simd::{V, sum_blocks, tiles, transpose};
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -55,7 +56,7 @@ impl ShortConvolution<'_> {
         let weight = transpose(self.weight, channels, self.taps());
         let mut y = vec![0.0; batch * self.output_seq() * channels];
         tiles(&mut y, self.output_seq(), channels, GROUP).into_par_iter().enumerate().for_each(|(unit, y)| {
-            run(Forward { group: self.group(&weight, unit), y });
+            with_simd(Forward { group: self.group(&weight, unit), y });
         });
         y
     }
@@ -69,7 +70,7 @@ impl ShortConvolution<'_> {
         let mut parameters = vec![0.0; batch * (taps + 1) * channels];
         let units = (tiles(&mut dx, seq, channels, GROUP), tiles(&mut parameters, taps + 1, channels, GROUP));
         units.into_par_iter().enumerate().for_each(|(unit, (dx, parameters))| {
-            run(Backward { group: self.group(&weight, unit), dy, dx, parameters });
+            with_simd(Backward { group: self.group(&weight, unit), dy, dx, parameters });
         });
         let mut weight = sum_blocks(&parameters, (taps + 1) * channels);
         let bias = weight.split_off(taps * channels);
@@ -102,7 +103,7 @@ impl Kernel<3, 1> for ShortConvolutionKernel {
     fn forward(&self, inputs: [FlexTensor; 3], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
         let convolution = self.of(&inputs);
         let [batch, _, channels] = convolution.shape;
-        let y = output(convolution.forward(), [batch, convolution.output_seq(), channels]);
+        let y = tensor(convolution.forward(), [batch, convolution.output_seq(), channels]);
         ([y], save.then_some(inputs))
     }
 
@@ -214,4 +215,15 @@ impl WithSimd for Backward<'_> {
             }
         }
     }
+}
+
+/// The kernel's version of [`short_convolution`](crate::ops::plain::short_convolution).
+pub fn short_convolution<B: RunKernels>(
+    x: &Tensor<B, 3>,
+    weight: &Tensor<B, 3>,
+    bias: &Tensor<B, 1>,
+    padded: bool,
+) -> Option<Tensor<B, 3>> {
+    let inputs = [float(x), float(weight), float(bias)];
+    B::run(ShortConvolutionKernel { padded }, inputs).map(|[y]| kernel::tensor(y))
 }

@@ -1,17 +1,8 @@
 //! Vectors of `f32` of whatever width the processor has, with the functions that the kernels need.
 
-use pulp::{Simd, WithSimd};
+use pulp::Simd;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LN_2, LOG2_E};
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
-
-/// Runs a kernel with the best instructions that this processor has.
-pub fn run<K: WithSimd>(kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(simd) = pulp::x86::V3::try_new() {
-        return Simd::vectorize(simd, kernel);
-    }
-    pulp::Arch::new().dispatch(kernel)
-}
 
 /// One vector register of numbers.
 #[derive(Debug, Clone, Copy)]
