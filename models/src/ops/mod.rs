@@ -197,7 +197,10 @@ pub trait SequenceOps: RunKernels {
         before: Option<Tensor<Self, 3>>,
     ) -> Tensor<Self, 3> {
         let padded = before.is_none();
-        let x = Tensor::cat(before.into_iter().chain([x]).collect(), 1);
+        let x = match before {
+            Some(before) => Tensor::cat(vec![before, x], 1),
+            None => x,
+        };
         let fast = cpu::short_convolution::short_convolution(&x, &weight, &bias, padded);
         fast.unwrap_or_else(|| plain::short_convolution(x, weight, bias, padded))
     }

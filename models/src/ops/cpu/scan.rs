@@ -15,7 +15,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Time steps between two states that are kept for the way back.
-const CHUNK: usize = 16;
+const CHUNK: usize = 8;
 
 /// Channels that one unit of work takes; fixed, so that sums do not depend on the number of threads.
 const GROUP: usize = 64;

@@ -1,6 +1,6 @@
 //! Mamba's short convolution: a few taps per channel, then SiLU.
 
-use super::simd::{V, sum_blocks, tiles, transpose};
+use super::simd::{V, sum_blocks, tiles, transpose, unpack};
 use super::{dims, like, tensor, values, with_simd};
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use burn::prelude::Tensor;
@@ -185,34 +185,37 @@ impl WithSimd for Backward<'_> {
             (group.convolution.taps(), group.convolution.padding(), group.convolution.output_seq());
         let channels = group.convolution.shape[2];
         let (zero, one) = (V::splat(simd, 0.0), V::splat(simd, 1.0));
-        let mut dsums = vec![zero; outputs];
-        let mut dweights = vec![zero; taps];
         let width = dx[0].len();
-        for start in (0..width).step_by(V::<S>::LANES) {
-            let lanes = start..(start + V::<S>::LANES).min(width);
-            let mut dbias = zero;
-            dweights.fill(zero);
-            for (t, dsum) in dsums.iter_mut().enumerate() {
-                let sum = group.sum(simd, t, lanes.clone());
-                let dy = &dy[(group.example * outputs + t) * channels + group.start..][lanes.clone()];
+        let blocks = width.div_ceil(V::<S>::LANES);
+        let lanes = |block: usize| block * V::<S>::LANES..((block + 1) * V::<S>::LANES).min(width);
+        let mut dsums = vec![zero; outputs * blocks];
+        let mut sums = vec![zero; (taps + 1) * blocks]; // of the taps' gradients, and of the bias
+        for (t, dsums) in dsums.chunks_exact_mut(blocks).enumerate() {
+            let dy = &dy[(group.example * outputs + t) * channels + group.start..];
+            for (block, dsum) in dsums.iter_mut().enumerate() {
+                let sum = group.sum(simd, t, lanes(block));
                 let sigmoid = sum.sigmoid();
-                *dsum = V::load(simd, dy) * sigmoid * sum.mul_add(one - sigmoid, one);
-                dbias += *dsum;
+                *dsum = V::load(simd, &dy[lanes(block)]) * sigmoid * sum.mul_add(one - sigmoid, one);
+                sums[taps * blocks + block] += *dsum;
                 for tap in padding.saturating_sub(t)..taps {
-                    dweights[tap] = dsum.mul_add(group.input(simd, t + tap - padding, lanes.clone()), dweights[tap]);
+                    let x = group.input(simd, t + tap - padding, lanes(block));
+                    sums[tap * blocks + block] = dsum.mul_add(x, sums[tap * blocks + block]);
                 }
             }
-            for (t, dx) in dx.iter_mut().enumerate() {
+        }
+        for (t, dx) in dx.iter_mut().enumerate() {
+            for block in 0..blocks {
                 // Input t is tap j of output t + padding − j.
                 let mut sum = zero;
                 for tap in (t + padding + 1).saturating_sub(outputs)..taps.min(t + padding + 1) {
-                    sum = dsums[t + padding - tap].mul_add(group.tap(simd, tap, lanes.clone()), sum);
+                    let dsum = dsums[(t + padding - tap) * blocks + block];
+                    sum = dsum.mul_add(group.tap(simd, tap, lanes(block)), sum);
                 }
-                sum.store(&mut dx[lanes.clone()]);
+                sum.store(&mut dx[lanes(block)]);
             }
-            for (row, sum) in parameters.iter_mut().zip(dweights.iter().chain([&dbias])) {
-                sum.store(&mut row[lanes.clone()]);
-            }
+        }
+        for (row, sums) in parameters.iter_mut().zip(sums.chunks_exact(blocks)) {
+            unpack(sums, row, width);
         }
     }
 }
