@@ -7,20 +7,26 @@
 //! To add one:
 //!
 //! 1. Write `ops/cpu/<name>.rs` with a struct of what is no tensor (sizes, constants, labels), and implement [`Kernel`]
-//!    for it: `N` tensors in, `M` out. See `ops/cpu/recurrent.rs`.
-//! 2. In [`SequenceOps`](super::SequenceOps), let the operation ask for it and keep the plain definition for the others:
+//!    for it: `N` tensors in, `M` out. Beside it, a function over tensors that calls [`RunKernels::run`]:
 //!
 //!    ```ignore
-//!    match Self::run(RnnLayer, [float(&x), float(&weight), float(&h)]) {
-//!        Some([states, last]) => (tensor(states), tensor(last)),
-//!        None => plain::rnn_layer(x, weights, h),
+//!    pub fn softplus<B: RunKernels>(x: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+//!        B::run(Softplus, [float(x)]).map(|[y]| tensor(y))
 //!    }
+//!    ```
+//!
+//!    `ops/cpu/recurrent.rs` is an example with a second output.
+//! 2. In [`SequenceOps`](super::SequenceOps), try it before the plain definition:
+//!
+//!    ```ignore
+//!    cpu::softplus(&x).unwrap_or_else(|| plain::softplus(x))
 //!    ```
 //!
 //! 3. Compare both in `tests/fused.rs`, at awkward sizes.
 //!
 //! [`RunKernels::run`] answers `None` where no kernel can run: on a GPU, for 16- or 64-bit floats, and wherever
-//! [`use_kernels`]`(false)` was said. The plain definition then does the work.
+//! [`use_kernels`]`(false)` was said. The plain definition then does the work. (Work before it that only the kernel needs
+//! asks [`RunKernels::has_kernels`] first.)
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -64,6 +70,11 @@ pub fn use_kernels(yes: bool) {
 
 /// A backend that may be able to run kernels. The defaults are those of one that is not.
 pub trait RunKernels: Backend {
+    /// Whether it can, and should.
+    fn has_kernels() -> bool {
+        false
+    }
+
     /// The tensor, contiguous and `f32`, where a kernel can read it.
     fn float_input(tensor: FloatTensor<Self>) -> Option<FlexTensor> {
         let _ = tensor;
@@ -92,6 +103,10 @@ pub trait RunKernels: Backend {
 }
 
 impl RunKernels for crate::Cpu {
+    fn has_kernels() -> bool {
+        USE_KERNELS.load(Ordering::Relaxed)
+    }
+
     fn float_input(tensor: FlexTensor) -> Option<FlexTensor> {
         (tensor.dtype() == DType::F32).then(|| tensor.to_contiguous())
     }
@@ -109,6 +124,10 @@ impl RunKernels for crate::Cpu {
 impl RunKernels for crate::Cuda {}
 
 impl<B: RunKernels, C: CheckpointStrategy> RunKernels for Autodiff<B, C> {
+    fn has_kernels() -> bool {
+        B::has_kernels()
+    }
+
     fn int_input(tensor: IntTensor<Self>) -> Option<FlexTensor> {
         B::int_input(tensor)
     }
@@ -150,7 +169,7 @@ fn forward<B: RunKernels, K: Kernel<N, M>, const N: usize, const M: usize>(
     inputs: [FloatTensor<B>; N],
     save: bool,
 ) -> Option<([FloatTensor<B>; M], Option<K::Saved>)> {
-    if !USE_KERNELS.load(Ordering::Relaxed) {
+    if !B::has_kernels() {
         return None;
     }
     let inputs = all(inputs.map(B::float_input))?;

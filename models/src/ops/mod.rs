@@ -13,7 +13,7 @@ pub mod wkv;
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::prelude::*;
-use kernel::{RunKernels, float, tensor};
+use kernel::RunKernels;
 use s4::S4Kernel;
 use scan::SelectiveScan;
 
@@ -67,7 +67,7 @@ pub trait SequenceOps: RunKernels {
         weights: RecurrentWeights<Self>,
         h: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
-        plain::rnn_layer(x, weights, h)
+        cpu::recurrent::rnn_layer(&x, &weights, h.as_ref()).unwrap_or_else(|| plain::rnn_layer(x, weights, h))
     }
 
     /// An LSTM layer from state `(h, c)`, each `[batch, hidden]` (zero if `None`): `x` `[batch, seq, input]` → all
@@ -77,7 +77,7 @@ pub trait SequenceOps: RunKernels {
         weights: RecurrentWeights<Self>,
         state: Option<(Tensor<Self, 2>, Tensor<Self, 2>)>,
     ) -> (Tensor<Self, 3>, (Tensor<Self, 2>, Tensor<Self, 2>)) {
-        plain::lstm_layer(x, weights, state)
+        cpu::recurrent::lstm_layer(&x, &weights, state.as_ref()).unwrap_or_else(|| plain::lstm_layer(x, weights, state))
     }
 
     /// Causal attention: `q`, `k`, `v` `[batch, heads, seq, head_dim]` → `[batch, heads, seq, head_dim]`. Scores are
@@ -102,34 +102,16 @@ pub trait SequenceOps: RunKernels {
         mask: Option<KeyMask<Self>>,
         scale: f64,
     ) -> Tensor<Self, 3> {
-        let kernel = cpu::attention::AttentionKernel {
-            heads,
-            scale,
-            mask: mask.as_ref().map(|mask| mask.identity),
-            rotary: rotation.is_some(),
-        };
-        let absent = || float(&zeros::<Self, 3, 1>(&qkv, [1]));
-        let keys = mask.as_ref().map_or_else(absent, |mask| float(&mask.keys));
-        let [cos, sin] = match &rotation {
-            Some(rotation) => [float(&rotation.cos), float(&rotation.sin)],
-            None => [absent(), absent()],
-        };
-        match Self::run(kernel, [float(&qkv), keys, cos, sin]) {
-            Some([y]) => tensor(y),
-            None => {
-                let [q, k, v] = plain::heads(qkv, heads, rotation.as_ref());
-                plain::side_by_side(Self::causal_attention(q, k, v, mask, scale))
-            }
-        }
+        cpu::attention::packed_attention(&qkv, heads, rotation.as_ref(), mask.as_ref(), scale).unwrap_or_else(|| {
+            let [q, k, v] = plain::heads(qkv, heads, rotation.as_ref());
+            plain::side_by_side(Self::causal_attention(q, k, v, mask, scale))
+        })
     }
 
     /// y = x·W + b, and max(y, 0) with `relu`: `x` `[batch, seq, in]`, `weight` `[in, out]`, `bias` `[out]` →
     /// `[batch, seq, out]`.
     fn affine(x: Tensor<Self, 3>, weight: Tensor<Self, 2>, bias: Tensor<Self, 1>, relu: bool) -> Tensor<Self, 3> {
-        match Self::run(cpu::affine::AffineKernel { relu }, [float(&x), float(&weight), float(&bias)]) {
-            Some([y]) => tensor(y),
-            None => plain::affine(x, weight, bias, relu),
-        }
+        cpu::affine::affine(&x, &weight, &bias, relu).unwrap_or_else(|| plain::affine(x, weight, bias, relu))
     }
 
     /// −Σ weight·ln p(label): `logits` `[batch, seq, vocab]`, `labels` and `weights` `[batch, seq]` → `[1]`. Where there is no
@@ -139,21 +121,13 @@ pub trait SequenceOps: RunKernels {
         labels: Tensor<Self, 2, Int>,
         weights: Tensor<Self, 2>,
     ) -> Tensor<Self, 1> {
-        if let Some(labels) = cpu::loss::labels::<Self>(&labels) {
-            let kernel = cpu::loss::CrossEntropyKernel { labels };
-            if let Some([loss]) = Self::run(kernel, [float(&logits), float(&weights)]) {
-                return tensor(loss);
-            }
-        }
-        plain::cross_entropy(logits, labels, weights)
+        let fast = cpu::loss::cross_entropy(&logits, &labels, &weights);
+        fast.unwrap_or_else(|| plain::cross_entropy(logits, labels, weights))
     }
 
     /// The sum of the squares of all numbers, `[1]`.
     fn sum_of_squares<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, 1> {
-        match Self::run(cpu::adam::SquaresKernel, [float(&x)]) {
-            Some([sum]) => tensor(sum),
-            None => plain::sum_of_squares(x),
-        }
+        cpu::adam::sum_of_squares(&x).unwrap_or_else(|| plain::sum_of_squares(x))
     }
 
     /// A step of AdamW on one parameter: see [`AdamKernel`](cpu::adam::AdamKernel) for the definition. `factor` `[1]`; all
@@ -165,12 +139,8 @@ pub trait SequenceOps: RunKernels {
         moments: [Tensor<Self, D>; 2],
         factor: Tensor<Self, 1>,
     ) -> (Tensor<Self, D>, [Tensor<Self, D>; 2]) {
-        let [first, second] = &moments;
-        let inputs = [float(&parameter), float(&gradient), float(first), float(second), float(&factor)];
-        match Self::run(rule, inputs) {
-            Some([parameter, first, second]) => (tensor(parameter), [tensor(first), tensor(second)]),
-            None => plain::adam_step(rule, parameter, gradient, moments, factor),
-        }
+        let fast = cpu::adam::adam_step(rule, &parameter, &gradient, &moments, &factor);
+        fast.unwrap_or_else(|| plain::adam_step(rule, parameter, gradient, moments, factor))
     }
 
     /// The first `length` taps of S4's kernel, `[hidden, length]`. See [`s4::kernel`] for the definition.
@@ -181,26 +151,13 @@ pub trait SequenceOps: RunKernels {
     /// Causal convolution of every channel with a kernel of its own: `u` `[batch, seq, hidden]`, `k` `[hidden, seq]` →
     /// `[batch, seq, hidden]`. See [`s4::causal_convolution`] for the definition.
     fn causal_convolution(u: Tensor<Self, 3>, k: Tensor<Self, 2>) -> Tensor<Self, 3> {
-        match Self::run(cpu::convolution::CausalConvolution, [float(&u), float(&k)]) {
-            Some([y]) => tensor(y),
-            None => s4::causal_convolution(u, k),
-        }
+        cpu::convolution::causal_convolution(&u, &k).unwrap_or_else(|| s4::causal_convolution(u, k))
     }
 
     /// Mamba's selective scan from state `h` `[batch, channels, state]` (zero if `None`): outputs
     /// `[batch, seq, channels]`, and the last state. See [`scan::selective_scan`] for the definition.
     fn selective_scan(inputs: SelectiveScan<Self>, h: Option<Tensor<Self, 3>>) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
-        let state = h.clone().unwrap_or_else(|| {
-            let ([batch, _, channels], [_, state]) = (inputs.u.dims(), inputs.a.dims());
-            zeros(&inputs.u, [batch, channels, state])
-        });
-        let SelectiveScan { u, delta, delta_bias, a, b, c, d, z } = &inputs;
-        let (u, delta, delta_bias, a) = (float(u), float(delta), float(delta_bias), float(a));
-        let tensors = [u, delta, delta_bias, a, float(b), float(c), float(d), float(z), float(&state)];
-        match Self::run(cpu::scan::SelectiveScan, tensors) {
-            Some([y, last]) => (tensor(y), tensor(last)),
-            None => scan::selective_scan(inputs, h),
-        }
+        cpu::scan::selective_scan(&inputs, h.as_ref()).unwrap_or_else(|| scan::selective_scan(inputs, h))
     }
 
     /// A GRU layer from state `h` `[batch, hidden]` (zero if `None`), gates r, z, n: `x` `[batch, seq, input]` → all
@@ -210,7 +167,7 @@ pub trait SequenceOps: RunKernels {
         weights: RecurrentWeights<Self>,
         h: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
-        plain::gru_layer(x, weights, h)
+        cpu::recurrent::gru_layer(&x, &weights, h.as_ref()).unwrap_or_else(|| plain::gru_layer(x, weights, h))
     }
 
     /// h_t = a_t·h_{t−1} + b_t in every channel, from state `h` `[batch, channels]` (zero if `None`): `a` and `b`
@@ -220,15 +177,7 @@ pub trait SequenceOps: RunKernels {
         b: Tensor<Self, 3>,
         h: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
-        let [batch, seq, channels] = a.dims();
-        let before = h.clone().unwrap_or_else(|| zeros(&a, [batch, channels]));
-        match Self::run(cpu::linear::LinearKernel, [float(&a), float(&b), float(&before)]) {
-            Some([states]) => {
-                let states: Tensor<Self, 3> = tensor(states);
-                (states.clone(), states.narrow(1, seq - 1, 1).squeeze_dim(1))
-            }
-            None => plain::linear_recurrence(a, b, h),
-        }
+        cpu::linear::linear_recurrence(&a, &b, h.as_ref()).unwrap_or_else(|| plain::linear_recurrence(a, b, h))
     }
 
     /// The gated delta rule from `state` `[batch, heads, size, size]` (zero if `None`) → outputs
@@ -237,15 +186,7 @@ pub trait SequenceOps: RunKernels {
         inputs: delta::DeltaRule<Self>,
         state: Option<Tensor<Self, 4>>,
     ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        let [batch, heads, _, size] = inputs.q.dims();
-        let before = state.clone().unwrap_or_else(|| zeros(&inputs.q, [batch, heads, size, size]));
-        let delta::DeltaRule { q, k, v, step, decay } = &inputs;
-        let [q, k, v] = [q, k, v].map(|x| float(&x.clone().swap_dims(1, 2)));
-        let [step, decay] = [step, decay].map(|x| float(&x.clone().swap_dims(1, 2)));
-        match Self::run(cpu::delta::DeltaKernel, [q, k, v, step, decay, float(&before)]) {
-            Some([y, last]) => (tensor::<Self, 4>(y).swap_dims(1, 2), tensor(last)),
-            None => delta::chunked(inputs, state),
-        }
+        cpu::delta::delta_rule(&inputs, state.as_ref()).unwrap_or_else(|| delta::chunked(inputs, state))
     }
 
     /// RWKV's matrix state with decays, from `state` `[batch, heads, size, size]` (zero if `None`): `r`, `k`, `v` and
@@ -260,13 +201,8 @@ pub trait SequenceOps: RunKernels {
         bonus: Tensor<Self, 2>,
         state: Option<Tensor<Self, 4>>,
     ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        let [batch, heads, _, size] = r.dims();
-        let before = state.clone().unwrap_or_else(|| zeros(&r, [batch, heads, size, size]));
-        let [a, b, c, d] = [&r, &k, &v, &decay].map(|x| float(&x.clone().swap_dims(1, 2)));
-        match Self::run(cpu::wkv::WkvKernel, [a, b, c, d, float(&bonus), float(&before)]) {
-            Some([y, last]) => (tensor::<Self, 4>(y).swap_dims(1, 2), tensor(last)),
-            None => wkv::chunked(r, k, v, decay, bonus, state),
-        }
+        let fast = cpu::wkv::wkv([&r, &k, &v, &decay], &bonus, state.as_ref());
+        fast.unwrap_or_else(|| wkv::chunked(r, k, v, decay, bonus, state))
     }
 
     /// Normalisation of `x` `[batch, seq, channels]` in groups of `width` channels, times `weight` plus `bias` `[channels]`;
@@ -278,42 +214,23 @@ pub trait SequenceOps: RunKernels {
         width: usize,
         epsilon: f64,
     ) -> Tensor<Self, 3> {
-        let kernel = cpu::norm::NormKernel { width, epsilon };
-        let y = match &bias {
-            Some(bias) => Self::run(kernel, [float(&x), float(&weight), float(bias)]),
-            None => Self::run(kernel, [float(&x), float(&weight)]),
-        };
-        match y {
-            Some([y]) => tensor(y),
-            None => plain::norm(x, weight, bias, width, epsilon),
-        }
+        let fast = cpu::norm::norm(&x, &weight, bias.as_ref(), width, epsilon);
+        fast.unwrap_or_else(|| plain::norm(x, weight, bias, width, epsilon))
     }
 
     /// `x`·gate(`z`), entry by entry.
     fn gated(x: Tensor<Self, 3>, z: Tensor<Self, 3>, gate: Gate) -> Tensor<Self, 3> {
-        use cpu::pointwise::{Gated, GatedGradient, PointwiseKernel};
-        match Self::run(PointwiseKernel(Gated(gate), GatedGradient(gate)), [float(&x), float(&z)]) {
-            Some([y]) => tensor(y),
-            None => plain::gated(x, z, gate),
-        }
+        cpu::pointwise::gated(&x, &z, gate).unwrap_or_else(|| plain::gated(x, z, gate))
     }
 
     /// x·Φ(x), entry by entry, with the normal distribution function Φ (Hendrycks and Gimpel, arXiv 1606.08415, exact).
     fn exact_gelu(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
-        use cpu::pointwise::{Gelu, GeluGradient, PointwiseKernel};
-        match Self::run(PointwiseKernel(Gelu, GeluGradient), [float(&x)]) {
-            Some([y]) => tensor(y),
-            None => burn::tensor::activation::gelu(x),
-        }
+        cpu::pointwise::gelu(&x).unwrap_or_else(|| burn::tensor::activation::gelu(x))
     }
 
     /// max(x, 0)², entry by entry (So et al., arXiv 2109.08668).
     fn squared_relu(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
-        use cpu::pointwise::{PointwiseKernel, SquaredRelu, SquaredReluGradient};
-        match Self::run(PointwiseKernel(SquaredRelu, SquaredReluGradient), [float(&x)]) {
-            Some([y]) => tensor(y),
-            None => plain::squared_relu(x),
-        }
+        cpu::pointwise::squared_relu(&x).unwrap_or_else(|| plain::squared_relu(x))
     }
 
     /// Every token of `x` `[batch, seq, channels]` moved towards the one before it: x_t + (x_{t−1} − x_t)⊙(weight +
@@ -327,18 +244,8 @@ pub trait SequenceOps: RunKernels {
     ) -> Tensor<Self, 3> {
         let [batch, _, channels] = x.dims();
         let last = last.unwrap_or_else(|| zeros(&x, [batch, 1, channels]));
-        let inputs = [float(&x), float(&last), float(&weight)];
-        let y = match &weights {
-            None => Self::run(cpu::mix::TokenMixKernel, inputs),
-            Some(weights) => {
-                let [x, last, weight] = inputs;
-                Self::run(cpu::mix::TokenMixKernel, [x, last, weight, float(weights)])
-            }
-        };
-        match y {
-            Some([y]) => tensor(y),
-            None => plain::token_mix(x, last, weight, weights),
-        }
+        let fast = cpu::mix::token_mix(&x, &last, &weight, weights.as_ref());
+        fast.unwrap_or_else(|| plain::token_mix(x, last, weight, weights))
     }
 
     /// SiLU of a causal convolution of each channel with a few taps of its own: `x` `[batch, seq, channels]`, `weight`
@@ -351,12 +258,12 @@ pub trait SequenceOps: RunKernels {
         before: Option<Tensor<Self, 3>>,
     ) -> Tensor<Self, 3> {
         let padded = before.is_none();
-        let inputs = before.map_or_else(|| x.clone(), |before| Tensor::cat(vec![before, x.clone()], 1));
-        let kernel = cpu::short_convolution::ShortConvolutionKernel { padded };
-        match Self::run(kernel, [float(&inputs), float(&weight), float(&bias)]) {
-            Some([y]) => tensor(y),
-            None => plain::short_convolution(inputs, weight, bias, padded),
-        }
+        let x = match before {
+            Some(before) => Tensor::cat(vec![before, x], 1),
+            None => x,
+        };
+        let fast = cpu::short_convolution::short_convolution(&x, &weight, &bias, padded);
+        fast.unwrap_or_else(|| plain::short_convolution(x, weight, bias, padded))
     }
 }
 

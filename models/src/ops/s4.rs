@@ -226,7 +226,7 @@ pub(crate) fn zero_pad<B: Backend, const D: usize>(
     let zeros = |length: usize| {
         let mut shape = x.shape();
         shape[axis] = length;
-        (length > 0).then(|| Tensor::zeros(shape, &x.device()))
+        (length > 0).then(|| Tensor::zeros(shape, (&x.device(), x.dtype())))
     };
     let parts = [zeros(before), Some(x.clone()), zeros(after)];
     Tensor::cat(parts.into_iter().flatten().collect(), axis)

@@ -34,7 +34,7 @@ pub fn selective_scan<B: Backend>(
 ) -> (Tensor<B, 3>, Tensor<B, 3>) {
     let [batch, _, channels] = u.dims();
     let state = a.dims()[1];
-    let mut h = h.unwrap_or_else(|| Tensor::zeros([batch, channels, state], &u.device()));
+    let mut h = h.unwrap_or_else(|| super::zeros(&u, [batch, channels, state]));
     let a = a.unsqueeze::<3>();
     let delta = softplus(delta + delta_bias.unsqueeze());
     let inputs = unbind_time(delta.clone() * u.clone()).into_iter().zip(unbind_time(delta));

@@ -15,6 +15,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use data::{Dataset, DatasetInfo, ExampleRef, PAD, Task, stream_rng};
 use models::Model;
 use models::ops::SequenceOps;
+use models::ops::cpu::memory::keep_freed_memory;
 use rand::seq::IndexedRandom;
 use serde_json::json;
 use std::time::Instant;
@@ -49,7 +50,7 @@ fn train(context: &Context, args: &BenchTrainArgs) -> Result<()> {
     let device = Device::parse(&config.train.device)?;
     let timing = match device {
         Device::Cpu => {
-            models::ops::cpu::keep_memory();
+            keep_freed_memory();
             time::<Autodiff<models::Cpu>>(context, args, &config, &task, &Default::default())
         }
         #[cfg(feature = "cuda")]

@@ -14,6 +14,7 @@ use burn::backend::Autodiff;
 use comfy_table::{CellAlignment, Table, presets};
 use data::{Dataset, DatasetInfo, GENERATOR_VERSION, Split, Task};
 use models::Weights;
+use models::ops::cpu::memory::keep_freed_memory;
 use serde_json::{Value as Json, json};
 use toml::Value;
 
@@ -246,7 +247,7 @@ fn on_device(job: &Job<'_>, device: Device) -> Result<Outcome> {
     stop::listen()?;
     let trained = match device {
         Device::Cpu => {
-            models::ops::cpu::keep_memory();
+            keep_freed_memory();
             train::<Autodiff<models::Cpu>>(job, &Default::default())
         }
         #[cfg(feature = "cuda")]

@@ -1,14 +1,29 @@
 //! The optimiser's step, in one pass over each parameter.
 
-use super::simd::{V, run};
-use super::{like, output, values};
-use crate::ops::kernel::Kernel;
+use super::simd::V;
+use super::{like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use burn::prelude::*;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Numbers that one unit of work takes.
 const BLOCK: usize = 1 << 14;
+
+/// [`SequenceOps::adam_step`](crate::ops::SequenceOps::adam_step), where kernels can run.
+#[allow(clippy::type_complexity)] // the same as that of the definition
+pub fn adam_step<B: RunKernels, const D: usize>(
+    rule: AdamKernel,
+    parameter: &Tensor<B, D>,
+    gradient: &Tensor<B, D>,
+    [first, second]: &[Tensor<B, D>; 2],
+    factor: &Tensor<B, 1>,
+) -> Option<(Tensor<B, D>, [Tensor<B, D>; 2])> {
+    let inputs = [float(parameter), float(gradient), float(first), float(second), float(factor)];
+    let [parameter, first, second] = B::run(rule, inputs)?;
+    Some((kernel::tensor(parameter), [first, second].map(kernel::tensor)))
+}
 
 /// A step of Adam with decoupled weight decay (Kingma & Ba, arXiv 1412.6980; Loshchilov & Hutter, arXiv 1711.05101) on tensors
 /// of one shape, θ, its gradient, the moments m and v, and a factor on the gradient, `[1]`, to the next θ, m and v:
@@ -39,7 +54,7 @@ impl Kernel<5, 3> for AdamKernel {
         let [p, m, v] = &mut next;
         let blocks = p.par_chunks_mut(BLOCK).zip(m.par_chunks_mut(BLOCK)).zip(v.par_chunks_mut(BLOCK));
         blocks.zip(gradient.par_chunks(BLOCK)).for_each(|(((p, m), v), gradient)| {
-            run(Block { rule: self, factor: factor[0], gradient, p, m, v });
+            with_simd(Block { rule: self, factor: factor[0], gradient, p, m, v });
         });
         let [p, m, v] = next;
         ([like(&inputs[0], p), like(&inputs[2], m), like(&inputs[3], v)], None)
@@ -82,6 +97,12 @@ impl WithSimd for Block<'_> {
     }
 }
 
+/// [`SequenceOps::sum_of_squares`](crate::ops::SequenceOps::sum_of_squares), where kernels can run.
+pub fn sum_of_squares<B: RunKernels, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, 1>> {
+    let [sum] = B::run(SquaresKernel, [float(x)])?;
+    Some(kernel::tensor(sum))
+}
+
 /// The sum of the squares of a tensor, `[1]`.
 #[derive(Debug, Clone, Copy)]
 pub struct SquaresKernel;
@@ -90,8 +111,8 @@ impl Kernel<1, 1> for SquaresKernel {
     type Saved = ();
 
     fn forward(&self, [x]: [FlexTensor; 1], _: bool) -> ([FlexTensor; 1], Option<()>) {
-        let blocks: Vec<f64> = values(&x).par_chunks(BLOCK).map(|x| f64::from(run(Squares(x)))).collect();
-        ([output(vec![blocks.iter().sum::<f64>() as f32], [1])], None)
+        let blocks: Vec<f64> = values(&x).par_chunks(BLOCK).map(|x| f64::from(with_simd(Squares(x)))).collect();
+        ([tensor(vec![blocks.iter().sum::<f64>() as f32], [1])], None)
     }
 
     /// For the norm of a gradient, which is not differentiated again.

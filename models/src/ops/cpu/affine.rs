@@ -2,15 +2,27 @@
 //! the gradient before the two products.
 
 use super::product::{Matrix, Threads, product};
-use super::simd::{V, run, sum_blocks};
-use super::{dims, like, output, values};
-use crate::ops::kernel::Kernel;
+use super::simd::{V, sum_blocks};
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use burn::prelude::*;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Numbers that one unit of work takes, about.
 const BLOCK: usize = 1 << 15;
+
+/// [`SequenceOps::affine`](crate::ops::SequenceOps::affine), where kernels can run.
+pub fn affine<B: RunKernels>(
+    x: &Tensor<B, 3>,
+    weight: &Tensor<B, 2>,
+    bias: &Tensor<B, 1>,
+    relu: bool,
+) -> Option<Tensor<B, 3>> {
+    let [y] = B::run(AffineKernel { relu }, [float(x), float(weight), float(bias)])?;
+    Some(kernel::tensor(y))
+}
 
 /// The operation on tensors: x `[batch, seq, in]`, W `[in, out]`, b `[out]` → `[batch, seq, out]`.
 #[derive(Debug, Clone, Copy)]
@@ -32,9 +44,9 @@ impl Kernel<3, 1> for AffineKernel {
         let (a, b) = (Matrix::rows(values(&x), inputs), Matrix::rows(values(&weight), outputs));
         product(&mut y, [rows, inputs, outputs], a, b, true, Threads::All);
         if self.relu {
-            y.par_chunks_mut(BLOCK).for_each(|y| run(Relu(y)));
+            y.par_chunks_mut(BLOCK).for_each(|y| with_simd(Relu(y)));
         }
-        let y = output(y, [batch, seq, outputs]);
+        let y = tensor(y, [batch, seq, outputs]);
         let kept = self.relu.then(|| y.clone());
         ([y], save.then_some(([x, weight], kept)))
     }
@@ -55,7 +67,7 @@ impl Kernel<3, 1> for AffineKernel {
         let y = y.as_ref().map(values);
         gradient.par_chunks_mut(block).zip(bias.par_chunks_mut(outputs)).enumerate().for_each(|(i, (dy, bias))| {
             let y = y.map(|y| &y[i * block..i * block + dy.len()]);
-            run(Backward { y, dy, bias });
+            with_simd(Backward { y, dy, bias });
         });
         let gradient = Matrix::rows(values(&dy), outputs);
         let dx = wanted[0].then(|| {
@@ -70,7 +82,7 @@ impl Kernel<3, 1> for AffineKernel {
             product(&mut dweight, [inputs, rows, outputs], x.transposed(), gradient, false, Threads::All);
             like(&weight, dweight)
         });
-        [dx, dweight, Some(output(sum_blocks(&bias, outputs), [outputs]))]
+        [dx, dweight, Some(tensor(sum_blocks(&bias, outputs), [outputs]))]
     }
 }
 

@@ -4,9 +4,11 @@
 //! The backward pass computes the probabilities anew from two numbers per query (Dao et al., arXiv 2205.14135).
 
 use super::product::{Matrix, Threads, product};
-use super::simd::{V, run, tiles};
-use super::{dims, like, output, values};
-use crate::ops::kernel::Kernel;
+use super::simd::{V, tiles};
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use crate::ops::{KeyMask, Rotation};
+use burn::prelude::*;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -14,6 +16,28 @@ use std::array::from_fn;
 
 /// Queries that are computed together.
 const QUERIES: usize = 64;
+
+/// [`SequenceOps::packed_attention`](crate::ops::SequenceOps::packed_attention), where kernels can run.
+pub fn packed_attention<B: RunKernels>(
+    qkv: &Tensor<B, 3>,
+    heads: usize,
+    rotation: Option<&Rotation<B>>,
+    mask: Option<&KeyMask<B>>,
+    scale: f64,
+) -> Option<Tensor<B, 3>> {
+    if !B::has_kernels() {
+        return None;
+    }
+    let absent = || float(&Tensor::<B, 1>::zeros([1], (&qkv.device(), qkv.dtype())));
+    let keys = mask.map_or_else(absent, |mask| float(&mask.keys));
+    let [cos, sin] = match rotation {
+        Some(rotation) => [float(&rotation.cos), float(&rotation.sin)],
+        None => [absent(), absent()],
+    };
+    let attention = AttentionKernel { heads, scale, mask: mask.map(|mask| mask.identity), rotary: rotation.is_some() };
+    let [y] = B::run(attention, [float(qkv), keys, cos, sin])?;
+    Some(kernel::tensor(y))
+}
 
 /// The operation on tensors: queries, keys and values `[batch, seq, 3·heads·size]`; the key mask `[batch, seq]`; the cosines
 /// and sines of the rotary positions `[batch, 1, seq, size]` → `[batch, seq, heads·size]`. Only the first gets a gradient; the
@@ -90,7 +114,7 @@ impl Kernel<4, 1> for AttentionKernel {
         units.zip(moments.par_chunks_mut(2 * seq)).enumerate().for_each(|(unit, (mut y, moments))| {
             self.head(&inputs, unit).forward(&mut y, moments);
         });
-        let y = output(y, [batch, seq, hidden]);
+        let y = tensor(y, [batch, seq, hidden]);
         ([y.clone()], save.then_some((inputs, y, moments)))
     }
 
@@ -146,7 +170,7 @@ impl Head<'_> {
             let queries = start..start + y.len();
             let keys = self.scores(queries.clone(), &mut scores);
             let moments = &mut moments[2 * start..2 * queries.end];
-            run(Softmax { first: start, causal: self.mask.is_none(), keys, scores: &mut scores, moments });
+            with_simd(Softmax { first: start, causal: self.mask.is_none(), keys, scores: &mut scores, moments });
             out.resize(y.len() * size, 0.0);
             let (p, v) = (Matrix::rows(&scores, keys), Matrix::rows(&self.v, size));
             product(&mut out, [y.len(), keys, size], p, v, false, Threads::One);
@@ -169,7 +193,7 @@ impl Head<'_> {
             let (value, gradient) = (Matrix::rows(&self.v, size), Matrix::rows(dy, size));
             product(&mut ds, [rows, size, keys], gradient, value.transposed(), false, Threads::One);
             let moments = &moments[2 * start..2 * queries.end];
-            run(Gradient {
+            with_simd(Gradient {
                 first: start,
                 size,
                 keys,

@@ -4,9 +4,10 @@
 //! examples are one complex signal, the second its imaginary part. The transform leaves frequencies in bit-reversed
 //! order (decimation in frequency), and the inverse takes them in that order (decimation in time): products do not mind.
 
-use super::simd::{V, run, tiles, transpose};
-use super::{dims, like, output, values};
-use crate::ops::kernel::Kernel;
+use super::simd::{V, tiles, transpose};
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -41,7 +42,7 @@ impl Convolution<'_> {
         let (roots, k) = (roots(seq), transpose(self.k, channels, seq));
         let mut y = vec![0.0; self.u.len()];
         self.columns(&mut y).into_par_iter().enumerate().for_each(|(group, y)| {
-            run(Forward { group: Group { convolution: self, k: &k, roots: &roots, start: group * GROUP }, y });
+            with_simd(Forward { group: Group { convolution: self, k: &k, roots: &roots, start: group * GROUP }, y });
         });
         y
     }
@@ -54,7 +55,7 @@ impl Convolution<'_> {
         let units = (self.columns(&mut du), tiles(&mut dk, seq, channels, GROUP));
         units.into_par_iter().enumerate().for_each(|(group, (du, dk))| {
             let group = Group { convolution: self, k: &k, roots: &roots, start: group * GROUP };
-            run(Backward { group, dy, du, dk });
+            with_simd(Backward { group, dy, du, dk });
         });
         Gradients { u: du, k: transpose(&dk, seq, channels) }
     }
@@ -81,7 +82,7 @@ impl Kernel<2, 1> for CausalConvolution {
     type Saved = [FlexTensor; 2];
 
     fn forward(&self, inputs: [FlexTensor; 2], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
-        let y = output(Self::of(&inputs).forward(), dims::<3>(&inputs[0]));
+        let y = tensor(Self::of(&inputs).forward(), dims::<3>(&inputs[0]));
         ([y], save.then_some(inputs))
     }
 
@@ -280,4 +281,9 @@ impl WithSimd for Backward<'_> {
             }
         }
     }
+}
+
+/// The kernel's version of [`causal_convolution`](crate::ops::s4::causal_convolution).
+pub fn causal_convolution<B: RunKernels>(u: &Tensor<B, 3>, k: &Tensor<B, 2>) -> Option<Tensor<B, 3>> {
+    B::run(CausalConvolution, [float(u), float(k)]).map(|[y]| kernel::tensor(y))
 }

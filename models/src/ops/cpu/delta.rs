@@ -1,8 +1,11 @@
 //! The gated delta rule, forward and backward in one sweep over time each; memory as in [`wkv`](super::wkv).
 
-use super::simd::{V, pack, run, tiles, transpose, unpack};
-use super::{dims, like, output, values};
-use crate::ops::kernel::Kernel;
+use super::simd::{V, pack, tiles, transpose, unpack};
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::delta::DeltaRule;
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use crate::ops::zeros;
+use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -73,7 +76,7 @@ impl<'a> Delta<'a> {
         };
         let units = (tiles(&mut y, seq, heads * size, size), last.par_chunks_mut(size * size), kept);
         units.into_par_iter().enumerate().for_each(|(unit, (y, matrix, checkpoints))| {
-            run(Forward { delta: self, unit, y, matrix, checkpoints });
+            with_simd(Forward { delta: self, unit, y, matrix, checkpoints });
         });
         Outputs { y, last: transpose(&last, size, size), checkpoints }
     }
@@ -93,7 +96,7 @@ impl<'a> Delta<'a> {
         let gates = (tiles(&mut dstep, seq, heads, 1), tiles(&mut ddecay, seq, heads, 1));
         let units = (outputs.into_par_iter(), gates.into_par_iter(), dstate.par_chunks_mut(size * size));
         units.into_par_iter().enumerate().for_each(|(unit, ((dq, dk, dv), (dstep, ddecay), dmatrix))| {
-            run(Backward { delta: self, unit, checkpoints, dy, dq, dk, dv, dstep, ddecay, dmatrix });
+            with_simd(Backward { delta: self, unit, checkpoints, dy, dq, dk, dv, dstep, ddecay, dmatrix });
         });
         Gradients { q: dq, k: dk, v: dv, step: dstep, decay: ddecay, state: transpose(&dstate, size, size) }
     }
@@ -135,9 +138,9 @@ impl Kernel<6, 2> for DeltaKernel {
 
     fn forward(&self, inputs: [FlexTensor; 6], save: bool) -> ([FlexTensor; 2], Option<Self::Saved>) {
         let Outputs { y, last, checkpoints } = Self::of(&inputs).forward(save);
-        let outputs = [output(y, dims::<4>(&inputs[0])), output(last, dims::<4>(&inputs[5]))];
+        let outputs = [tensor(y, dims::<4>(&inputs[0])), tensor(last, dims::<4>(&inputs[5]))];
         let length = checkpoints.len();
-        (outputs, save.then(|| (inputs, output(checkpoints, [length]))))
+        (outputs, save.then(|| (inputs, tensor(checkpoints, [length]))))
     }
 
     fn backward(
@@ -302,4 +305,19 @@ impl WithSimd for Backward<'_> {
         }
         unpack(&dstate, dmatrix, size);
     }
+}
+
+/// The kernel's version of [`recurrent`](crate::ops::delta::recurrent).
+#[allow(clippy::type_complexity)] // outputs and state
+pub fn delta_rule<B: RunKernels>(
+    inputs: &DeltaRule<B>,
+    state: Option<&Tensor<B, 4>>,
+) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
+    let DeltaRule { q, k, v, step, decay } = inputs;
+    let [batch, heads, _, size] = q.dims();
+    let state = state.cloned().unwrap_or_else(|| zeros(q, [batch, heads, size, size]));
+    let [q, k, v] = [q, k, v].map(|x| float(&x.clone().swap_dims(1, 2)));
+    let [step, decay] = [step, decay].map(|x| float(&x.clone().swap_dims(1, 2)));
+    let outputs = B::run(DeltaKernel, [q, k, v, step, decay, float(&state)]);
+    outputs.map(|[y, last]| (kernel::tensor::<B, 4>(y).swap_dims(1, 2), kernel::tensor(last)))
 }

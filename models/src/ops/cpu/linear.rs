@@ -1,8 +1,10 @@
 //! The recurrence h_t = a_t·h_{t−1} + b_t in every channel, forward and backward.
 
-use super::simd::{V, run, tiles};
-use super::{dims, like, output, values};
-use crate::ops::kernel::Kernel;
+use super::simd::{V, tiles};
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use crate::ops::zeros;
+use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -38,7 +40,7 @@ impl LinearRecurrence<'_> {
         let [_, seq, channels] = self.shape;
         let mut states = vec![0.0; self.a.len()];
         tiles(&mut states, seq, channels, GROUP).into_par_iter().enumerate().for_each(|(unit, states)| {
-            run(Forward { recurrence: self, unit, states });
+            with_simd(Forward { recurrence: self, unit, states });
         });
         states
     }
@@ -51,7 +53,7 @@ impl LinearRecurrence<'_> {
         let tile = |x| tiles(x, seq, channels, GROUP);
         let units = (tile(&mut da), tile(&mut db), tiles(&mut dh, 1, channels, GROUP));
         units.into_par_iter().enumerate().for_each(|(unit, (da, db, dh))| {
-            run(Backward { recurrence: self, unit, states, dstates, da, db, dh });
+            with_simd(Backward { recurrence: self, unit, states, dstates, da, db, dh });
         });
         Gradients { a: da, b: db, h: dh }
     }
@@ -81,7 +83,7 @@ impl Kernel<3, 1> for LinearKernel {
     type Saved = ([FlexTensor; 3], FlexTensor);
 
     fn forward(&self, inputs: [FlexTensor; 3], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
-        let states = output(Self::of(&inputs).forward(), dims::<3>(&inputs[0]));
+        let states = tensor(Self::of(&inputs).forward(), dims::<3>(&inputs[0]));
         ([states.clone()], save.then_some((inputs, states)))
     }
 
@@ -173,4 +175,18 @@ impl WithSimd for Backward<'_> {
             }
         }
     }
+}
+
+/// The kernel's version of [`linear_recurrence`](crate::ops::plain::linear_recurrence).
+#[allow(clippy::type_complexity)] // outputs and state
+pub fn linear_recurrence<B: RunKernels>(
+    a: &Tensor<B, 3>,
+    b: &Tensor<B, 3>,
+    h: Option<&Tensor<B, 2>>,
+) -> Option<(Tensor<B, 3>, Tensor<B, 2>)> {
+    let [batch, seq, channels] = a.dims();
+    let h = h.cloned().unwrap_or_else(|| zeros(a, [batch, channels]));
+    let [states] = B::run(LinearKernel, [float(a), float(b), float(&h)])?;
+    let states: Tensor<B, 3> = kernel::tensor(states);
+    Some((states.clone(), states.narrow(1, seq - 1, 1).squeeze_dim(1)))
 }

@@ -1,8 +1,8 @@
 //! Cross entropy: the loss of a position and its gradient in one pass over its logits.
 
-use super::simd::{V, run};
-use super::{dims, like, output, values};
-use crate::ops::kernel::{Kernel, RunKernels};
+use super::simd::V;
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn_flex::FlexTensor;
@@ -12,8 +12,19 @@ use rayon::prelude::*;
 /// Rows that one unit of work takes.
 const ROWS: usize = 64;
 
+/// [`SequenceOps::cross_entropy`](crate::ops::SequenceOps::cross_entropy), where kernels can run.
+pub fn cross_entropy<B: RunKernels>(
+    logits: &Tensor<B, 3>,
+    labels: &Tensor<B, 2, Int>,
+    weights: &Tensor<B, 2>,
+) -> Option<Tensor<B, 1>> {
+    let labels = integers::<B>(labels)?;
+    let [loss] = B::run(CrossEntropyKernel { labels }, [float(logits), float(weights)])?;
+    Some(kernel::tensor(loss))
+}
+
 /// The labels `[batch, seq]` where the CPU has them, row-major.
-pub fn labels<B: RunKernels>(labels: &Tensor<B, 2, Int>) -> Option<Vec<i64>> {
+fn integers<B: RunKernels>(labels: &Tensor<B, 2, Int>) -> Option<Vec<i64>> {
     let labels = B::int_input(labels.clone().into_primitive())?;
     match labels.dtype() {
         DType::I64 => Some(labels.storage::<i64>().to_vec()),
@@ -42,10 +53,10 @@ impl Kernel<2, 1> for CrossEntropyKernel {
         let rows = values(&logits).par_chunks(ROWS * vocab).zip(values(&weights).par_chunks(ROWS));
         let units = units.into_par_iter().zip(rows).zip(self.labels.par_chunks(ROWS));
         let losses: Vec<f64> = units
-            .map(|((gradient, (logits, weights)), labels)| run(Rows { vocab, logits, weights, labels, gradient }))
+            .map(|((gradient, (logits, weights)), labels)| with_simd(Rows { vocab, logits, weights, labels, gradient }))
             .collect();
         let loss = losses.iter().sum::<f64>() as f32;
-        ([output(vec![loss], [1])], save.then(|| like(&logits, gradient)))
+        ([tensor(vec![loss], [1])], save.then(|| like(&logits, gradient)))
     }
 
     fn backward(

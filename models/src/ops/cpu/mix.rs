@@ -1,8 +1,9 @@
 //! RWKV's mixture of every token with the one before it.
 
-use super::simd::{V, run, sum_blocks};
-use super::{dims, like, output, values};
-use crate::ops::kernel::Kernel;
+use super::simd::{V, sum_blocks};
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -40,7 +41,7 @@ impl TokenMix<'_> {
     pub fn forward(&self) -> Vec<f32> {
         let mut y = vec![0.0; self.x.len()];
         let blocks = y.par_chunks_mut(ROWS * self.shape[2]).enumerate();
-        blocks.for_each(|(block, y)| run(Forward { mix: self, first: block * ROWS, y }));
+        blocks.for_each(|(block, y)| with_simd(Forward { mix: self, first: block * ROWS, y }));
         y
     }
 
@@ -55,7 +56,7 @@ impl TokenMix<'_> {
         weights_blocks.resize_with(dx.len().div_ceil(block), Default::default);
         let units = (dx.par_chunks_mut(block), weight.par_chunks_mut(channels), weights_blocks);
         units.into_par_iter().enumerate().for_each(|(block, (dx, dweight, dweights))| {
-            run(Backward { mix: self, first: block * ROWS, dy, dx, dweight, dweights });
+            with_simd(Backward { mix: self, first: block * ROWS, dy, dx, dweight, dweights });
         });
         let mut last = vec![0.0; batch * channels];
         for (example, last) in last.chunks_exact_mut(channels).enumerate() {
@@ -107,7 +108,7 @@ impl Kernel<3, 1> for TokenMixKernel {
 
     fn forward(&self, inputs: [FlexTensor; 3], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
         let [x, last, weight] = &inputs;
-        let y = output(Self::of(x, last, weight, None).forward(), dims::<3>(x));
+        let y = tensor(Self::of(x, last, weight, None).forward(), dims::<3>(x));
         ([y], save.then_some(inputs))
     }
 
@@ -124,7 +125,7 @@ impl Kernel<4, 1> for TokenMixKernel {
 
     fn forward(&self, inputs: [FlexTensor; 4], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
         let [x, last, weight, weights] = &inputs;
-        let y = output(Self::of(x, last, weight, Some(weights)).forward(), dims::<3>(x));
+        let y = tensor(Self::of(x, last, weight, Some(weights)).forward(), dims::<3>(x));
         ([y], save.then_some(inputs))
     }
 
@@ -200,4 +201,19 @@ impl WithSimd for Backward<'_> {
             }
         }
     }
+}
+
+/// The kernel's version of [`token_mix`](crate::ops::plain::token_mix).
+pub fn token_mix<B: RunKernels>(
+    x: &Tensor<B, 3>,
+    last: &Tensor<B, 3>,
+    weight: &Tensor<B, 1>,
+    weights: Option<&Tensor<B, 3>>,
+) -> Option<Tensor<B, 3>> {
+    let (x, last, weight) = (float(x), float(last), float(weight));
+    let [y] = match weights {
+        Some(weights) => B::run(TokenMixKernel, [x, last, weight, float(weights)])?,
+        None => B::run(TokenMixKernel, [x, last, weight])?,
+    };
+    Some(kernel::tensor(y))
 }

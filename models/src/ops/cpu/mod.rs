@@ -1,4 +1,7 @@
-//! Kernels for the CPU.
+//! Operations on the CPU with hand-written forward and backward passes: [`Kernel`](super::kernel::Kernel)s.
+//!
+//! Vector instructions are chosen when the program runs. Examples of a batch are spread over the threads, and what is
+//! summed over the batch is summed in the batch's order: results do not depend on the number of threads.
 
 pub mod adam;
 pub mod affine;
@@ -7,10 +10,14 @@ pub mod convolution;
 pub mod delta;
 pub mod linear;
 pub mod loss;
+pub mod math;
+pub mod memory;
 pub mod mix;
 pub mod norm;
+pub mod panels;
 pub mod pointwise;
 pub mod product;
+pub mod recurrent;
 pub mod scan;
 pub mod short_convolution;
 pub mod simd;
@@ -18,34 +25,34 @@ pub mod wkv;
 
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
+use pulp::WithSimd;
 
-/// The numbers of a kernel's input.
-fn values(tensor: &FlexTensor) -> &[f32] {
-    tensor.storage()
+/// Runs `op` with the widest vectors that this processor has.
+#[inline]
+pub fn with_simd<Op: WithSimd>(op: Op) -> Op::Output {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx2) = pulp::x86::V3::try_new() {
+        return pulp::Simd::vectorize(avx2, op);
+    }
+    pulp::Arch::new().dispatch(op)
 }
 
-/// A kernel's output.
-fn output<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
+/// The elements of a contiguous `f32` tensor.
+pub fn values(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice().unwrap_or_default()
+}
+
+/// A tensor of these elements.
+pub fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape))
 }
 
-/// A kernel's output, of another tensor's shape.
-fn like(tensor: &FlexTensor, values: Vec<f32>) -> FlexTensor {
-    FlexTensor::from_data(TensorData::new(values, tensor.layout().shape().clone()))
-}
-
-fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
+/// The lengths of the axes.
+pub fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     tensor.layout().shape().dims()
 }
 
-/// Lets this process keep the memory that it frees: a training step needs as much as the one before it, and getting it anew
-/// from the system costs a page fault for every 4 KiB. Does nothing where the C library is not glibc.
-#[allow(unsafe_code)]
-pub fn keep_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: `mallopt` sets two numbers inside the allocator, under its own lock.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-    }
+/// A tensor of these elements, in the shape of another.
+pub fn like(tensor: &FlexTensor, values: Vec<f32>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, tensor.layout().shape().clone()))
 }

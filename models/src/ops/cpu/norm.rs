@@ -1,8 +1,9 @@
 //! Normalisation of rows: LayerNorm, RMSNorm, and both per head.
 
-use super::simd::{V, run, sum_blocks};
-use super::{dims, like, output, values};
-use crate::ops::kernel::Kernel;
+use super::simd::{V, sum_blocks};
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -44,7 +45,7 @@ impl Norm<'_> {
     pub fn forward(&self) -> Vec<f32> {
         let mut y = vec![0.0; self.x.len()];
         let blocks = y.par_chunks_mut(self.block()).zip(self.x.par_chunks(self.block()));
-        blocks.for_each(|(y, x)| run(Forward { norm: self, x, y }));
+        blocks.for_each(|(y, x)| with_simd(Forward { norm: self, x, y }));
         y
     }
 
@@ -57,7 +58,7 @@ impl Norm<'_> {
         let blocks = dx.par_chunks_mut(block).zip(parameters.par_chunks_mut(2 * columns)).zip(inputs);
         blocks.for_each(|((dx, parameters), (x, dy))| {
             let (dweight, dbias) = parameters.split_at_mut(columns);
-            run(Backward { norm: self, x, dy, dx, dweight, dbias });
+            with_simd(Backward { norm: self, x, dy, dx, dweight, dbias });
         });
         let mut weight = sum_blocks(&parameters, 2 * columns);
         let bias = weight.split_off(columns);
@@ -108,7 +109,7 @@ impl Kernel<3, 1> for NormKernel {
 
     fn forward(&self, inputs: [FlexTensor; 3], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
         let [x, weight, bias] = &inputs;
-        let y = output(self.of(x, weight, Some(bias)).forward(), dims::<3>(x));
+        let y = tensor(self.of(x, weight, Some(bias)).forward(), dims::<3>(x));
         ([y], save.then_some(inputs))
     }
 
@@ -125,7 +126,7 @@ impl Kernel<2, 1> for NormKernel {
 
     fn forward(&self, inputs: [FlexTensor; 2], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
         let [x, weight] = &inputs;
-        let y = output(self.of(x, weight, None).forward(), dims::<3>(x));
+        let y = tensor(self.of(x, weight, None).forward(), dims::<3>(x));
         ([y], save.then_some(inputs))
     }
 
@@ -207,4 +208,20 @@ impl WithSimd for Backward<'_> {
             }
         }
     }
+}
+
+/// The kernel's version of [`norm`](crate::ops::plain::norm).
+pub fn norm<B: RunKernels>(
+    x: &Tensor<B, 3>,
+    weight: &Tensor<B, 1>,
+    bias: Option<&Tensor<B, 1>>,
+    width: usize,
+    epsilon: f64,
+) -> Option<Tensor<B, 3>> {
+    let kernel = NormKernel { width, epsilon };
+    let [y] = match bias {
+        Some(bias) => B::run(kernel, [float(x), float(weight), float(bias)])?,
+        None => B::run(kernel, [float(x), float(weight)])?,
+    };
+    Some(kernel::tensor(y))
 }

@@ -1,9 +1,10 @@
 //! Functions of single numbers, several inputs and outputs in one pass over memory.
 
-use super::simd::{V, run};
-use super::{like, values};
+use super::simd::V;
+use super::{like, values, with_simd};
 use crate::ops::Gate;
-use crate::ops::kernel::Kernel;
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -31,7 +32,7 @@ pub fn map<P: Pointwise<IN, OUT>, const IN: usize, const OUT: usize>(
         units.iter_mut().zip(output.chunks_mut(BLOCK)).for_each(|(unit, block)| unit[i] = block);
     }
     units.into_par_iter().enumerate().for_each(|(block, outputs)| {
-        run(Block { function, inputs: inputs.map(|x| &x[block * BLOCK..]), outputs });
+        with_simd(Block { function, inputs: inputs.map(|x| &x[block * BLOCK..]), outputs });
     });
     outputs
 }
@@ -172,4 +173,20 @@ impl Pointwise<2, 1> for SquaredReluGradient {
     fn apply<S: Simd>(self, [x, g]: [V<S>; 2]) -> [V<S>; 1] {
         [g * x.max(0.0) * 2.0]
     }
+}
+
+/// The kernel's version of [`gated`](crate::ops::plain::gated).
+pub fn gated<B: RunKernels>(x: &Tensor<B, 3>, z: &Tensor<B, 3>, gate: Gate) -> Option<Tensor<B, 3>> {
+    let kernel = PointwiseKernel(Gated(gate), GatedGradient(gate));
+    B::run(kernel, [float(x), float(z)]).map(|[y]| kernel::tensor(y))
+}
+
+/// The kernel's version of burn's `gelu`.
+pub fn gelu<B: RunKernels>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+    B::run(PointwiseKernel(Gelu, GeluGradient), [float(x)]).map(|[y]| kernel::tensor(y))
+}
+
+/// The kernel's version of [`squared_relu`](crate::ops::plain::squared_relu).
+pub fn squared_relu<B: RunKernels>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+    B::run(PointwiseKernel(SquaredRelu, SquaredReluGradient), [float(x)]).map(|[y]| kernel::tensor(y))
 }

@@ -4,15 +4,18 @@
 //! is `[batch, seq, channels, state]` big is ever in memory: the way back recomputes the states from those at every
 //! [`CHUNK`]th time step, as section 3.3.2 of the paper does for a whole sequence (Gu & Dao, arXiv 2312.00752).
 
-use super::simd::{FROM_EXP2, TO_EXP2, V, run, sum_blocks, tiles, transpose};
-use super::{dims, like, output, values};
-use crate::ops::kernel::Kernel;
+use super::simd::{FROM_EXP2, TO_EXP2, V, sum_blocks, tiles, transpose};
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use crate::ops::scan;
+use crate::ops::zeros;
+use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Time steps between two states that are kept for the way back.
-const CHUNK: usize = 16;
+const CHUNK: usize = 8;
 
 /// Channels that one unit of work takes; fixed, so that sums do not depend on the number of threads.
 const GROUP: usize = 64;
@@ -86,7 +89,7 @@ impl Scan<'_> {
         let tiles = (tiles(&mut y, seq, channels, GROUP), tiles(&mut last, state, channels, GROUP), checkpoint_tiles);
         tiles.into_par_iter().enumerate().for_each(|(unit, (y, h, checkpoints))| {
             let (example, group) = (unit / self.groups(), unit % self.groups());
-            run(Forward { scan: self, a: &a, example, group, y, h, checkpoints });
+            with_simd(Forward { scan: self, a: &a, example, group, y, h, checkpoints });
         });
         Outputs { y, last: transpose(&last, state, channels), checkpoints }
     }
@@ -117,7 +120,7 @@ impl Scan<'_> {
             (du_tiles, ddelta_tiles, dz_tiles, per_channel.into_par_iter(), gates.par_chunks_mut(2 * seq * state));
         units.into_par_iter().enumerate().for_each(|(unit, (du, ddelta, dz, (dh, da, channel), gates))| {
             let (db, dc) = gates.split_at_mut(seq * state);
-            run(Backward {
+            with_simd(Backward {
                 scan: self,
                 a: &a,
                 example: unit / groups,
@@ -198,9 +201,9 @@ impl Kernel<9, 2> for SelectiveScan {
 
     fn forward(&self, inputs: [FlexTensor; 9], save: bool) -> ([FlexTensor; 2], Option<Self::Saved>) {
         let Outputs { y, last, checkpoints } = Self::of(&inputs).forward(save);
-        let outputs = [output(y, dims::<3>(&inputs[0])), output(last, dims::<3>(&inputs[8]))];
+        let outputs = [tensor(y, dims::<3>(&inputs[0])), tensor(last, dims::<3>(&inputs[8]))];
         let length = checkpoints.len();
-        (outputs, save.then(|| (inputs, output(checkpoints, [length]))))
+        (outputs, save.then(|| (inputs, tensor(checkpoints, [length]))))
     }
 
     fn backward(
@@ -426,4 +429,18 @@ impl WithSimd for Backward<'_> {
             }
         }
     }
+}
+
+/// The kernel's version of [`scan::selective_scan`].
+#[allow(clippy::type_complexity)] // outputs and state
+pub fn selective_scan<B: RunKernels>(
+    inputs: &scan::SelectiveScan<B>,
+    h: Option<&Tensor<B, 3>>,
+) -> Option<(Tensor<B, 3>, Tensor<B, 3>)> {
+    let scan::SelectiveScan { u, delta, delta_bias, a, b, c, d, z } = inputs;
+    let ([batch, _, channels], [_, state]) = (u.dims(), a.dims());
+    let h = h.cloned().unwrap_or_else(|| zeros(u, [batch, channels, state]));
+    let (u, delta, delta_bias, a) = (float(u), float(delta), float(delta_bias), float(a));
+    let inputs = [u, delta, delta_bias, a, float(b), float(c), float(d), float(z), float(&h)];
+    B::run(SelectiveScan, inputs).map(|[y, last]| (kernel::tensor(y), kernel::tensor(last)))
 }

@@ -1,8 +1,9 @@
 //! Mamba's short convolution: a few taps per channel, then SiLU.
 
-use super::simd::{V, run, sum_blocks, tiles, transpose};
-use super::{dims, like, output, values};
-use crate::ops::kernel::Kernel;
+use super::simd::{V, sum_blocks, tiles, transpose, unpack};
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -55,7 +56,7 @@ impl ShortConvolution<'_> {
         let weight = transpose(self.weight, channels, self.taps());
         let mut y = vec![0.0; batch * self.output_seq() * channels];
         tiles(&mut y, self.output_seq(), channels, GROUP).into_par_iter().enumerate().for_each(|(unit, y)| {
-            run(Forward { group: self.group(&weight, unit), y });
+            with_simd(Forward { group: self.group(&weight, unit), y });
         });
         y
     }
@@ -69,7 +70,7 @@ impl ShortConvolution<'_> {
         let mut parameters = vec![0.0; batch * (taps + 1) * channels];
         let units = (tiles(&mut dx, seq, channels, GROUP), tiles(&mut parameters, taps + 1, channels, GROUP));
         units.into_par_iter().enumerate().for_each(|(unit, (dx, parameters))| {
-            run(Backward { group: self.group(&weight, unit), dy, dx, parameters });
+            with_simd(Backward { group: self.group(&weight, unit), dy, dx, parameters });
         });
         let mut weight = sum_blocks(&parameters, (taps + 1) * channels);
         let bias = weight.split_off(taps * channels);
@@ -102,7 +103,7 @@ impl Kernel<3, 1> for ShortConvolutionKernel {
     fn forward(&self, inputs: [FlexTensor; 3], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
         let convolution = self.of(&inputs);
         let [batch, _, channels] = convolution.shape;
-        let y = output(convolution.forward(), [batch, convolution.output_seq(), channels]);
+        let y = tensor(convolution.forward(), [batch, convolution.output_seq(), channels]);
         ([y], save.then_some(inputs))
     }
 
@@ -184,34 +185,48 @@ impl WithSimd for Backward<'_> {
             (group.convolution.taps(), group.convolution.padding(), group.convolution.output_seq());
         let channels = group.convolution.shape[2];
         let (zero, one) = (V::splat(simd, 0.0), V::splat(simd, 1.0));
-        let mut dsums = vec![zero; outputs];
-        let mut dweights = vec![zero; taps];
         let width = dx[0].len();
-        for start in (0..width).step_by(V::<S>::LANES) {
-            let lanes = start..(start + V::<S>::LANES).min(width);
-            let mut dbias = zero;
-            dweights.fill(zero);
-            for (t, dsum) in dsums.iter_mut().enumerate() {
-                let sum = group.sum(simd, t, lanes.clone());
-                let dy = &dy[(group.example * outputs + t) * channels + group.start..][lanes.clone()];
+        let blocks = width.div_ceil(V::<S>::LANES);
+        let lanes = |block: usize| block * V::<S>::LANES..((block + 1) * V::<S>::LANES).min(width);
+        let mut dsums = vec![zero; outputs * blocks];
+        let mut sums = vec![zero; (taps + 1) * blocks]; // of the taps' gradients, and of the bias
+        for (t, dsums) in dsums.chunks_exact_mut(blocks).enumerate() {
+            let dy = &dy[(group.example * outputs + t) * channels + group.start..];
+            for (block, dsum) in dsums.iter_mut().enumerate() {
+                let sum = group.sum(simd, t, lanes(block));
                 let sigmoid = sum.sigmoid();
-                *dsum = V::load(simd, dy) * sigmoid * sum.mul_add(one - sigmoid, one);
-                dbias += *dsum;
+                *dsum = V::load(simd, &dy[lanes(block)]) * sigmoid * sum.mul_add(one - sigmoid, one);
+                sums[taps * blocks + block] += *dsum;
                 for tap in padding.saturating_sub(t)..taps {
-                    dweights[tap] = dsum.mul_add(group.input(simd, t + tap - padding, lanes.clone()), dweights[tap]);
+                    let x = group.input(simd, t + tap - padding, lanes(block));
+                    sums[tap * blocks + block] = dsum.mul_add(x, sums[tap * blocks + block]);
                 }
             }
-            for (t, dx) in dx.iter_mut().enumerate() {
+        }
+        for (t, dx) in dx.iter_mut().enumerate() {
+            for block in 0..blocks {
                 // Input t is tap j of output t + padding − j.
                 let mut sum = zero;
                 for tap in (t + padding + 1).saturating_sub(outputs)..taps.min(t + padding + 1) {
-                    sum = dsums[t + padding - tap].mul_add(group.tap(simd, tap, lanes.clone()), sum);
+                    let dsum = dsums[(t + padding - tap) * blocks + block];
+                    sum = dsum.mul_add(group.tap(simd, tap, lanes(block)), sum);
                 }
-                sum.store(&mut dx[lanes.clone()]);
-            }
-            for (row, sum) in parameters.iter_mut().zip(dweights.iter().chain([&dbias])) {
-                sum.store(&mut row[lanes.clone()]);
+                sum.store(&mut dx[lanes(block)]);
             }
         }
+        for (row, sums) in parameters.iter_mut().zip(sums.chunks_exact(blocks)) {
+            unpack(sums, row, width);
+        }
     }
+}
+
+/// The kernel's version of [`short_convolution`](crate::ops::plain::short_convolution).
+pub fn short_convolution<B: RunKernels>(
+    x: &Tensor<B, 3>,
+    weight: &Tensor<B, 3>,
+    bias: &Tensor<B, 1>,
+    padded: bool,
+) -> Option<Tensor<B, 3>> {
+    let inputs = [float(x), float(weight), float(bias)];
+    B::run(ShortConvolutionKernel { padded }, inputs).map(|[y]| kernel::tensor(y))
 }

@@ -1,17 +1,8 @@
 //! Vectors of `f32` of whatever width the processor has, with the functions that the kernels need.
 
-use pulp::{Simd, WithSimd};
+use pulp::Simd;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LN_2, LOG2_E};
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
-
-/// Runs a kernel with the best instructions that this processor has.
-pub fn run<K: WithSimd>(kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(simd) = pulp::x86::V3::try_new() {
-        return Simd::vectorize(simd, kernel);
-    }
-    pulp::Arch::new().dispatch(kernel)
-}
 
 /// One vector register of numbers.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +12,7 @@ impl<S: Simd> V<S> {
     /// Numbers in a vector.
     pub const LANES: usize = S::F32_LANES;
 
+    /// The same number in all lanes.
     #[inline(always)]
     pub fn splat(simd: S, x: f32) -> Self {
         Self(simd, simd.splat_f32s(x))
@@ -56,14 +48,16 @@ impl<S: Simd> V<S> {
         Self(self.0, self.0.mul_add_e_f32s(self.1, b.1, c.1))
     }
 
-    #[inline(always)]
-    pub fn sqrt(self) -> Self {
-        Self(self.0, self.0.sqrt_f32s(self.1))
-    }
-
+    /// |self|.
     #[inline(always)]
     pub fn abs(self) -> Self {
         Self(self.0, self.0.abs_f32s(self.1))
+    }
+
+    /// The square root.
+    #[inline(always)]
+    pub fn sqrt(self) -> Self {
+        Self(self.0, self.0.sqrt_f32s(self.1))
     }
 
     /// The larger of both; NaN where `self` is.

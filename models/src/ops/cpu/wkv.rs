@@ -4,9 +4,11 @@
 //! back recomputes the matrices of a few time steps at once from the one before them. All this is the recurrence itself:
 //! no product of decays is divided by, as the quadratic forms of it would have to.
 
-use super::simd::{V, pack, run, sum_blocks, tiles, transpose, unpack};
-use super::{dims, like, output, values};
-use crate::ops::kernel::Kernel;
+use super::simd::{V, pack, sum_blocks, tiles, transpose, unpack};
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use crate::ops::zeros;
+use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -74,7 +76,7 @@ impl<'a> Wkv<'a> {
         };
         let units = (tiles(&mut y, seq, heads * size, size), last.par_chunks_mut(size * size), kept);
         units.into_par_iter().enumerate().for_each(|(unit, (y, matrix, checkpoints))| {
-            run(Forward { wkv: self, unit, y, matrix, checkpoints });
+            with_simd(Forward { wkv: self, unit, y, matrix, checkpoints });
         });
         Outputs { y, last: transpose(&last, size, size), checkpoints }
     }
@@ -96,7 +98,7 @@ impl<'a> Wkv<'a> {
         let outputs = (tile(&mut dr), tile(&mut dk), tile(&mut dv), decay_tiles);
         let units = (outputs.into_par_iter(), dbonus.par_chunks_mut(size), dstate.par_chunks_mut(size * size));
         units.into_par_iter().enumerate().for_each(|(unit, ((dr, dk, dv, ddecay), dbonus, dmatrix))| {
-            run(Backward { wkv: self, unit, checkpoints, dy, dr, dk, dv, ddecay, dbonus, dmatrix });
+            with_simd(Backward { wkv: self, unit, checkpoints, dy, dr, dk, dv, ddecay, dbonus, dmatrix });
         });
         Gradients {
             r: dr,
@@ -160,9 +162,9 @@ impl Kernel<6, 2> for WkvKernel {
 
     fn forward(&self, inputs: [FlexTensor; 6], save: bool) -> ([FlexTensor; 2], Option<Self::Saved>) {
         let Outputs { y, last, checkpoints } = Self::of(&inputs).forward(save);
-        let outputs = [output(y, dims::<4>(&inputs[0])), output(last, dims::<4>(&inputs[5]))];
+        let outputs = [tensor(y, dims::<4>(&inputs[0])), tensor(last, dims::<4>(&inputs[5]))];
         let length = checkpoints.len();
-        (outputs, save.then(|| (inputs, output(checkpoints, [length]))))
+        (outputs, save.then(|| (inputs, tensor(checkpoints, [length]))))
     }
 
     fn backward(
@@ -333,4 +335,18 @@ impl WithSimd for Backward<'_> {
             }
         }
     }
+}
+
+/// The kernel's version of [`recurrent`](crate::ops::wkv::recurrent).
+#[allow(clippy::type_complexity)] // outputs and state
+pub fn wkv<B: RunKernels>(
+    inputs: [&Tensor<B, 4>; 4],
+    bonus: &Tensor<B, 2>,
+    state: Option<&Tensor<B, 4>>,
+) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
+    let [batch, heads, _, size] = inputs[0].dims();
+    let state = state.cloned().unwrap_or_else(|| zeros(inputs[0], [batch, heads, size, size]));
+    let [r, k, v, decay] = inputs.map(|x| float(&x.clone().swap_dims(1, 2)));
+    let outputs = B::run(WkvKernel, [r, k, v, decay, float(bonus), float(&state)]);
+    outputs.map(|[y, last]| (kernel::tensor::<B, 4>(y).swap_dims(1, 2), kernel::tensor(last)))
 }
