@@ -57,6 +57,9 @@ pub enum Command {
     Export(ExportArgs),
     /// Sweep test lengths through ONNX Runtime
     Eval(EvalArgs),
+    /// Put all results of all runs on one page: curves, tables, the values of the paper beside them
+    #[cfg(feature = "train")]
+    Report(ReportArgs),
     /// Show what this machine offers: ONNX Runtime, providers, GPUs, CPU features, versions
     Doctor,
 }
@@ -282,4 +285,18 @@ pub struct EvalArgs {
     /// Default: each run's eval/ folder
     #[arg(short, long, value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Where to write it: a page (.html, one file that needs no network) or tables and figures (.md)
+    #[arg(short, long, default_value = "report.html", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// Published values to set beside the measured ones: CSV with one row per model, seed and split
+    #[arg(long, value_name = "CSV", value_hint = ValueHint::FilePath)]
+    pub reference: Option<PathBuf>,
+    /// Also write every figure as SVG and PNG into this folder. Default for .md: <OUTPUT>-figures
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub figures: Option<PathBuf>,
 }

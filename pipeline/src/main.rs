@@ -25,6 +25,8 @@ mod onnx_check;
 #[cfg(feature = "train")]
 mod optimizer;
 #[cfg(feature = "train")]
+mod report;
+#[cfg(feature = "train")]
 mod stop;
 #[cfg(feature = "train")]
 mod tensorboard;

@@ -2,13 +2,15 @@
 
 mod data;
 mod doctor;
-mod eval;
+pub mod eval;
 #[cfg(feature = "train")]
 mod export;
 #[cfg(feature = "train")]
 mod import;
 #[cfg(feature = "train")]
 mod quickstart;
+#[cfg(feature = "train")]
+mod report;
 #[cfg(feature = "train")]
 mod runs;
 #[cfg(feature = "train")]
@@ -30,6 +32,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Quickstart => quickstart::run(&context),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&context, args),
+        #[cfg(feature = "train")]
+        Command::Report(args) => report::run(&context, args),
         #[cfg(feature = "train")]
         Command::Runs(args) => runs::run(&context, args),
         #[cfg(feature = "train")]
