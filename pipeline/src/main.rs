@@ -29,6 +29,8 @@ mod report;
 #[cfg(feature = "train")]
 mod stop;
 #[cfg(feature = "train")]
+mod sweep;
+#[cfg(feature = "train")]
 mod tensorboard;
 #[cfg(feature = "train")]
 mod trainer;

@@ -14,6 +14,8 @@ mod report;
 #[cfg(feature = "train")]
 mod runs;
 #[cfg(feature = "train")]
+mod sweep;
+#[cfg(feature = "train")]
 mod train;
 
 use crate::cli::{Cli, Command};
@@ -32,6 +34,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Quickstart => quickstart::run(&context),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&context, args),
+        #[cfg(feature = "train")]
+        Command::Sweep(args) => sweep::run(&context, args),
         #[cfg(feature = "train")]
         Command::Report(args) => report::run(&context, args),
         #[cfg(feature = "train")]

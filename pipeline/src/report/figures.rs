@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Lines in one picture at most: as many as there are colours.
 const LINES: usize = 6;
 /// Points of a line.
-const POINTS: usize = 160;
+const POINTS: usize = 75;
 const SIZE: (u32, u32) = (1200, 675);
 
 /// A picture of a report.

@@ -51,7 +51,7 @@ pub fn escape(text: &str) -> String {
 
 /// What the script draws. Accuracies are counted in 1/10000.
 fn data(report: &Report) -> Value {
-    let most_lengths = (LENGTH_POINTS / report.cells.len().max(1)).clamp(8, 160);
+    let most_lengths = (LENGTH_POINTS / report.cells.len().max(1)).clamp(8, 75);
     let most_steps = (STEP_POINTS / (TRAINING.len() * report.cells.len().max(1))).clamp(6, 120);
     let task = |task: &TaskFacts| {
         // Models that were swept over the same lengths share their bins.

@@ -54,7 +54,7 @@ function draw(holder, lines, axes) {
   const xs = lines.flatMap((line) => line.x);
   const ys = lines.flatMap((line) => line.y);
   const least = axes.xLog ? Math.max(Math.min(...extent(xs)), 1) : 0;
-  const most = Math.max(...extent(xs), least + 1);
+  const most = Math.max(axes.longest ?? 0, ...extent(xs), least + 1);
   let [floor, ceiling] = axes.yLog ? extent(ys.map((y) => Math.max(y, 1e-9))) : [-0.02, 1.04];
   if (axes.yLog) [floor, ceiling] = [Math.log10(floor) - 0.08, Math.log10(Math.max(ceiling, floor * 2)) + 0.08];
   const forward = axes.xLog ? Math.log : (v) => v;
@@ -86,11 +86,12 @@ function draw(holder, lines, axes) {
   if (axes.chance) element("line", { class: "chance", x1: box.left, x2: box.right, y1: up(axes.chance), y2: up(axes.chance) }, svg);
 
   const path = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${across(x).toFixed(1)} ${up(y).toFixed(1)}`).join("");
+  const shown = lines.length;
   for (const line of lines) {
     if (!line.low) continue;
     const there = line.x.map((x, i) => [x, line.low[i]]);
     const back = line.x.map((x, i) => [x, line.high[i]]).reverse();
-    element("path", { class: "band", d: `${path([...there, ...back])}Z`, style: `fill:${colour(line.model)}` }, svg);
+    element("path", { class: "band", d: `${path([...there, ...back])}Z`, style: `fill:${colour(line.model)};fill-opacity:${shown > 4 ? 0.07 : 0.14}` }, svg);
   }
   for (const line of lines) {
     const style = `stroke:${colour(line.model)};stroke-dasharray:${dashes[Math.floor(line.model / 8) % 4]}`;
@@ -176,7 +177,7 @@ function render() {
   const kind = Number(byId("kind").value);
   const logarithmic = data.kinds[kind].log;
   draw(byId("lengths"), lengthLines(task), {
-    title: `Accuracy against length on ${task.name}`, xTitle: "test length", xLog: byId("log").checked,
+    title: `Accuracy against length on ${task.name}`, longest: Math.max(...task.grids.map((bins) => bins.at(-1)[1])), xTitle: "test length", xLog: byId("log").checked,
     trained: task.trained, chance: task.chance, format: (v) => `${percent(v)} %`,
   });
   draw(byId("steps"), stepLines(task, kind), {

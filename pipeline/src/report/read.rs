@@ -68,8 +68,6 @@ pub struct Facts {
     pub seed: Option<u64>,
     /// The arithmetic of the file.
     pub precision: String,
-    /// What it ran on.
-    pub provider: String,
 }
 
 /// The two kinds of result table.
@@ -221,8 +219,18 @@ pub fn lengths(path: &Path) -> Result<Vec<u32>> {
     Ok(lengths)
 }
 
+/// The lengths that a result table has scores of.
+///
+/// # Errors
+/// The file cannot be read, or is no result table.
+pub fn scored_lengths(path: &Path) -> Result<Vec<Length>> {
+    let tables = read_tables(path)?.into_iter().map(|table| table.rows);
+    let lengths = |rows| if let Rows::Lengths(rows) = rows { rows } else { vec![] };
+    Ok(tables.flat_map(lengths).collect())
+}
+
 /// The columns that a report shows.
-const COLUMNS: [&str; 19] = [
+const COLUMNS: [&str; 18] = [
     "task",
     "split",
     "arch",
@@ -231,7 +239,6 @@ const COLUMNS: [&str; 19] = [
     "hidden_size",
     "seed",
     "precision",
-    "provider",
     "length",
     "n_sequences",
     "accuracy",
@@ -292,9 +299,9 @@ fn append(batch: &RecordBatch, tables: &mut Vec<Table>) -> Result<()> {
     let columns = Columns(batch);
     let (task, split) = (columns.texts("task")?, columns.texts("split")?);
     let (Some(task), Some(split)) = (task, split) else { bail!("it is no result table: no column `task` or `split`") };
-    let optional = ["arch", "positional_embedding", "precision", "provider"].map(|name| columns.texts(name));
-    let [arch, positional_embedding, precision, provider] = optional;
-    let (arch, positional_embedding, precision, provider) = (arch?, positional_embedding?, precision?, provider?);
+    let optional = ["arch", "positional_embedding", "precision"].map(|name| columns.texts(name));
+    let [arch, positional_embedding, precision] = optional;
+    let (arch, positional_embedding, precision) = (arch?, positional_embedding?, precision?);
     let [layers, width, seed] = ["num_layers", "hidden_size", "seed"].map(|name| columns.counts(name));
     let (layers, width, seed) = (layers?, width?, seed?);
     let text = |column: &Option<StringArray>, row: usize| match column {
@@ -313,7 +320,6 @@ fn append(batch: &RecordBatch, tables: &mut Vec<Table>) -> Result<()> {
         hidden_size: count(&width, row),
         seed: count(&seed, row),
         precision: text(&precision, row),
-        provider: text(&provider, row),
     };
 
     if columns.0.column_by_name("loops").is_some() {
@@ -341,7 +347,7 @@ fn append(batch: &RecordBatch, tables: &mut Vec<Table>) -> Result<()> {
         let number = |c: &Option<UInt64Array>| count(c, row) == count(c, row - 1);
         text(&task)
             && text(&split)
-            && [&arch, &positional_embedding, &precision, &provider].into_iter().all(optional)
+            && [&arch, &positional_embedding, &precision].into_iter().all(optional)
             && [&layers, &width, &seed].into_iter().all(number)
     };
     let mut current = None;
