@@ -240,7 +240,7 @@ fn scores(sweep: &Sweep, state: &State) -> [Option<f64>; 2] {
 
 fn table(sweep: &Sweep, rows: &[Row]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::NOTHING);
     table.set_header(["cell", "status", "run", "steps", "trained lengths", "longer", "time", "from"]);
     for row in rows {
         let [trained, longer] = scores(sweep, &row.state);
@@ -276,7 +276,7 @@ fn plan(rows: &[Row], workers: usize) -> String {
     let states = ["waiting", "half-trained", "trained", "exported", "done", "failed"];
     let counts: Vec<String> =
         states.iter().filter(|name| count(name) > 0).map(|name| format!("{} {name}", count(name))).collect();
-    let predicted: f64 = rows.iter().filter_map(|row| Some(row.prediction.as_ref()?.seconds)).sum();
+    let predicted: f64 = 0.0f64.max(rows.iter().filter_map(|row| Some(row.prediction.as_ref()?.seconds)).sum());
     let unknown = rows.iter().filter(|row| row.prediction.is_none() && matches!(row.state, State::Waiting)).count();
     let unknown = if unknown > 0 { format!(", and {unknown} cells without a prediction") } else { String::new() };
     format!(

@@ -153,11 +153,17 @@ impl Cell {
         };
         (self.trained, self.longer) = (over(true), over(false));
 
-        let mut seeds: BTreeMap<u64, &str> = BTreeMap::new();
-        for (handle, seed) in &self.runs {
-            if let Some(other) = seed.and_then(|seed| seeds.insert(seed, handle)) {
-                notices.push(format!("runs {other} and {handle} have the same config and seed; both are counted"));
-            }
+        let mut seeds: Vec<u64> = self.runs.iter().filter_map(|(_, seed)| *seed).collect();
+        let runs = seeds.len();
+        seeds.sort();
+        seeds.dedup();
+        if seeds.len() < runs {
+            notices.push(format!(
+                "{} on {} has {runs} runs, but {} seeds: runs with the same config and seed are all counted",
+                self.model,
+                self.task,
+                seeds.len()
+            ));
         }
     }
 }
@@ -188,7 +194,7 @@ pub fn group(runs: Vec<Run>, notices: &mut Vec<String>) -> Vec<Cell> {
             if rows.is_none() && curve.is_none() {
                 continue;
             }
-            let seed = facts.seed;
+            let seed = trained_on.seed.or(facts.seed);
             let key = key(&facts, &run.settings);
             if rows.is_some()
                 && !seen.insert((key.clone(), facts.split.clone() + if is_total(&rows) { "+" } else { "" }))
