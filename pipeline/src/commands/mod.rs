@@ -2,7 +2,7 @@
 
 mod data;
 mod doctor;
-mod eval;
+pub mod eval;
 #[cfg(feature = "train")]
 mod export;
 #[cfg(feature = "train")]
@@ -10,7 +10,11 @@ mod import;
 #[cfg(feature = "train")]
 mod quickstart;
 #[cfg(feature = "train")]
+mod report;
+#[cfg(feature = "train")]
 mod runs;
+#[cfg(feature = "train")]
+mod sweep;
 #[cfg(feature = "train")]
 mod train;
 
@@ -30,6 +34,10 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Quickstart => quickstart::run(&context),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&context, args),
+        #[cfg(feature = "train")]
+        Command::Sweep(args) => sweep::run(&context, args),
+        #[cfg(feature = "train")]
+        Command::Report(args) => report::run(&context, args),
         #[cfg(feature = "train")]
         Command::Runs(args) => runs::run(&context, args),
         #[cfg(feature = "train")]
