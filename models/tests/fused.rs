@@ -5,9 +5,9 @@
 mod common;
 
 use burn::prelude::*;
-use burn::tensor::DType;
+use burn::tensor::{DType, TensorData};
 use common::{Training, difference, flat, random, tensor};
-use models::ops::{RecurrentWeights, SequenceOps, plain};
+use models::ops::{LayerInput, RecurrentWeights, SequenceOps, plain};
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
 
@@ -64,6 +64,8 @@ struct Case {
     input: usize,
     hidden: usize,
     state: bool,
+    /// The input is an embedding of so many tokens.
+    vocab: Option<usize>,
     /// What the loss sees: the outputs, the last state, or both.
     outputs: bool,
     last: bool,
@@ -81,7 +83,7 @@ impl Case {
     fn lengths(self) -> Vec<usize> {
         let Case { batch, seq, input, hidden, .. } = self;
         let rows = self.gates() * hidden;
-        let mut lengths = vec![batch * seq * input, rows * input, rows * hidden, rows, rows];
+        let mut lengths = vec![self.vocab.unwrap_or(batch * seq) * input, rows * input, rows * hidden, rows, rows];
         let states = if self.layer == Layer::Lstm { 2 } else { 1 };
         lengths.extend(std::iter::repeat_n(batch * hidden, if self.state { states } else { 0 }));
         lengths
@@ -93,7 +95,15 @@ impl Case {
         let shrink = 1.0 / (hidden as f64).sqrt();
         let mut inputs = inputs.into_iter();
         let mut next = || inputs.next().unwrap();
-        let x = next().reshape([batch, seq, input]);
+        let x = next();
+        let x = match self.vocab {
+            None => LayerInput::Rows(x.reshape([batch, seq, input])),
+            Some(vocab) => {
+                let ids = (0..batch * seq).map(|i| (i * i + 3 * i / 2) as i64 % vocab as i64).collect::<Vec<_>>();
+                let ids = Tensor::from_data(TensorData::new(ids, [batch, seq]), &Default::default());
+                LayerInput::Embedded { table: x.reshape([vocab, input]), ids }
+            }
+        };
         let weights = RecurrentWeights {
             weight_ih: next().reshape([rows, input]) * shrink,
             weight_hh: next().reshape([rows, hidden]) * shrink,
@@ -103,14 +113,14 @@ impl Case {
         let mut state = || self.state.then(|| next().reshape([batch, hidden]));
         let (outputs, last) = match (self.layer, kernel) {
             (Layer::Rnn, true) => Training::rnn_layer(x, weights, state()),
-            (Layer::Rnn, false) => plain::rnn_layer(x, weights, state()),
+            (Layer::Rnn, false) => plain::rnn_layer(x.rows(), weights, state()),
             (Layer::Gru, true) => Training::gru_layer(x, weights, state()),
-            (Layer::Gru, false) => plain::gru_layer(x, weights, state()),
+            (Layer::Gru, false) => plain::gru_layer(x.rows(), weights, state()),
             (Layer::Lstm, _) => {
                 let state = state().map(|h| (h, state().unwrap()));
                 let (y, (h, c)) = match kernel {
                     true => Training::lstm_layer(x, weights, state),
-                    false => plain::lstm_layer(x, weights, state),
+                    false => plain::lstm_layer(x.rows(), weights, state),
                 };
                 (y, Tensor::cat(vec![h, c], 1))
             }
@@ -130,9 +140,10 @@ fn layers() -> impl Strategy<Value = Layer> {
 
 fn cases() -> impl Strategy<Value = Case> {
     let sizes = (layers(), 1..20usize, 1..12usize, 1..20usize, 1..40usize);
-    (sizes, any::<bool>(), 0..3usize).prop_map(|((layer, batch, seq, input, hidden), state, seen)| {
+    let vocab = prop::option::of(1..9usize);
+    (sizes, any::<bool>(), vocab, 0..3usize).prop_map(|((layer, batch, seq, input, hidden), state, vocab, seen)| {
         let (outputs, last) = (seen != 1, seen != 0);
-        Case { layer, batch, seq, input, hidden, state, outputs, last }
+        Case { layer, batch, seq, input, hidden, state, vocab, outputs, last }
     })
 }
 
@@ -150,7 +161,7 @@ fn recurrent_layers_of_one_and_of_many() {
     for layer in [Layer::Rnn, Layer::Lstm, Layer::Gru] {
         for (batch, seq, hidden) in [(1, 1, 1), (1, 33, 8), (33, 1, 17), (3, 40, 300)] {
             for state in [false, true] {
-                Case { layer, batch, seq, input: 5, hidden, state, outputs: true, last: true }.check(1);
+                Case { layer, batch, seq, input: 5, hidden, state, vocab: None, outputs: true, last: true }.check(1);
             }
         }
     }
