@@ -1,8 +1,8 @@
 //! The layers that architectures share, with parameters named and laid out as in the PyTorch checkpoints.
 
 use crate::Init;
-use crate::ops::RecurrentWeights;
 use crate::ops::plain::matmul_rows;
+use crate::ops::{LayerInput, RecurrentWeights};
 use burn::module::{Module, Param};
 use burn::prelude::*;
 use burn::tensor::activation::gelu;
@@ -26,6 +26,11 @@ impl<B: Backend> Embedding<B> {
     /// `[batch, seq]` → `[batch, seq, hidden]`.
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         embedding(self.weight.val(), ids)
+    }
+
+    /// The same for a recurrent layer, which may not need the rows.
+    pub fn lookup(&self, ids: Tensor<B, 2, Int>) -> LayerInput<B> {
+        LayerInput::Embedded { table: self.weight.val(), ids }
     }
 }
 
@@ -58,6 +63,11 @@ impl<B: Backend> TokenEmbedding<B> {
     /// `[batch, seq]` → `[batch, seq, hidden]`.
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         embedding(self.table(), ids)
+    }
+
+    /// The same for a recurrent layer, which may not need the rows.
+    pub fn lookup(&self, ids: Tensor<B, 2, Int>) -> LayerInput<B> {
+        LayerInput::Embedded { table: self.table(), ids }
     }
 }
 
