@@ -2,7 +2,7 @@
 
 use crate::Init;
 use crate::ops::plain::matmul_rows;
-use crate::ops::{RecurrentWeights, SequenceOps};
+use crate::ops::{LayerInput, RecurrentWeights, SequenceOps};
 use burn::module::{Module, Param};
 use burn::prelude::*;
 use burn::tensor::{TensorData, module::embedding};
@@ -25,6 +25,11 @@ impl<B: Backend> Embedding<B> {
     /// `[batch, seq]` → `[batch, seq, hidden]`.
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         embedding(self.weight.val(), ids)
+    }
+
+    /// The same for a recurrent layer, which may not need the rows.
+    pub fn lookup(&self, ids: Tensor<B, 2, Int>) -> LayerInput<B> {
+        LayerInput::Embedded { table: self.weight.val(), ids }
     }
 }
 
@@ -57,6 +62,11 @@ impl<B: Backend> TokenEmbedding<B> {
     /// `[batch, seq]` → `[batch, seq, hidden]`.
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         embedding(self.table(), ids)
+    }
+
+    /// The same for a recurrent layer, which may not need the rows.
+    pub fn lookup(&self, ids: Tensor<B, 2, Int>) -> LayerInput<B> {
+        LayerInput::Embedded { table: self.table(), ids }
     }
 }
 

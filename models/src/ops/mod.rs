@@ -13,6 +13,7 @@ pub mod wkv;
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::prelude::*;
+use burn::tensor::module::embedding;
 use kernel::RunKernels;
 use s4::S4Kernel;
 use scan::SelectiveScan;
@@ -28,6 +29,37 @@ pub struct RecurrentWeights<B: Backend> {
     pub bias_ih: Tensor<B, 1>,
     /// `[G·hidden]`.
     pub bias_hh: Tensor<B, 1>,
+}
+
+/// What a recurrent layer reads.
+#[derive(Debug, Clone)]
+pub enum LayerInput<B: Backend> {
+    /// `[batch, seq, input]`.
+    Rows(Tensor<B, 3>),
+    /// An embedding: the rows of `table` `[vocab, input]` that `ids` `[batch, seq]` say. Products need then be computed once
+    /// for every token of the vocabulary, not for every place where it stands.
+    Embedded {
+        /// `[vocab, input]`.
+        table: Tensor<B, 2>,
+        /// `[batch, seq]`.
+        ids: Tensor<B, 2, Int>,
+    },
+}
+
+impl<B: Backend> LayerInput<B> {
+    /// `[batch, seq, input]`.
+    pub fn rows(self) -> Tensor<B, 3> {
+        match self {
+            Self::Rows(x) => x,
+            Self::Embedded { table, ids } => embedding(table, ids),
+        }
+    }
+}
+
+impl<B: Backend> From<Tensor<B, 3>> for LayerInput<B> {
+    fn from(x: Tensor<B, 3>) -> Self {
+        Self::Rows(x)
+    }
 }
 
 /// Which keys attention may see; the causal mask comes on top.
@@ -63,21 +95,24 @@ pub trait SequenceOps: RunKernels {
     /// An Elman layer from state `h` `[batch, hidden]` (zero if `None`): `x` `[batch, seq, input]` → all states
     /// `[batch, seq, hidden]`, and the last one.
     fn rnn_layer(
-        x: Tensor<Self, 3>,
+        x: impl Into<LayerInput<Self>>,
         weights: RecurrentWeights<Self>,
         h: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
-        cpu::recurrent::rnn_layer(&x, &weights, h.as_ref()).unwrap_or_else(|| plain::rnn_layer(x, weights, h))
+        let x = x.into();
+        cpu::recurrent::rnn_layer(&x, &weights, h.as_ref()).unwrap_or_else(|| plain::rnn_layer(x.rows(), weights, h))
     }
 
     /// An LSTM layer from state `(h, c)`, each `[batch, hidden]` (zero if `None`): `x` `[batch, seq, input]` → all
     /// hidden states `[batch, seq, hidden]`, and the last `(h, c)`.
     fn lstm_layer(
-        x: Tensor<Self, 3>,
+        x: impl Into<LayerInput<Self>>,
         weights: RecurrentWeights<Self>,
         state: Option<(Tensor<Self, 2>, Tensor<Self, 2>)>,
     ) -> (Tensor<Self, 3>, (Tensor<Self, 2>, Tensor<Self, 2>)) {
-        cpu::recurrent::lstm_layer(&x, &weights, state.as_ref()).unwrap_or_else(|| plain::lstm_layer(x, weights, state))
+        let x = x.into();
+        cpu::recurrent::lstm_layer(&x, &weights, state.as_ref())
+            .unwrap_or_else(|| plain::lstm_layer(x.rows(), weights, state))
     }
 
     /// Causal attention: `q`, `k`, `v` `[batch, heads, seq, head_dim]` → `[batch, heads, seq, head_dim]`. Scores are
@@ -163,11 +198,12 @@ pub trait SequenceOps: RunKernels {
     /// A GRU layer from state `h` `[batch, hidden]` (zero if `None`), gates r, z, n: `x` `[batch, seq, input]` → all
     /// states `[batch, seq, hidden]`, and the last one.
     fn gru_layer(
-        x: Tensor<Self, 3>,
+        x: impl Into<LayerInput<Self>>,
         weights: RecurrentWeights<Self>,
         h: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
-        cpu::recurrent::gru_layer(&x, &weights, h.as_ref()).unwrap_or_else(|| plain::gru_layer(x, weights, h))
+        let x = x.into();
+        cpu::recurrent::gru_layer(&x, &weights, h.as_ref()).unwrap_or_else(|| plain::gru_layer(x.rows(), weights, h))
     }
 
     /// h_t = a_t·h_{t−1} + b_t in every channel, from state `h` `[batch, channels]` (zero if `None`): `a` and `b`

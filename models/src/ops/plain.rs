@@ -15,7 +15,7 @@ pub fn rnn_layer<B: Backend>(
     let [batch, _, _] = x.dims();
     let hidden = weights.weight_hh.dims()[1];
     let recurrent = weights.weight_hh.clone().transpose(); // [hidden, hidden]
-    let mut h = h.unwrap_or_else(|| Tensor::zeros([batch, hidden], &x.device()));
+    let mut h = h.unwrap_or_else(|| Tensor::zeros([batch, hidden], (&x.device(), x.dtype())));
     let mut states = Vec::new();
     for input in unbind_time(input_product(x, weights)) {
         h = tanh(input + h.matmul(recurrent.clone())); // [batch, hidden]
@@ -35,7 +35,7 @@ pub fn lstm_layer<B: Backend>(
     let [batch, _, _] = x.dims();
     let hidden = weights.weight_hh.dims()[1];
     let recurrent = weights.weight_hh.clone().transpose(); // [hidden, 4·hidden]
-    let zero = || Tensor::zeros([batch, hidden], &x.device());
+    let zero = || Tensor::zeros([batch, hidden], (&x.device(), x.dtype()));
     let (mut h, mut c) = state.unwrap_or_else(|| (zero(), zero()));
     let mut states = Vec::new();
     for input in unbind_time(input_product(x, weights)) {

@@ -4,7 +4,7 @@
 mod bench;
 mod data;
 mod doctor;
-mod eval;
+pub mod eval;
 #[cfg(feature = "train")]
 mod export;
 #[cfg(feature = "train")]
@@ -12,7 +12,11 @@ mod import;
 #[cfg(feature = "train")]
 mod quickstart;
 #[cfg(feature = "train")]
+mod report;
+#[cfg(feature = "train")]
 mod runs;
+#[cfg(feature = "train")]
+mod sweep;
 #[cfg(feature = "train")]
 mod train;
 
@@ -32,6 +36,10 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Quickstart => quickstart::run(&context),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&context, args),
+        #[cfg(feature = "train")]
+        Command::Sweep(args) => sweep::run(&context, args),
+        #[cfg(feature = "train")]
+        Command::Report(args) => report::run(&context, args),
         #[cfg(feature = "train")]
         Command::Runs(args) => runs::run(&context, args),
         #[cfg(feature = "train")]

@@ -9,7 +9,7 @@ use super::panels::Panels;
 use super::{dims, math, tensor, values, with_simd};
 use crate::Cpu;
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
-use crate::ops::{RecurrentWeights, plain};
+use crate::ops::{LayerInput, RecurrentWeights, plain};
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::ops::FloatTensorOps;
@@ -18,6 +18,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::fmt::Debug;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 /// One time step of one example. Rows of gates are `GATES` pieces of `hidden` elements.
 pub trait Cell: Clone + Debug + Send + Sync + 'static {
@@ -198,10 +199,14 @@ fn sum(to: &mut [f32], a: &[f32], b: &[f32]) {
     }
 }
 
-/// The kernel of a recurrent layer. In: W_ih·x `[batch, seq, gates·hidden]`, weight_hh, bias_ih, bias_hh and the state
-/// `[batch, states·hidden]`. Out: the outputs `[batch, seq, hidden]` and the last state.
+/// The kernel of a recurrent layer. In: W_ih·x, weight_hh, bias_ih, bias_hh and the state `[batch, states·hidden]`. Out: the
+/// outputs `[batch, seq, hidden]` and the last state.
 #[derive(Debug, Clone)]
-pub struct Recurrent<C>(PhantomData<C>);
+pub struct Recurrent<C> {
+    /// W_ih·x is `[batch, seq, gates·hidden]`; or, where this says which row of it each step takes, `[vocab, gates·hidden]`.
+    ids: Option<Arc<[usize]>>,
+    cell: PhantomData<C>,
+}
 
 /// What the forward pass leaves for the backward pass.
 #[derive(Debug, Clone)]
@@ -211,6 +216,8 @@ pub struct Saved {
     outputs: FlexTensor,
     weight_hh: FlexTensor,
     state: FlexTensor,
+    /// Rows of W_ih·x.
+    vocab: usize,
 }
 
 /// The sizes of a layer.
@@ -222,12 +229,6 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(outputs_or_inputs: &FlexTensor, weight_hh: &FlexTensor) -> Self {
-        let [batch, seq, _] = dims(outputs_or_inputs);
-        let [_, hidden] = dims(weight_hh);
-        Self { batch, seq, hidden }
-    }
-
     /// Examples that one thread takes.
     fn rows_per_thread(&self) -> usize {
         self.batch.div_ceil(rayon::current_num_threads()).max(1)
@@ -239,22 +240,38 @@ impl<C: Cell> Kernel<5, 2> for Recurrent<C> {
 
     fn forward(&self, inputs: [FlexTensor; 5], save: bool) -> ([FlexTensor; 2], Option<Saved>) {
         let [input, weight_hh, bias_ih, bias_hh, state] = inputs;
-        let sizes = Sizes::of(&input, &weight_hh);
-        let Sizes { batch, seq, hidden } = sizes;
-        let gates = C::GATES * hidden;
+        let [gates, hidden] = dims(&weight_hh);
+        let [batch, _] = dims(&state);
+        let steps = self.ids.as_ref().map_or(values(&input).len() / gates, |ids| ids.len());
+        let sizes = Sizes { batch, seq: steps / batch, hidden };
+        let seq = sizes.seq;
         let recurrent = Panels::pack(values(&weight_hh), [hidden, gates], [1, hidden]);
 
         let mut outputs = vec![0.0; batch * seq * hidden];
         let mut last = values(&state).to_vec();
         let mut steps = vec![0.0; if save { batch * seq * C::SAVED * hidden } else { 0 }];
         let rows = sizes.rows_per_thread();
-        let blocks = (values(&input).par_chunks(rows * seq * gates))
-            .zip(outputs.par_chunks_mut(rows * seq * hidden))
-            .zip(last.par_chunks_mut(rows * C::STATES * hidden));
-        let biases = [values(&bias_ih), values(&bias_hh)];
-        let run = |((input, outputs), state), saved| {
-            let recurrent = &recurrent;
-            with_simd(Forward::<C> { sizes, recurrent, biases, input, outputs, state, saved, cell: PhantomData });
+        let blocks = (outputs.par_chunks_mut(rows * seq * hidden))
+            .zip(last.par_chunks_mut(rows * C::STATES * hidden))
+            .enumerate();
+        let [bias_ih, bias_hh] = [values(&bias_ih), values(&bias_hh)];
+        // Only a cell that resets treats them differently.
+        let bias = if C::RESETS { bias_ih.to_vec() } else { bias_ih.iter().zip(bias_hh).map(|(a, b)| a + b).collect() };
+        let bias_hh = if C::RESETS { bias_hh } else { &[] };
+        let run = |(index, (outputs, state)): (usize, (&mut [f32], &mut [f32])), saved| {
+            with_simd(Forward::<C> {
+                sizes,
+                recurrent: &recurrent,
+                bias: &bias,
+                bias_hh,
+                first: index * rows * seq,
+                ids: self.ids.as_deref(),
+                input: values(&input),
+                outputs,
+                state,
+                saved,
+                cell: PhantomData,
+            });
         };
         match steps.len() {
             0 => blocks.for_each(|block| run(block, &mut [][..])),
@@ -265,7 +282,13 @@ impl<C: Cell> Kernel<5, 2> for Recurrent<C> {
 
         let outputs = tensor(outputs, [batch, seq, hidden]);
         let last = tensor(last, [batch, C::STATES * hidden]);
-        let saved = save.then(|| Saved { steps, outputs: outputs.clone(), weight_hh, state });
+        let saved = save.then(|| Saved {
+            steps,
+            outputs: outputs.clone(),
+            weight_hh,
+            state,
+            vocab: values(&input).len() / gates,
+        });
         ([outputs, last], saved)
     }
 
@@ -275,9 +298,9 @@ impl<C: Cell> Kernel<5, 2> for Recurrent<C> {
         [d_outputs, d_last]: [Option<FlexTensor>; 2],
         wanted: [bool; 5],
     ) -> [Option<FlexTensor>; 5] {
-        let Saved { steps, outputs, weight_hh, state } = saved;
-        let sizes = Sizes::of(&outputs, &weight_hh);
-        let Sizes { batch, seq, hidden } = sizes;
+        let Saved { steps, outputs, weight_hh, state, vocab } = saved;
+        let [batch, seq, hidden] = dims(&outputs);
+        let sizes = Sizes { batch, seq, hidden };
         let (gates, states) = (C::GATES * hidden, C::STATES * hidden);
         let recurrent = Panels::pack(values(&weight_hh), [gates, hidden], [hidden, 1]);
 
@@ -316,6 +339,10 @@ impl<C: Cell> Kernel<5, 2> for Recurrent<C> {
         let d_input = tensor(d_input, [batch, seq, gates]);
         let d_product = if C::RESETS { tensor(d_product, [batch, seq, gates]) } else { d_input.clone() };
         let d_weight = wanted[1].then(|| weight_gradient(&d_product, before(&outputs, &state)));
+        let d_input = match &self.ids {
+            Some(ids) => row_sums(&d_input, ids, vocab),
+            None => d_input,
+        };
         let d_bias_ih = wanted[2].then(|| column_sums(&d_input));
         let d_bias_hh = match (C::RESETS, &d_bias_ih) {
             (false, Some(sums)) => Some(sums.clone()),
@@ -351,9 +378,28 @@ fn weight_gradient(d_product: &FlexTensor, before: FlexTensor) -> FlexTensor {
     Cpu::float_matmul(Cpu::float_transpose(d_product), before)
 }
 
-/// The sums over all steps of all examples: `[batch, seq, columns]` → `[columns]`.
+/// The sums of the rows with the same id: `[batch, seq, columns]` → `[vocab, columns]`.
+fn row_sums(x: &FlexTensor, ids: &[usize], vocab: usize) -> FlexTensor {
+    let [_, _, columns] = dims(x);
+    let mut places = vec![Vec::new(); vocab];
+    for (place, &id) in ids.iter().enumerate() {
+        places[id].push(place);
+    }
+    let mut sums = vec![0.0; vocab * columns];
+    sums.par_chunks_mut(columns).zip(places).for_each(|(sums, places)| {
+        for place in places {
+            add(sums, &values(x)[place * columns..][..columns]);
+        }
+    });
+    tensor(sums, [vocab, columns])
+}
+
+/// Rows that are summed at once.
+const BLOCK: usize = 128;
+
+/// The sums over all rows: `[.., columns]` → `[columns]`.
 fn column_sums(x: &FlexTensor) -> FlexTensor {
-    let [_, seq, columns] = dims(x);
+    let columns = x.layout().shape()[x.layout().num_dims() - 1];
     let sum = |rows: &[f32]| {
         let mut sums = vec![0.0; columns];
         for row in rows.chunks_exact(columns) {
@@ -361,7 +407,7 @@ fn column_sums(x: &FlexTensor) -> FlexTensor {
         }
         sums
     };
-    let partial: Vec<Vec<f32>> = values(x).par_chunks(seq * columns).map(sum).collect();
+    let partial: Vec<Vec<f32>> = values(x).par_chunks(BLOCK * columns).map(sum).collect();
     tensor(sum(&partial.concat()), [columns])
 }
 
@@ -376,8 +422,14 @@ fn add(to: &mut [f32], from: &[f32]) {
 struct Forward<'a, C> {
     sizes: Sizes,
     recurrent: &'a Panels,
-    biases: [&'a [f32]; 2],
-    /// `[rows, seq, gates·hidden]`.
+    /// Of the input.
+    bias: &'a [f32],
+    /// Of the product, or nothing.
+    bias_hh: &'a [f32],
+    /// The place of the first step in the batch.
+    first: usize,
+    ids: Option<&'a [usize]>,
+    /// As the kernel has it: of the whole batch, or of the vocabulary.
     input: &'a [f32],
     /// `[rows, seq, hidden]`.
     outputs: &'a mut [f32],
@@ -408,10 +460,10 @@ impl<C: Cell> WithSimd for Forward<'_, C> {
             self.recurrent.product(simd, &h, &mut products);
             for r in 0..rows {
                 let step = r * seq + t;
-                input.copy_from_slice(&self.input[step * gates..][..gates]);
-                add(&mut input, self.biases[0]);
+                let row = self.ids.map_or(self.first + step, |ids| ids[self.first + step]);
+                sum(&mut input, &self.input[row * gates..], self.bias);
                 let product = &mut products[r * padded..][..gates];
-                add(product, self.biases[1]);
+                add(product, self.bias_hh);
                 let state = &mut self.state[r * states..][..states];
                 let saved = match self.saved.is_empty() {
                     true => &mut unsaved,
@@ -491,7 +543,7 @@ impl<C: Cell> WithSimd for BackwardSweep<'_, C> {
 
 /// The kernel's version of [`plain::rnn_layer`].
 pub fn rnn_layer<B: RunKernels>(
-    x: &Tensor<B, 3>,
+    x: &LayerInput<B>,
     weights: &RecurrentWeights<B>,
     h: Option<&Tensor<B, 2>>,
 ) -> Option<(Tensor<B, 3>, Tensor<B, 2>)> {
@@ -501,7 +553,7 @@ pub fn rnn_layer<B: RunKernels>(
 /// The kernel's version of [`plain::lstm_layer`].
 #[allow(clippy::type_complexity)] // the pair (h, c) is what the field calls the state
 pub fn lstm_layer<B: RunKernels>(
-    x: &Tensor<B, 3>,
+    x: &LayerInput<B>,
     weights: &RecurrentWeights<B>,
     state: Option<&(Tensor<B, 2>, Tensor<B, 2>)>,
 ) -> Option<(Tensor<B, 3>, (Tensor<B, 2>, Tensor<B, 2>))> {
@@ -513,7 +565,7 @@ pub fn lstm_layer<B: RunKernels>(
 
 /// The kernel's version of [`plain::gru_layer`].
 pub fn gru_layer<B: RunKernels>(
-    x: &Tensor<B, 3>,
+    x: &LayerInput<B>,
     weights: &RecurrentWeights<B>,
     h: Option<&Tensor<B, 2>>,
 ) -> Option<(Tensor<B, 3>, Tensor<B, 2>)> {
@@ -522,19 +574,31 @@ pub fn gru_layer<B: RunKernels>(
 
 /// The outputs and the last state of a layer of `C`, from `state` `[batch, states·hidden]`.
 fn layer<B: RunKernels, C: Cell>(
-    x: &Tensor<B, 3>,
+    x: &LayerInput<B>,
     weights: &RecurrentWeights<B>,
     state: Option<Tensor<B, 2>>,
 ) -> Option<(Tensor<B, 3>, Tensor<B, 2>)> {
-    if !B::has_kernels() || x.dtype() != DType::F32 {
+    let weight_ih = weights.weight_ih.clone().transpose();
+    if !B::has_kernels() || weight_ih.dtype() != DType::F32 {
         return None;
     }
-    let [batch, _, _] = x.dims();
+    let ([batch, _], projected, ids) = match x {
+        LayerInput::Embedded { table, ids } if table.dims()[0] < ids.dims().iter().product() => {
+            let projected = table.clone().matmul(weight_ih); // [vocab, gates·hidden]
+            let rows = B::int_input(ids.clone().into_primitive())?.into_data();
+            (ids.dims(), float(&projected), Some(rows.iter::<i64>().map(|id| id as usize).collect()))
+        }
+        _ => {
+            let x = x.clone().rows();
+            let [batch, seq, _] = x.dims();
+            ([batch, seq], float(&plain::matmul_rows(x, weight_ih)), None)
+        }
+    };
     let states = C::STATES * weights.weight_hh.dims()[1];
-    let state = state.unwrap_or_else(|| Tensor::zeros([batch, states], (&x.device(), x.dtype())));
-    let projected = plain::matmul_rows(x.clone(), weights.weight_ih.clone().transpose());
+    let options = (&weights.weight_hh.device(), DType::F32);
+    let state = state.unwrap_or_else(|| Tensor::zeros([batch, states], options));
     let inputs =
-        [float(&projected), float(&weights.weight_hh), float(&weights.bias_ih), float(&weights.bias_hh), float(&state)];
-    let [outputs, last] = B::run(Recurrent::<C>(PhantomData), inputs)?;
+        [projected, float(&weights.weight_hh), float(&weights.bias_ih), float(&weights.bias_hh), float(&state)];
+    let [outputs, last] = B::run(Recurrent::<C> { ids, cell: PhantomData }, inputs)?;
     Some((kernel::tensor(outputs), kernel::tensor(last)))
 }
