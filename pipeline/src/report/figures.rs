@@ -206,8 +206,8 @@ impl Chart {
         let (low, high) = match self.logarithmic {
             false => (-0.02, 1.04),
             true => {
-                let low = all().map(|p| p.1).fold(0.0, f64::min);
-                let high = all().map(|p| p.1).fold(low + 0.3, f64::max);
+                let low = all().map(|p| p.1).fold(f64::INFINITY, f64::min);
+                let high = all().map(|p| p.1).fold(low + 0.1, f64::max);
                 (low - 0.05 * (high - low), high + 0.05 * (high - low))
             }
         };
@@ -228,7 +228,11 @@ impl Chart {
         let percent = |y: &f64| format!("{:.0} %", 100.0 * y);
         let power = |y: &f64| {
             let value = 10f64.powf(*y);
-            if value < 0.001 { format!("{value:.0e}") } else { format!("{value:.3}") }
+            match value {
+                v if v < 0.001 => format!("{v:.0e}"),
+                v if v < 1.0 => format!("{v:.3}"),
+                v => format!("{v:.2}"),
+            }
         };
         let y_label: &dyn Fn(&f64) -> String = if self.logarithmic { &power } else { &percent };
         chart
