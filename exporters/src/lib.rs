@@ -19,6 +19,7 @@
 //! its states after the last token as `state_<name>_out` `[batch, …]`, and takes them as the optional `state_<name>_in`:
 //! a long sequence can be fed in pieces, in constant memory. Whoever runs the file finds the vocabulary, the positional embedding and where the model comes from in its metadata: see [`ExportInfo`].
 
+mod attention;
 mod deltanet;
 mod error;
 mod graph;

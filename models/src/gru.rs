@@ -64,17 +64,17 @@ impl<B: SequenceOps> Gru<B> {
         input: ModelInput<B>,
         state: Option<Vec<Tensor<B, 2>>>,
     ) -> (Tensor<B, 3>, Vec<Tensor<B, 2>>) {
-        let mut x = self.encoder.forward(input.input_ids); // [batch, seq, hidden]
+        let mut x = self.encoder.lookup(input.input_ids);
         let mut before = state.into_iter().flatten();
         let mut after = Vec::with_capacity(self.gru.len());
         for (i, layer) in self.gru.iter().enumerate() {
             if i > 0 {
-                x = dropout(x, self.dropout, input.dropout, i as u64);
+                x = dropout(x.rows(), self.dropout, input.dropout, i as u64).into();
             }
-            let last;
-            (x, last) = B::gru_layer(x, layer.weights(), before.next());
+            let (y, last) = B::gru_layer(x, layer.weights(), before.next());
+            x = y.into();
             after.push(last);
         }
-        (self.decoder.forward(x), after)
+        (self.decoder.forward(x.rows()), after)
     }
 }

@@ -1,11 +1,10 @@
 //! The layers that architectures share, with parameters named and laid out as in the PyTorch checkpoints.
 
 use crate::Init;
-use crate::ops::RecurrentWeights;
 use crate::ops::plain::matmul_rows;
+use crate::ops::{LayerInput, RecurrentWeights, SequenceOps};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::gelu;
 use burn::tensor::{TensorData, module::embedding};
 use data::stream_rng;
 use rand::RngExt;
@@ -26,6 +25,11 @@ impl<B: Backend> Embedding<B> {
     /// `[batch, seq]` → `[batch, seq, hidden]`.
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         embedding(self.weight.val(), ids)
+    }
+
+    /// The same for a recurrent layer, which may not need the rows.
+    pub fn lookup(&self, ids: Tensor<B, 2, Int>) -> LayerInput<B> {
+        LayerInput::Embedded { table: self.weight.val(), ids }
     }
 }
 
@@ -58,6 +62,11 @@ impl<B: Backend> TokenEmbedding<B> {
     /// `[batch, seq]` → `[batch, seq, hidden]`.
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         embedding(self.table(), ids)
+    }
+
+    /// The same for a recurrent layer, which may not need the rows.
+    pub fn lookup(&self, ids: Tensor<B, 2, Int>) -> LayerInput<B> {
+        LayerInput::Embedded { table: self.table(), ids }
     }
 }
 
@@ -153,10 +162,12 @@ impl<B: Backend> Mlp<B> {
     pub fn new(init: &mut Init<'_, B>, hidden: usize) -> Self {
         Self { up: Affine::new(init, hidden, 4 * hidden), down: Affine::new(init, 4 * hidden, hidden) }
     }
+}
 
+impl<B: SequenceOps> Mlp<B> {
     /// `[batch, seq, hidden]` → the same shape.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.down.forward(gelu(self.up.forward(x)))
+        self.down.forward(B::exact_gelu(self.up.forward(x)))
     }
 }
 
@@ -196,13 +207,13 @@ impl<B: Backend> LayerNorm<B> {
     pub fn new(init: &mut Init<'_, B>, hidden: usize, epsilon: f64) -> Self {
         Self { weight: init.constant([hidden], 1.0), bias: init.constant([hidden], 0.0), epsilon }
     }
+}
 
+impl<B: SequenceOps> LayerNorm<B> {
     /// `[batch, seq, hidden]` → the same shape.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let centred = x.clone() - x.mean_dim(2);
-        let variance = centred.clone().square().mean_dim(2); // [batch, seq, 1]
-        let normal = centred / (variance + self.epsilon).sqrt();
-        normal * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
+        let width = x.dims()[2];
+        B::norm(x, self.weight.val(), Some(self.bias.val()), width, self.epsilon)
     }
 }
 

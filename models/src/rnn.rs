@@ -67,17 +67,18 @@ impl<B: SequenceOps> Rnn<B> {
     /// Logits `[batch, seq, vocab]` of a sequence that goes on from `state` (the zero state if `None`), and the state
     /// after it.
     pub fn forward_from(&self, input: ModelInput<B>, state: Option<RnnState<B>>) -> (Tensor<B, 3>, RnnState<B>) {
-        let mut x = self.encoder.forward(input.input_ids); // [batch, seq, hidden]
+        let mut x = self.encoder.lookup(input.input_ids);
         let mut last = Vec::with_capacity(self.lstm.len());
         for (i, layer) in self.lstm.iter().enumerate() {
             if i > 0 {
-                x = dropout(x, self.dropout, input.dropout, i as u64);
+                x = dropout(x.rows(), self.dropout, input.dropout, i as u64).into();
             }
             let before = state.as_ref().and_then(|layers| layers.get(i)).cloned();
-            let after;
-            (x, after) = B::rnn_layer(x, layer.weights(), before);
+            let (y, after) = B::rnn_layer(x, layer.weights(), before);
+            x = y.into();
             last.push(after);
         }
+        let x = x.rows(); // [batch, seq, hidden]
         let logits = match &self.decoder {
             Some(decoder) => decoder.forward(x),
             None => tied_decoder(x, self.encoder.table()),

@@ -210,7 +210,7 @@ pub struct ExportArgs {
     /// Every run of the runs folder whose model is not newer than its checkpoint
     #[arg(long, conflicts_with = "handle")]
     pub all: bool,
-    /// last, best, epoch-N, or the name of a checkpoint's folder
+    /// last, best, epoch-N, or the name of a checkpoint's folder; all puts a model into every checkpoint's folder
     #[arg(long, value_name = "CHECKPOINT")]
     pub checkpoint: Option<String>,
     /// Precision of the products: fp32, fp16 or bf16; the rest stays in float32
@@ -219,7 +219,7 @@ pub struct ExportArgs {
     /// Version of ONNX's operators, 20 to 23; 20 is what every TensorRT 10 reads
     #[arg(long)]
     pub opset: Option<i64>,
-    /// portable: standard operators, for every runtime; ort: also ONNX Runtime's own, where they are faster
+    /// portable: standard operators, for every runtime and GPUs; ort: what ONNX Runtime is fastest with on a CPU
     #[arg(long, default_value = "portable")]
     pub target: String,
     /// Do not compare the file with burn in ONNX Runtime
@@ -232,6 +232,9 @@ pub struct EvalArgs {
     /// The run; the newest exported one if left out. Can be repeated
     #[arg(long, conflicts_with = "model")]
     pub handle: Vec<String>,
+    /// all: every checkpoint of one run, in one table; those without a model are exported first
+    #[arg(long, value_name = "all", value_parser = ["all"], conflicts_with = "model")]
+    pub checkpoints: Option<String>,
     /// Any ONNX model that keeps the contract in the README, instead of a run. Can be repeated
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub model: Vec<PathBuf>,

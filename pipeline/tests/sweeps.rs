@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{command, ok, repository};
+use common::{command, fails, ok, repository};
 use data::{Task, Vocabulary};
 use evaluators::{LoadOptions, Model, Plan, Provider, Sweep, SweepResult};
 use exporters::{ExportInfo, export};
@@ -174,4 +174,33 @@ fn a_position_table_ends_the_sweep() {
     // 128 positions: the token in front and 127 symbols
     let ok: Vec<u32> = found.lengths.iter().filter(|r| r.status() == "ok").map(|r| r.length).collect();
     assert_eq!(ok, (120..=127).collect::<Vec<_>>());
+}
+
+/// As the original tester does: every checkpoint, in one table.
+#[test]
+fn every_checkpoint_of_a_run_is_swept_into_one_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = repository("configs/lstm.toml");
+    let sets = ["train.max_steps=6", "train.checkpoint_every=2", "task.train_examples=200", "model.hidden_size=8"];
+    let train = sets.iter().flat_map(|set| ["--set", *set]);
+    let train: Vec<&str> = ["train", "--config", &config, "-q", "--json"].into_iter().chain(train).collect();
+    let trained: serde_json::Value = ok(dir.path(), &train).trim().parse().unwrap();
+    let run = dir.path().join("runs").join(trained["handle"].as_str().unwrap());
+
+    ok(dir.path(), &["eval", "--checkpoints", "all", "--lengths", "1..30", "--format", "csv", "-q"]);
+    let table = std::fs::read_to_string(run.join("eval/checkpoints.csv")).unwrap();
+    for checkpoint in ["epoch-0001-step-2,", "epoch-0001-step-4,", "epoch-0001-step-6,"] {
+        assert_eq!(table.lines().filter(|line| line.contains(checkpoint)).count(), 30, "{table}");
+    }
+    assert!(!run.join("model.onnx").exists() && !run.join("eval/sweep.csv").exists());
+
+    let models = || {
+        let folders = std::fs::read_dir(run.join("checkpoints")).unwrap();
+        folders.map(|f| f.unwrap().path().join("model.onnx").metadata().unwrap().modified().unwrap()).max()
+    };
+    let before = models();
+    let kept = ok(dir.path(), &["export", "--checkpoint", "all", "--json", "-q"]);
+    assert_eq!(kept.trim().parse::<serde_json::Value>().unwrap(), serde_json::json!([]), "all are newer");
+    assert_eq!(models(), before);
+    fails(dir.path(), &["export", "--checkpoint", "all", "--all"], 1, &["one checkpoint of every run"]);
 }

@@ -1,7 +1,10 @@
 //! The costly sequence operations, behind one trait so that a backend can bring a faster version of any of them
-//! without a model changing. The defaults in [`plain`] are ordinary tensor operations: the readable definition.
+//! without a model changing. The defaults in [`plain`] are ordinary tensor operations: the readable definition. On the
+//! CPU, operations have hand-written forward and backward passes as well: see [`kernel`].
 
+pub mod cpu;
 pub mod delta;
+pub mod kernel;
 pub mod plain;
 pub mod s4;
 pub mod scan;
@@ -10,6 +13,8 @@ pub mod wkv;
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::prelude::*;
+use burn::tensor::module::embedding;
+use kernel::RunKernels;
 use s4::S4Kernel;
 use scan::SelectiveScan;
 
@@ -26,6 +31,37 @@ pub struct RecurrentWeights<B: Backend> {
     pub bias_hh: Tensor<B, 1>,
 }
 
+/// What a recurrent layer reads.
+#[derive(Debug, Clone)]
+pub enum LayerInput<B: Backend> {
+    /// `[batch, seq, input]`.
+    Rows(Tensor<B, 3>),
+    /// An embedding: the rows of `table` `[vocab, input]` that `ids` `[batch, seq]` say. Products need then be computed once
+    /// for every token of the vocabulary, not for every place where it stands.
+    Embedded {
+        /// `[vocab, input]`.
+        table: Tensor<B, 2>,
+        /// `[batch, seq]`.
+        ids: Tensor<B, 2, Int>,
+    },
+}
+
+impl<B: Backend> LayerInput<B> {
+    /// `[batch, seq, input]`.
+    pub fn rows(self) -> Tensor<B, 3> {
+        match self {
+            Self::Rows(x) => x,
+            Self::Embedded { table, ids } => embedding(table, ids),
+        }
+    }
+}
+
+impl<B: Backend> From<Tensor<B, 3>> for LayerInput<B> {
+    fn from(x: Tensor<B, 3>) -> Self {
+        Self::Rows(x)
+    }
+}
+
 /// Which keys attention may see; the causal mask comes on top.
 #[derive(Debug, Clone)]
 pub struct KeyMask<B: Backend> {
@@ -35,26 +71,38 @@ pub struct KeyMask<B: Backend> {
     pub identity: bool,
 }
 
+/// What a gate's input goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// 1/(1 + e⁻ᶻ).
+    Sigmoid,
+    /// z/(1 + e⁻ᶻ).
+    Silu,
+}
+
 /// Operations over whole sequences.
-pub trait SequenceOps: Backend {
+pub trait SequenceOps: RunKernels {
     /// An Elman layer from state `h` `[batch, hidden]` (zero if `None`): `x` `[batch, seq, input]` → all states
     /// `[batch, seq, hidden]`, and the last one.
     fn rnn_layer(
-        x: Tensor<Self, 3>,
+        x: impl Into<LayerInput<Self>>,
         weights: RecurrentWeights<Self>,
         h: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
-        plain::rnn_layer(x, weights, h)
+        let x = x.into();
+        cpu::recurrent::rnn_layer(&x, &weights, h.as_ref()).unwrap_or_else(|| plain::rnn_layer(x.rows(), weights, h))
     }
 
     /// An LSTM layer from state `(h, c)`, each `[batch, hidden]` (zero if `None`): `x` `[batch, seq, input]` → all
     /// hidden states `[batch, seq, hidden]`, and the last `(h, c)`.
     fn lstm_layer(
-        x: Tensor<Self, 3>,
+        x: impl Into<LayerInput<Self>>,
         weights: RecurrentWeights<Self>,
         state: Option<(Tensor<Self, 2>, Tensor<Self, 2>)>,
     ) -> (Tensor<Self, 3>, (Tensor<Self, 2>, Tensor<Self, 2>)) {
-        plain::lstm_layer(x, weights, state)
+        let x = x.into();
+        cpu::recurrent::lstm_layer(&x, &weights, state.as_ref())
+            .unwrap_or_else(|| plain::lstm_layer(x.rows(), weights, state))
     }
 
     /// Causal attention: `q`, `k`, `v` `[batch, heads, seq, head_dim]` → `[batch, heads, seq, head_dim]`. Scores are
@@ -77,23 +125,24 @@ pub trait SequenceOps: Backend {
     /// Causal convolution of every channel with a kernel of its own: `u` `[batch, seq, hidden]`, `k` `[hidden, seq]` →
     /// `[batch, seq, hidden]`. See [`s4::causal_convolution`] for the definition.
     fn causal_convolution(u: Tensor<Self, 3>, k: Tensor<Self, 2>) -> Tensor<Self, 3> {
-        s4::causal_convolution(u, k)
+        cpu::convolution::causal_convolution(&u, &k).unwrap_or_else(|| s4::causal_convolution(u, k))
     }
 
     /// Mamba's selective scan from state `h` `[batch, channels, state]` (zero if `None`): outputs
     /// `[batch, seq, channels]`, and the last state. See [`scan::selective_scan`] for the definition.
     fn selective_scan(inputs: SelectiveScan<Self>, h: Option<Tensor<Self, 3>>) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
-        scan::selective_scan(inputs, h)
+        cpu::scan::selective_scan(&inputs, h.as_ref()).unwrap_or_else(|| scan::selective_scan(inputs, h))
     }
 
     /// A GRU layer from state `h` `[batch, hidden]` (zero if `None`), gates r, z, n: `x` `[batch, seq, input]` → all
     /// states `[batch, seq, hidden]`, and the last one.
     fn gru_layer(
-        x: Tensor<Self, 3>,
+        x: impl Into<LayerInput<Self>>,
         weights: RecurrentWeights<Self>,
         h: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
-        plain::gru_layer(x, weights, h)
+        let x = x.into();
+        cpu::recurrent::gru_layer(&x, &weights, h.as_ref()).unwrap_or_else(|| plain::gru_layer(x.rows(), weights, h))
     }
 
     /// h_t = a_t·h_{t−1} + b_t in every channel, from state `h` `[batch, channels]` (zero if `None`): `a` and `b`
@@ -103,7 +152,7 @@ pub trait SequenceOps: Backend {
         b: Tensor<Self, 3>,
         h: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
-        plain::linear_recurrence(a, b, h)
+        cpu::linear::linear_recurrence(&a, &b, h.as_ref()).unwrap_or_else(|| plain::linear_recurrence(a, b, h))
     }
 
     /// The gated delta rule from `state` `[batch, heads, size, size]` (zero if `None`) → outputs
@@ -112,12 +161,13 @@ pub trait SequenceOps: Backend {
         inputs: delta::DeltaRule<Self>,
         state: Option<Tensor<Self, 4>>,
     ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        delta::chunked(inputs, state)
+        cpu::delta::delta_rule(&inputs, state.as_ref()).unwrap_or_else(|| delta::chunked(inputs, state))
     }
 
     /// RWKV's matrix state with decays, from `state` `[batch, heads, size, size]` (zero if `None`): `r`, `k`, `v` and
     /// `decay` (in 0..=1) `[batch, heads, seq, size]`, `bonus` `[heads, size]` → outputs `[batch, heads, seq, size]`, and
-    /// the last state. See [`wkv::recurrent`] for the definition.
+    /// the last state. A decay that is the same at all times may be `[1, heads, 1, size]`. See [`wkv::recurrent`] for the
+    /// definition.
     fn wkv(
         r: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
@@ -126,8 +176,75 @@ pub trait SequenceOps: Backend {
         bonus: Tensor<Self, 2>,
         state: Option<Tensor<Self, 4>>,
     ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        wkv::chunked(r, k, v, decay, bonus, state)
+        let fast = cpu::wkv::wkv([&r, &k, &v, &decay], &bonus, state.as_ref());
+        fast.unwrap_or_else(|| wkv::chunked(r, k, v, decay, bonus, state))
     }
+
+    /// Normalisation of `x` `[batch, seq, channels]` in groups of `width` channels, times `weight` plus `bias` `[channels]`;
+    /// a weight and bias of one group, `[width]`, serve them all. Without a bias, the mean is taken as zero (RMSNorm).
+    fn norm(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 1>,
+        bias: Option<Tensor<Self, 1>>,
+        width: usize,
+        epsilon: f64,
+    ) -> Tensor<Self, 3> {
+        let fast = cpu::norm::norm(&x, &weight, bias.as_ref(), width, epsilon);
+        fast.unwrap_or_else(|| plain::norm(x, weight, bias, width, epsilon))
+    }
+
+    /// `x`·gate(`z`), entry by entry.
+    fn gated(x: Tensor<Self, 3>, z: Tensor<Self, 3>, gate: Gate) -> Tensor<Self, 3> {
+        cpu::pointwise::gated(&x, &z, gate).unwrap_or_else(|| plain::gated(x, z, gate))
+    }
+
+    /// x·Φ(x), entry by entry, with the normal distribution function Φ (Hendrycks and Gimpel, arXiv 1606.08415, exact).
+    fn exact_gelu(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        cpu::pointwise::gelu(&x).unwrap_or_else(|| burn::tensor::activation::gelu(x))
+    }
+
+    /// max(x, 0)², entry by entry (So et al., arXiv 2109.08668).
+    fn squared_relu(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        cpu::pointwise::squared_relu(&x).unwrap_or_else(|| plain::squared_relu(x))
+    }
+
+    /// Every token of `x` `[batch, seq, channels]` moved towards the one before it: x_t + (x_{t−1} − x_t)⊙(weight +
+    /// weights_t), after the token `last` `[batch, 1, channels]` (zero if `None`). `weight` is `[channels]`, and what is
+    /// added to it at each token `[batch, seq, channels]` (nothing if `None`).
+    fn token_mix(
+        x: Tensor<Self, 3>,
+        last: Option<Tensor<Self, 3>>,
+        weight: Tensor<Self, 1>,
+        weights: Option<Tensor<Self, 3>>,
+    ) -> Tensor<Self, 3> {
+        let [batch, _, channels] = x.dims();
+        let last = last.unwrap_or_else(|| zeros(&x, [batch, 1, channels]));
+        let fast = cpu::mix::token_mix(&x, &last, &weight, weights.as_ref());
+        fast.unwrap_or_else(|| plain::token_mix(x, last, weight, weights))
+    }
+
+    /// SiLU of a causal convolution of each channel with a few taps of its own: `x` `[batch, seq, channels]`, `weight`
+    /// `[channels, 1, taps]` (the last tap is the present), `bias` `[channels]`, after the inputs `before` `[batch,
+    /// taps − 1, channels]` (zero if `None`) → `[batch, seq, channels]`.
+    fn short_convolution(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 3>,
+        bias: Tensor<Self, 1>,
+        before: Option<Tensor<Self, 3>>,
+    ) -> Tensor<Self, 3> {
+        let padded = before.is_none();
+        let x = match before {
+            Some(before) => Tensor::cat(vec![before, x], 1),
+            None => x,
+        };
+        let fast = cpu::short_convolution::short_convolution(&x, &weight, &bias, padded);
+        fast.unwrap_or_else(|| plain::short_convolution(x, weight, bias, padded))
+    }
+}
+
+/// Zeros on the device and of the type of `x`.
+fn zeros<B: Backend, const D: usize, const E: usize>(x: &Tensor<B, D>, shape: [usize; E]) -> Tensor<B, E> {
+    Tensor::zeros(shape, (&x.device(), x.dtype()))
 }
 
 impl SequenceOps for crate::Cpu {}

@@ -1,8 +1,8 @@
 //! Plain-tensor definitions of the sequence operations.
 
-use super::{KeyMask, RecurrentWeights};
+use super::{Gate, KeyMask, RecurrentWeights};
 use burn::prelude::*;
-use burn::tensor::activation::{sigmoid, softmax, tanh};
+use burn::tensor::activation::{relu, sigmoid, silu, softmax, tanh};
 
 /// h_t = tanh(W_ih·x_t + b_ih + W_hh·h_{t−1} + b_hh) (Elman, 1990).
 pub fn rnn_layer<B: Backend>(
@@ -13,7 +13,7 @@ pub fn rnn_layer<B: Backend>(
     let [batch, _, _] = x.dims();
     let hidden = weights.weight_hh.dims()[1];
     let recurrent = weights.weight_hh.clone().transpose(); // [hidden, hidden]
-    let mut h = h.unwrap_or_else(|| Tensor::zeros([batch, hidden], &x.device()));
+    let mut h = h.unwrap_or_else(|| Tensor::zeros([batch, hidden], (&x.device(), x.dtype())));
     let mut states = Vec::new();
     for input in unbind_time(input_product(x, weights)) {
         h = tanh(input + h.matmul(recurrent.clone())); // [batch, hidden]
@@ -33,7 +33,7 @@ pub fn lstm_layer<B: Backend>(
     let [batch, _, _] = x.dims();
     let hidden = weights.weight_hh.dims()[1];
     let recurrent = weights.weight_hh.clone().transpose(); // [hidden, 4·hidden]
-    let zero = || Tensor::zeros([batch, hidden], &x.device());
+    let zero = || Tensor::zeros([batch, hidden], (&x.device(), x.dtype()));
     let (mut h, mut c) = state.unwrap_or_else(|| (zero(), zero()));
     let mut states = Vec::new();
     for input in unbind_time(input_product(x, weights)) {
@@ -152,4 +152,71 @@ pub fn attention_probabilities<B: Backend>(
         scores = scores + hidden * lowest;
     }
     softmax(scores, 3)
+}
+
+/// (x − mean)/√(variance + ε)·weight + bias in every group of `width` channels (Ba et al., arXiv 1607.06450, and per group
+/// Wu and He, arXiv 1803.08494); without a bias, x/√(mean of x² + ε)·weight (Zhang and Sennrich, arXiv 1910.07467).
+pub fn norm<B: Backend>(
+    x: Tensor<B, 3>,
+    weight: Tensor<B, 1>,
+    bias: Option<Tensor<B, 1>>,
+    width: usize,
+    epsilon: f64,
+) -> Tensor<B, 3> {
+    let [batch, seq, channels] = x.dims();
+    let x = x.reshape([batch, seq, channels / width, width]);
+    let centred = if bias.is_some() { x.clone() - x.mean_dim(3) } else { x };
+    let variance = centred.clone().square().mean_dim(3); // [batch, seq, groups, 1]
+    let normal = centred / (variance + epsilon).sqrt();
+    let parameter = |p: Tensor<B, 1>| {
+        let groups = p.dims()[0] / width;
+        p.reshape([1, 1, groups, width])
+    };
+    let y = normal * parameter(weight);
+    let y = bias.into_iter().fold(y, |y, bias| y + parameter(bias));
+    y.reshape([batch, seq, channels])
+}
+
+/// x·gate(z).
+pub fn gated<B: Backend>(x: Tensor<B, 3>, z: Tensor<B, 3>, gate: Gate) -> Tensor<B, 3> {
+    match gate {
+        Gate::Sigmoid => x * sigmoid(z),
+        Gate::Silu => x * silu(z),
+    }
+}
+
+/// max(x, 0)².
+pub fn squared_relu<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    relu(x).square()
+}
+
+/// x_t + (x_{t−1} − x_t)⊙(weight + weights_t), where `last` `[batch, 1, channels]` comes before the first token.
+pub fn token_mix<B: Backend>(
+    x: Tensor<B, 3>,
+    last: Tensor<B, 3>,
+    weight: Tensor<B, 1>,
+    weights: Option<Tensor<B, 3>>,
+) -> Tensor<B, 3> {
+    let [_, seq, _] = x.dims();
+    let before = Tensor::cat(vec![last, x.clone()], 1).narrow(1, 0, seq);
+    let weight = weight.unsqueeze::<3>();
+    let weight = weights.into_iter().fold(weight, |weight, weights| weight + weights);
+    x.clone() + (before - x) * weight
+}
+
+/// silu(Σ_j weight_j⊙x_{t+j} + bias) over the taps j: `x` `[batch, seq, channels]`, `weight` `[channels, 1, taps]`, `bias`
+/// `[channels]` → taps − 1 time steps fewer, unless as many zeros come before them (`padded`).
+pub fn short_convolution<B: Backend>(
+    x: Tensor<B, 3>,
+    weight: Tensor<B, 3>,
+    bias: Tensor<B, 1>,
+    padded: bool,
+) -> Tensor<B, 3> {
+    let ([batch, _, channels], [_, _, taps]) = (x.dims(), weight.dims());
+    let zeros = padded.then(|| super::zeros(&x, [batch, taps - 1, channels]));
+    let x = Tensor::cat(zeros.into_iter().chain([x]).collect(), 1);
+    let seq = x.dims()[1] + 1 - taps;
+    let weight = weight.permute([2, 1, 0]); // [taps, 1, channels]
+    let sum = (0..taps).map(|tap| x.clone().narrow(1, tap, seq) * weight.clone().narrow(0, tap, 1));
+    silu(sum.fold(bias.unsqueeze(), |sum, tap| tap + sum))
 }

@@ -1,0 +1,53 @@
+//! Operations on the CPU with hand-written forward and backward passes: [`Kernel`](super::kernel::Kernel)s.
+//!
+//! Vector instructions are chosen when the program runs. Examples of a batch are spread over the threads, and what is
+//! summed over the batch is summed in the batch's order: results do not depend on the number of threads.
+
+pub mod convolution;
+pub mod delta;
+pub mod linear;
+pub mod math;
+pub mod memory;
+pub mod mix;
+pub mod norm;
+pub mod panels;
+pub mod pointwise;
+pub mod recurrent;
+pub mod scan;
+pub mod short_convolution;
+pub mod simd;
+pub mod wkv;
+
+use burn::tensor::TensorData;
+use burn_flex::FlexTensor;
+use pulp::WithSimd;
+
+/// Runs `op` with the widest vectors that this processor has.
+#[inline]
+pub fn with_simd<Op: WithSimd>(op: Op) -> Op::Output {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx2) = pulp::x86::V3::try_new() {
+        return pulp::Simd::vectorize(avx2, op);
+    }
+    pulp::Arch::new().dispatch(op)
+}
+
+/// The elements of a contiguous `f32` tensor.
+pub fn values(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice().unwrap_or_default()
+}
+
+/// A tensor of these elements.
+pub fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
+
+/// The lengths of the axes.
+pub fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
+    tensor.layout().shape().dims()
+}
+
+/// A tensor of these elements, in the shape of another.
+pub fn like(tensor: &FlexTensor, values: Vec<f32>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, tensor.layout().shape().clone()))
+}

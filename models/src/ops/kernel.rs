@@ -1,0 +1,238 @@
+//! How an operation gets a hand-written forward and backward pass.
+//!
+//! A [`Kernel`] computes on the CPU, from `f32` tensors in row-major order. It is nothing but two functions: the outputs
+//! from the inputs, with what the way back needs; and the gradients of the inputs from those of the outputs. Everything
+//! else is here, once for all of them: which tensors a kernel can take, and how it becomes a node of burn's autodiff.
+//!
+//! To add one:
+//!
+//! 1. Write `ops/cpu/<name>.rs` with a struct of what is no tensor (sizes, constants, labels), and implement [`Kernel`]
+//!    for it: `N` tensors in, `M` out. Beside it, a function over tensors that calls [`RunKernels::run`]:
+//!
+//!    ```ignore
+//!    pub fn softplus<B: RunKernels>(x: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+//!        B::run(Softplus, [float(x)]).map(|[y]| tensor(y))
+//!    }
+//!    ```
+//!
+//!    `ops/cpu/recurrent.rs` is an example with a second output.
+//! 2. In [`SequenceOps`](super::SequenceOps), try it before the plain definition:
+//!
+//!    ```ignore
+//!    cpu::softplus(&x).unwrap_or_else(|| plain::softplus(x))
+//!    ```
+//!
+//! 3. Compare both in `tests/fused.rs`, at awkward sizes.
+//!
+//! [`RunKernels::run`] answers `None` where no kernel can run: on a GPU, for 16- or 64-bit floats, and wherever
+//! [`use_kernels`]`(false)` was said. The plain definition then does the work. (Work before it that only the kernel needs
+//! asks [`RunKernels::has_kernels`] first.)
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Shape, TensorMetadata, TensorPrimitive};
+use burn_flex::FlexTensor;
+use std::fmt::Debug;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// An operation on the CPU with `N` inputs and `M` outputs, and its backward pass.
+pub trait Kernel<const N: usize, const M: usize>: Clone + Debug + Send + 'static {
+    /// What the backward pass needs of the forward pass.
+    type Saved: Clone + Debug + Send + 'static;
+
+    /// The outputs, and what to save. `inputs` are contiguous and `f32`. Without `save`, no gradient will be asked for.
+    fn forward(&self, inputs: [FlexTensor; N], save: bool) -> ([FlexTensor; M], Option<Self::Saved>);
+
+    /// The gradients of the inputs that are `wanted` (others may be given, and are dropped), from the gradients of the
+    /// outputs: contiguous, `f32`, and `None` where an output had no part in the loss. The first is always there.
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        gradients: [Option<FlexTensor>; M],
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N];
+}
+
+static USE_KERNELS: AtomicBool = AtomicBool::new(true);
+
+/// Whether this process runs kernels where it can (it does unless told otherwise), or the plain definitions everywhere:
+/// to compare the two, in speed or in result.
+pub fn use_kernels(yes: bool) {
+    USE_KERNELS.store(yes, Ordering::Relaxed);
+}
+
+/// A backend that may be able to run kernels. The defaults are those of one that is not.
+pub trait RunKernels: Backend {
+    /// Whether it can, and should.
+    fn has_kernels() -> bool {
+        false
+    }
+
+    /// The tensor, contiguous and `f32`, where a kernel can read it.
+    fn float_input(tensor: FloatTensor<Self>) -> Option<FlexTensor> {
+        let _ = tensor;
+        None
+    }
+
+    /// The tensor where a kernel can read it, contiguous.
+    fn int_input(tensor: IntTensor<Self>) -> Option<FlexTensor> {
+        let _ = tensor;
+        None
+    }
+
+    /// A kernel's result as a tensor of this backend.
+    fn float_output(tensor: FlexTensor) -> Option<FloatTensor<Self>> {
+        let _ = tensor;
+        None
+    }
+
+    /// Runs `kernel` if all inputs can be read, and records its backward pass where a gradient will be needed.
+    fn run<K: Kernel<N, M>, const N: usize, const M: usize>(
+        kernel: K,
+        inputs: [FloatTensor<Self>; N],
+    ) -> Option<[FloatTensor<Self>; M]> {
+        forward::<Self, K, N, M>(&kernel, inputs, false).map(|(outputs, _)| outputs)
+    }
+}
+
+impl RunKernels for crate::Cpu {
+    fn has_kernels() -> bool {
+        USE_KERNELS.load(Ordering::Relaxed)
+    }
+
+    fn float_input(tensor: FlexTensor) -> Option<FlexTensor> {
+        (tensor.dtype() == DType::F32).then(|| tensor.to_contiguous())
+    }
+
+    fn int_input(tensor: FlexTensor) -> Option<FlexTensor> {
+        Some(tensor.to_contiguous())
+    }
+
+    fn float_output(tensor: FlexTensor) -> Option<FlexTensor> {
+        Some(tensor)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl RunKernels for crate::Cuda {}
+
+impl<B: RunKernels, C: CheckpointStrategy> RunKernels for Autodiff<B, C> {
+    fn has_kernels() -> bool {
+        B::has_kernels()
+    }
+
+    fn int_input(tensor: IntTensor<Self>) -> Option<FlexTensor> {
+        B::int_input(tensor)
+    }
+
+    fn run<K: Kernel<N, M>, const N: usize, const M: usize>(
+        kernel: K,
+        inputs: [FloatTensor<Self>; N],
+    ) -> Option<[FloatTensor<Self>; M]> {
+        let nodes = inputs.each_ref().map(|tensor| tensor.node.clone());
+        let tracked = inputs.iter().any(|tensor| tensor.is_tracked());
+        let (outputs, saved) = forward::<B, K, N, M>(&kernel, inputs.map(|tensor| tensor.primitive), tracked)?;
+        let Some(saved) = saved else { return Some(outputs.map(Self::from_inner)) };
+
+        // The first output's node computes all gradients. A further output's node is its child, so it comes earlier on
+        // the way back, and leaves its gradient where the first will look.
+        let later: [Slot<B>; M] = std::array::from_fn(|_| Slot::<B>::default());
+        let mut outputs = outputs.into_iter().zip(later.clone());
+        let (first, _) = outputs.next()?;
+        let shape = first.shape();
+        let first = match KernelBackward::<K, M>(PhantomData).prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(step) => step.finish((kernel, saved, later), first),
+            OpsKind::UnTracked(step) => step.finish(first),
+        };
+        let parent = first.node.clone();
+        let rest =
+            outputs.map(|(output, slot)| match LaterOutput.prepare::<C>([parent.clone()]).compute_bound().stateful() {
+                OpsKind::Tracked(step) => step.finish((slot, shape.clone()), output),
+                OpsKind::UnTracked(step) => step.finish(output),
+            });
+        let all: Vec<_> = std::iter::once(first).chain(rest).collect();
+        all.try_into().ok()
+    }
+}
+
+/// The outputs of a kernel, and what to save.
+#[allow(clippy::type_complexity)]
+fn forward<B: RunKernels, K: Kernel<N, M>, const N: usize, const M: usize>(
+    kernel: &K,
+    inputs: [FloatTensor<B>; N],
+    save: bool,
+) -> Option<([FloatTensor<B>; M], Option<K::Saved>)> {
+    if !B::has_kernels() {
+        return None;
+    }
+    let inputs = all(inputs.map(B::float_input))?;
+    let (outputs, saved) = kernel.forward(inputs, save);
+    Some((all(outputs.map(B::float_output))?, saved.filter(|_| save)))
+}
+
+/// All of them, or none.
+fn all<T, const N: usize>(items: [Option<T>; N]) -> Option<[T; N]> {
+    let items: Option<Vec<T>> = items.into_iter().collect();
+    items?.try_into().ok()
+}
+
+/// Where the gradient of a further output waits for the node of the first.
+type Slot<B> = Arc<Mutex<Option<FloatTensor<B>>>>;
+
+/// The backward pass of a kernel: the step that made its first output.
+#[derive(Debug)]
+struct KernelBackward<K, const M: usize>(PhantomData<K>);
+
+impl<B: RunKernels, K: Kernel<N, M>, const N: usize, const M: usize> Backward<B, N> for KernelBackward<K, M> {
+    type State = (K, K::Saved, [Slot<B>; M]);
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let (kernel, saved, later) = ops.state;
+        let mut gradients = later.map(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+        gradients[0] = Some(grads.consume::<B>(&ops.node));
+        let gradients = gradients.map(|gradient| gradient.and_then(B::float_input));
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        for (parent, gradient) in ops.parents.into_iter().zip(kernel.backward(saved, gradients, wanted)) {
+            if let (Some(parent), Some(gradient)) = (parent, gradient.and_then(B::float_output)) {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+/// The step that made a further output: a child of the first output's node.
+#[derive(Debug)]
+struct LaterOutput;
+
+impl<B: Backend> Backward<B, 1> for LaterOutput {
+    /// Where the gradient goes, and the shape of the first output.
+    type State = (Slot<B>, Shape);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let (slot, shape) = ops.state;
+        let gradient = grads.consume::<B>(&ops.node);
+        if let [Some(first)] = ops.parents {
+            // burn visits the first output's node only where it has a gradient.
+            let zeros = B::float_zeros(shape, &B::float_device(&gradient), gradient.dtype().into());
+            grads.register::<B>(first.id, zeros);
+        }
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(gradient);
+    }
+}
+
+/// The primitive of a tensor, for [`RunKernels::run`].
+pub fn float<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> FloatTensor<B> {
+    tensor.clone().into_primitive().tensor()
+}
+
+/// The tensor of a primitive that [`RunKernels::run`] gave.
+pub fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}

@@ -1,0 +1,184 @@
+//! The CPU kernels against the plain definitions: outputs and all gradients, at any size, with any number of threads.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[allow(dead_code)]
+mod common;
+
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+use common::{Training, difference, flat, random, tensor};
+use models::ops::{LayerInput, RecurrentWeights, SequenceOps, plain};
+use proptest::prelude::*;
+use rayon::ThreadPoolBuilder;
+
+type Tensors = Vec<Tensor<Training, 1>>;
+
+/// The outputs of `f`, and the gradients of Σ c·output, c fixed, by all of its inputs.
+fn run(f: impl Fn(Tensors) -> Tensors, inputs: &[Vec<f64>], dtype: DType) -> Vec<Vec<f64>> {
+    let inputs: Tensors = inputs.iter().map(|x| tensor(x, [x.len()]).cast(dtype).require_grad()).collect();
+    let outputs = f(inputs.clone());
+    let weighted = outputs.iter().enumerate().map(|(i, y)| {
+        let c = tensor::<Training, 1>(&random(y.dims()[0], 1.0, 1000 + i as u64), y.dims()).cast(dtype);
+        (y.clone() * c).sum()
+    });
+    let gradients = weighted.reduce(|a, b| a + b).unwrap().backward();
+    let gradients = inputs.iter().map(|x| flat(x.grad(&gradients).unwrap()));
+    outputs.iter().map(|y| flat(y.clone())).chain(gradients).collect()
+}
+
+/// Compares a kernel in 32 bits with the definition in 64 bits (which no kernel takes), and one thread with two and three.
+fn check(
+    lengths: &[usize],
+    seed: u64,
+    kernel: impl Fn(Tensors) -> Tensors + Sync,
+    definition: impl Fn(Tensors) -> Tensors,
+) {
+    let inputs: Vec<_> = lengths.iter().enumerate().map(|(i, &n)| random(n, 1.0, 100 * seed + i as u64)).collect();
+    let with = |threads| {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| run(&kernel, &inputs, DType::F32))
+    };
+    let got = with(1);
+    assert_eq!(got, with(2), "two threads are not one");
+    assert_eq!(got, with(3), "three threads are not one");
+    let want = run(definition, &inputs, DType::F64);
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let scale = want.iter().fold(1e-3f64, |m, x| m.max(x.abs()));
+        let error = difference(got, want) / scale;
+        assert!(error < 1e-5, "output or gradient {i} of {lengths:?}: {error:e}");
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Layer {
+    Rnn,
+    Lstm,
+    Gru,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    layer: Layer,
+    batch: usize,
+    seq: usize,
+    input: usize,
+    hidden: usize,
+    state: bool,
+    /// The input is an embedding of so many tokens.
+    vocab: Option<usize>,
+    /// What the loss sees: the outputs, the last state, or both.
+    outputs: bool,
+    last: bool,
+}
+
+impl Case {
+    fn gates(self) -> usize {
+        match self.layer {
+            Layer::Rnn => 1,
+            Layer::Lstm => 4,
+            Layer::Gru => 3,
+        }
+    }
+
+    fn lengths(self) -> Vec<usize> {
+        let Case { batch, seq, input, hidden, .. } = self;
+        let rows = self.gates() * hidden;
+        let mut lengths = vec![self.vocab.unwrap_or(batch * seq) * input, rows * input, rows * hidden, rows, rows];
+        let states = if self.layer == Layer::Lstm { 2 } else { 1 };
+        lengths.extend(std::iter::repeat_n(batch * hidden, if self.state { states } else { 0 }));
+        lengths
+    }
+
+    fn layer(self, inputs: Tensors, kernel: bool) -> Tensors {
+        let Case { batch, seq, input, hidden, .. } = self;
+        let rows = self.gates() * hidden;
+        let shrink = 1.0 / (hidden as f64).sqrt();
+        let mut inputs = inputs.into_iter();
+        let mut next = || inputs.next().unwrap();
+        let x = next();
+        let x = match self.vocab {
+            None => LayerInput::Rows(x.reshape([batch, seq, input])),
+            Some(vocab) => {
+                let ids = (0..batch * seq).map(|i| (i * i + 3 * i / 2) as i64 % vocab as i64).collect::<Vec<_>>();
+                let ids = Tensor::from_data(TensorData::new(ids, [batch, seq]), &Default::default());
+                LayerInput::Embedded { table: x.reshape([vocab, input]), ids }
+            }
+        };
+        let weights = RecurrentWeights {
+            weight_ih: next().reshape([rows, input]) * shrink,
+            weight_hh: next().reshape([rows, hidden]) * shrink,
+            bias_ih: next(),
+            bias_hh: next(),
+        };
+        let mut state = || self.state.then(|| next().reshape([batch, hidden]));
+        let (outputs, last) = match (self.layer, kernel) {
+            (Layer::Rnn, true) => Training::rnn_layer(x, weights, state()),
+            (Layer::Rnn, false) => plain::rnn_layer(x.rows(), weights, state()),
+            (Layer::Gru, true) => Training::gru_layer(x, weights, state()),
+            (Layer::Gru, false) => plain::gru_layer(x.rows(), weights, state()),
+            (Layer::Lstm, _) => {
+                let state = state().map(|h| (h, state().unwrap()));
+                let (y, (h, c)) = match kernel {
+                    true => Training::lstm_layer(x, weights, state),
+                    false => plain::lstm_layer(x.rows(), weights, state),
+                };
+                (y, Tensor::cat(vec![h, c], 1))
+            }
+        };
+        let parts = [self.outputs.then(|| outputs.flatten(0, 2)), self.last.then(|| last.flatten(0, 1))];
+        parts.into_iter().flatten().collect()
+    }
+
+    fn check(self, seed: u64) {
+        check(&self.lengths(), seed, |inputs| self.layer(inputs, true), |inputs| self.layer(inputs, false));
+    }
+}
+
+fn layers() -> impl Strategy<Value = Layer> {
+    prop_oneof![Just(Layer::Rnn), Just(Layer::Lstm), Just(Layer::Gru)]
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let sizes = (layers(), 1..20usize, 1..12usize, 1..20usize, 1..40usize);
+    let vocab = prop::option::of(1..9usize);
+    (sizes, any::<bool>(), vocab, 0..3usize).prop_map(|((layer, batch, seq, input, hidden), state, vocab, seen)| {
+        let (outputs, last) = (seen != 1, seen != 0);
+        Case { layer, batch, seq, input, hidden, state, vocab, outputs, last }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn recurrent_layers(case in cases(), seed in 0..1000u64) {
+        case.check(seed);
+    }
+}
+
+#[test]
+fn recurrent_layers_of_one_and_of_many() {
+    for layer in [Layer::Rnn, Layer::Lstm, Layer::Gru] {
+        for (batch, seq, hidden) in [(1, 1, 1), (1, 33, 8), (33, 1, 17), (3, 40, 300)] {
+            for state in [false, true] {
+                Case { layer, batch, seq, input: 5, hidden, state, vocab: None, outputs: true, last: true }.check(1);
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_that_need_no_gradient_get_none() {
+    let value = |n: usize, index| tensor::<Training, 1>(&random(n, 1.0, index), [n]).cast(DType::F32);
+    let x = value(2 * 3 * 4, 0).reshape([2, 3, 4]).require_grad();
+    let weights = RecurrentWeights {
+        weight_ih: value(20, 1).reshape([5, 4]),
+        weight_hh: value(25, 2).reshape([5, 5]),
+        bias_ih: value(5, 3).require_grad(),
+        bias_hh: value(5, 4),
+    };
+    let (y, _) = Training::rnn_layer(x.clone(), weights.clone(), None);
+    let gradients = y.sum().backward();
+    assert!(x.grad(&gradients).is_some() && weights.bias_ih.grad(&gradients).is_some());
+    assert!(weights.weight_hh.grad(&gradients).is_none() && weights.bias_hh.grad(&gradients).is_none());
+}
