@@ -95,7 +95,7 @@ def check_checkpoint(path):
 def check_readme(path):
     """The queries in the README run as they stand, here, in the folder that holds runs/."""
     blocks = re.findall(r"^```(sql|python)\n(.*?)^```", path.read_text(), re.M | re.S)
-    assert len(blocks) == 3, blocks
+    assert len(blocks) == 4, blocks
     for language, code in blocks:
         if language == "sql":
             rows = duckdb.sql(code).fetchall()

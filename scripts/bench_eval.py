@@ -40,6 +40,7 @@ def options():
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--target", default="portable", help="what `pipeline export` writes for: portable or ort")
     return parser.parse_args()
 
 
@@ -58,7 +59,7 @@ def exported(o, arch, folder):
     sets = [argument for key in sets for argument in ("--set", key)]
     train = [o.pipeline, "train", "--config", config, "--task", o.task, *sets, "--json", "--quiet"]
     handle = run(train, folder)[0]["handle"]
-    run([o.pipeline, "export", "--handle", handle, "--no-verify", "--json", "--quiet"], folder)
+    run([o.pipeline, "export", "--handle", handle, "--target", o.target, "--no-verify", "--json", "--quiet"], folder)
     return handle
 
 

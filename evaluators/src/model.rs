@@ -5,7 +5,7 @@ use data::{Batch, DataError, PositionIds};
 use ort::ep::cuda::ConvAlgorithmSearch;
 use ort::ep::{self, ArenaExtendStrategy, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::{HasSelectedOutputs, ModelMetadata, OutputSelector, RunOptions, Session};
-use ort::value::{Outlet, Tensor, TensorElementType, TensorRef, TensorValueType};
+use ort::value::{DynValue, Outlet, Tensor, TensorElementType, TensorRef, TensorValueType};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -148,7 +148,8 @@ pub struct ModelInfo {
     pub precision: Option<String>,
     /// Position ids in training were below this; limits nothing by itself.
     pub max_position_embeddings: Option<u32>,
-    /// Rows of a learned position table: position ids must be below this. Absent where there is no such table.
+    /// Rows of a position table: position ids must be below this. Where the file does not say it, models with absolute or
+    /// sinusoidal positions have as many as `max_position_embeddings`, and others have no table.
     pub position_limit: Option<u32>,
 }
 
@@ -158,12 +159,15 @@ impl ModelInfo {
             let Some(text) = metadata.custom(key) else { return Ok(None) };
             text.parse().map(Some).map_err(|_| format!("its metadata `{key}` is `{text}`, not a number"))
         }
+        let positional_embedding = metadata.custom("positional_embedding");
+        let max_position_embeddings = number(metadata, "max_position_embeddings")?;
+        let has_table = matches!(positional_embedding.as_deref(), Some("absolute" | "sinusoidal"));
         let vocab = metadata.custom("vocab").map(|text| serde_json::from_str(&text)).transpose();
         Ok(Self {
             handle: metadata.custom("handle"),
             task: metadata.custom("task"),
             arch: metadata.custom("arch"),
-            positional_embedding: metadata.custom("positional_embedding"),
+            positional_embedding,
             vocab: vocab.map_err(|e| format!("its metadata `vocab` is not a JSON list of tokens ({e})"))?,
             train_max_length: number(metadata, "train_max_length")?,
             augmentation: metadata.custom("augmentation"),
@@ -172,8 +176,8 @@ impl ModelInfo {
             seed: number(metadata, "seed")?,
             checkpoint: metadata.custom("checkpoint"),
             precision: metadata.custom("precision"),
-            max_position_embeddings: number(metadata, "max_position_embeddings")?,
-            position_limit: number(metadata, "position_limit")?,
+            max_position_embeddings,
+            position_limit: number(metadata, "position_limit")?.or(max_position_embeddings.filter(|_| has_table)),
         })
     }
 }
@@ -339,6 +343,54 @@ impl Model {
             }
             ref other => Err(failed(format!("its logits have the shape {other:?}"))),
         }
+    }
+
+    /// [`Self::run`] in pieces of `piece` tokens, each from the recurrent states that the one before it left: all logits,
+    /// `[batch, seq, vocab]` row-major.
+    ///
+    /// # Errors
+    /// As [`Self::run`]; also where the model has no states that can be handed on, or `piece` is 0.
+    pub fn run_pieces(&mut self, batch: &Batch, piece: usize) -> Result<Vec<f32>> {
+        let rows = batch.batch;
+        let failed = |seq, reason: String| EvalError::Run { path: self.path.clone(), batch: rows, seq, reason };
+        if !self.interface.is_stateful() || piece == 0 {
+            let reason = format!("it has no recurrent states by which it could go on after {piece} tokens");
+            return Err(failed(batch.seq, reason));
+        }
+        let vocab = self.interface.vocab.unwrap_or_default();
+        let mut logits = vec![0.0; rows * batch.seq * vocab]; // [batch, seq, vocab]
+        let mut states: Vec<DynValue> = Vec::new();
+        for start in (0..batch.seq).step_by(piece) {
+            let width = piece.min(batch.seq - start);
+            let engine = |e: ort::Error| failed(width, e.to_string());
+            let part = batch.input_ids.chunks_exact(batch.seq).flat_map(|row| &row[start..start + width]);
+            let shape = [rows, width];
+            let mut inputs = ort::inputs! {
+                "input_ids" => Tensor::from_array((shape, part.copied().collect::<Vec<i64>>())).map_err(engine)?,
+                TARGETS => Tensor::from_array((shape, vec![0i64; rows * width])).map_err(engine)?,
+            };
+            for (state, value) in self.interface.states.iter().zip(states.drain(..)) {
+                inputs.push((state.input.as_str().into(), value.into()));
+            }
+            let mut outputs = self.session.run(inputs).map_err(engine)?;
+            let found = outputs.remove("logits").ok_or_else(|| failed(width, "it gave no logits".into()))?;
+            let found = found.downcast::<TensorValueType<f32>>().map_err(engine)?;
+            let values = found.extract_tensor().1;
+            if values.len() != rows * width * vocab {
+                return Err(failed(width, format!("its logits have the shape {:?}", found.shape())));
+            }
+            let joined = logits.chunks_exact_mut(batch.seq * vocab);
+            for (row, values) in joined.zip(values.chunks_exact(width * vocab)) {
+                row[start * vocab..(start + width) * vocab].copy_from_slice(values);
+            }
+            states = self.interface.states.iter().filter_map(|state| outputs.remove(&state.output)).collect();
+        }
+        Ok(logits)
+    }
+
+    /// Whether [`Self::run_pieces`] can be asked for.
+    pub fn is_stateful(&self) -> bool {
+        self.interface.is_stateful()
     }
 
     /// [`Self::run`] for bare token ids `[batch, seq]`, row-major: positions count from 0 and nothing is masked.

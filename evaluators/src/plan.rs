@@ -96,9 +96,13 @@ impl Job {
         track.input_ids.truncate(tokens);
         track.labels.truncate(tokens);
         let example = Example { input_ids: track.input_ids, labels: track.labels, length: longest };
-        // every (length, track) draws its own positions, whatever it shares a batch with
-        let draw = (u64::from(longest) << 16 ^ index as u64) & u64::from(u32::MAX);
-        Self { index, draw, example, cuts }
+        Self { index, draw: draw(index, longest), example, cuts }
+    }
+
+    /// Runs the test of one length of a track whose tests are no prefixes of each other.
+    pub fn of_test(index: usize, example: Example, slot: usize) -> Self {
+        let cuts = vec![Cut { slot, tokens: example.input_ids.len() }];
+        Self { index, draw: draw(index, example.length), example, cuts }
     }
 
     /// Runs an example of a dataset as it is.
@@ -123,6 +127,11 @@ impl Job {
         short.example.labels.truncate(tokens);
         short
     }
+}
+
+/// Every (length, track) draws its own positions, whatever it shares a batch with.
+fn draw(index: usize, length: u32) -> u64 {
+    ((u64::from(length) << 16) ^ index as u64) & u64::from(u32::MAX)
 }
 
 #[cfg(test)]

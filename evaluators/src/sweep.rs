@@ -4,9 +4,10 @@ use crate::model::{Interface, Shapes, fingerprint};
 use crate::plan::{Budget, Item, Job, pack};
 use crate::{EvalError, Lengths, Model, Provider, Result, Score, SweepFacts, memory, to_record_batch};
 use arrow::record_batch::RecordBatch;
-use data::{Augmentation, Batch, Collation, Dataset, ExampleRef, PositionScheme, Split, Task, Track};
+use data::{Augmentation, Batch, Collation, Dataset, ExampleRef, PositionScheme, Task};
 use ort::value::TensorElementType;
 use serde_json::json;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -296,15 +297,15 @@ impl<'a> Sweep<'a> {
         let setting = self.setting(task)?;
         let lengths = self.lengths.as_slice().to_vec();
         let longest = self.lengths.longest().unwrap_or(0);
-        let plan = setting.plan(self.exhaustive);
+        let family = task.family.as_ref();
+        let plan = setting.plan(self.exhaustive || !family.prefix_closed());
         let seed = self.seed;
         // Where positions are drawn, a track repeats with other positions.
-        let distinct = task.family.distinct_tracks();
+        let distinct = family.distinct_tracks();
         let supply = if setting.positions.augmentation.is_random() { None } else { distinct };
-        let track = |index: usize| {
-            let index = distinct.map_or(index, |n| index % n.max(1));
-            task.family.track(seed, index, longest)
-        };
+        let number = |index: usize| distinct.map_or(index, |n| index % n.max(1));
+        let track = |index: usize| family.track(seed, number(index), longest);
+        let test = |index: usize, length: u32| family.test(seed, number(index), length);
         let mut journal = self.open_journal(task, &setting, plan)?;
         let mut tally = Tally::new(lengths.len());
         let mut progress = Progress { total_lengths: lengths.len() as u64, ..Progress::default() };
@@ -312,26 +313,37 @@ impl<'a> Sweep<'a> {
         let most = supply.unwrap_or(usize::MAX);
         let mut tracks = 0..self.samples.min(most);
         let mut open: Vec<usize> = (0..lengths.len()).collect(); // slots that want more tracks, ascending
-        let mut furthest: Option<(usize, Track)> = None;
+        let mut furthest = (0, 0); // how many of the lengths, and which track reaches them
         loop {
-            // A first walk over the tracks, which cost little next to the model: how many of the lengths each reaches.
+            // A first walk over the tracks, which cost little next to the model: which of the lengths each has a test of.
             let asked: Vec<u32> = open.iter().map(|&slot| lengths[slot]).collect();
             let mut reach = Vec::with_capacity(tracks.len());
             for index in tracks.clone() {
                 let track = track(index);
-                let reached = asked.partition_point(|&l| track.prefix(l).is_ok_and(|e| setting.obstacle(e).is_none()));
-                reach.push((index, reached, track.header, track.stride));
-                if furthest.as_ref().is_none_or(|(best, _)| reached > *best) {
-                    furthest = Some((reached, track));
+                let slots = if family.prefix_closed() {
+                    let fits = |&l: &u32| track.prefix(l).is_ok_and(|example| setting.obstacle(example).is_none());
+                    0..asked.partition_point(fits)
+                } else {
+                    let fits = |&l: &u32| test(index, l).is_ok_and(|e| setting.obstacle(e.as_ref()).is_none());
+                    let first = asked.iter().position(fits).unwrap_or(0);
+                    first..first + asked[first..].iter().take_while(|l| fits(l)).count()
+                };
+                if slots.end > furthest.0 {
+                    furthest = (slots.end, index);
                 }
+                reach.push(Reach { index, slots, header: track.header, stride: track.stride });
             }
             let items = items(plan, &asked, &reach);
             progress.total_tokens += items.clone().map(|item| item.tokens as u64).sum::<u64>();
             for (asked, &slot) in open.iter().enumerate() {
-                tally.expect(slot, reach.iter().filter(|(_, reached, ..)| *reached > asked).count());
+                tally.expect(slot, reach.iter().filter(|reach| reach.slots.contains(&asked)).count());
             }
             let build = |Item { index, span, .. }: Item| {
-                let mut job = Job::of_track(index, track(index), &asked, span);
+                let own = if family.prefix_closed() { None } else { test(index, asked[span.start]).ok() };
+                let mut job = match own {
+                    Some(example) => Job::of_test(index, example, span.start),
+                    None => Job::of_track(index, track(index), &asked, span),
+                };
                 job.cuts.iter_mut().for_each(|cut| cut.slot = open[cut.slot]);
                 job
             };
@@ -376,8 +388,8 @@ impl<'a> Sweep<'a> {
         // Where even the track that goes furthest does not arrive, it knows why; if it goes on, the model ends.
         let results = lengths.iter().enumerate().map(|(slot, &length)| {
             let obstacle = || {
-                let (_, track) = furthest.as_ref()?;
-                track.prefix(length).map_or_else(|limit| Some(limit.reason), |example| setting.obstacle(example))
+                let test = test(furthest.1, length);
+                test.map_or_else(|limit| Some(limit.reason), |example| setting.obstacle(example.as_ref()))
             };
             setting.result(length, plan, &tally.scores[slot], tally.failures[slot].take(), obstacle)
         });
@@ -417,6 +429,7 @@ impl<'a> Sweep<'a> {
         let longest = chosen.first().map_or(0, |item| item.tokens);
         let loops = self.loops.unwrap_or(if setting.positions.augmentation.is_random() { RANDOM_LOOPS } else { 1 });
 
+        let seen = task.max_seen_len(0)? as u64;
         let mut tally = Tally::new(lengths.len());
         chosen.iter().for_each(|item| tally.expect(item.span.start, loops as usize));
         let total_tokens = u64::from(loops) * total as u64;
@@ -442,7 +455,7 @@ impl<'a> Sweep<'a> {
                 Ok(())
             };
             let budget = setting.budget(self.max_tokens, total, longest);
-            let work = setting.work(budget, &lengths, Some(longest_of_validation(task)), self.keep_predictions);
+            let work = setting.work(budget, &lengths, Some(seen), self.keep_predictions);
             run_batches(self.model, &work, self.workers, pack(chosen.iter().cloned(), budget), build, sink)?;
             for batch in losses.chunks(LOSS_BATCH) {
                 let (labelled, sum) = batch.iter().fold((0, 0.0), |(n, s), (labelled, loss)| (n + labelled, s + loss));
@@ -499,7 +512,7 @@ struct Setting<'a> {
     interface: Arc<Interface>,
     provider: Provider,
     positions: PositionScheme,
-    /// Rows of a learned position table.
+    /// Rows of a position table.
     table: Option<u32>,
     /// Longer sequences do not fit into memory, because attention compares all pairs of tokens.
     attention_limit: Option<usize>,
@@ -628,7 +641,7 @@ impl Setting<'_> {
         };
         let last = batch.position_ids.as_integers().into_iter().flatten().max().copied();
         let table = self.table.filter(|table| last.is_some_and(|last| last >= i64::from(*table)))?;
-        Some(format!("past the model's learned position table ({table} positions)"))
+        Some(format!("past the model's position table ({table} positions)"))
     }
 
     fn result(
@@ -649,25 +662,30 @@ impl Setting<'_> {
     }
 }
 
-/// The sequences of a sweep, longest first. `reach`: per track its index, how many of the lengths it reaches, its header
-/// and its stride.
-fn items<'i>(
-    plan: Plan,
-    lengths: &'i [u32],
-    reach: &'i [(usize, usize, usize, usize)],
-) -> impl Iterator<Item = Item> + Clone + Send + 'i {
+/// What a track is good for.
+struct Reach {
+    index: usize,
+    /// The lengths that it has a test of, as a range of the list.
+    slots: Range<usize>,
+    header: usize,
+    stride: usize,
+}
+
+/// The sequences of a sweep, longest first.
+fn items<'i>(plan: Plan, lengths: &'i [u32], reach: &'i [Reach]) -> impl Iterator<Item = Item> + Clone + Send + 'i {
     let levels = match plan {
         Plan::SinglePass => 0..1,
         Plan::Exhaustive => 0..lengths.len(),
     };
     levels.rev().flat_map(move |slot| {
-        reach.iter().filter_map(move |&(index, reached, header, stride)| {
+        reach.iter().filter_map(move |Reach { index, slots, header, stride }| {
             let span = match plan {
-                Plan::SinglePass => 0..reached,
-                Plan::Exhaustive => slot..reached.min(slot + 1),
+                Plan::SinglePass => slots.clone(),
+                Plan::Exhaustive if slots.contains(&slot) => slot..slot + 1,
+                Plan::Exhaustive => 0..0,
             };
             let last = span.clone().next_back()?;
-            Some(Item { index, span, tokens: header + lengths[last] as usize * stride })
+            Some(Item { index: *index, span, tokens: header + lengths[last] as usize * stride })
         })
     })
 }
@@ -736,15 +754,6 @@ impl Tally {
         let interval = score.last_accuracy_interval().filter(|_| score.nan == 0 && self.failures[slot].is_none());
         interval.is_some_and(|(low, high)| high - low > width)
     }
-}
-
-/// The most tokens other than `<pad>` in a sequence of the validation split, which the original calls `max_seen_len`.
-fn longest_of_validation(task: &Task) -> u64 {
-    let pad = task.vocabulary.id(data::PAD);
-    let rows = task.rows(Split::Val, usize::MAX).unwrap_or(0);
-    let real =
-        |index| task.family.example(Split::Val, 0, index).input_ids.iter().filter(|id| Some(**id) != pad).count();
-    (0..rows).map(real).max().unwrap_or(0) as u64
 }
 
 /// A mean over what there is.

@@ -109,7 +109,7 @@ fn nan_logits_are_reported_not_averaged() {
 fn lengths_past_a_position_table_say_so() {
     // 64 positions hold the first token and 63 symbols
     let results = sweep("reads_positions", MOD10, "62..65", |s| s);
-    let past = "past the model's learned position table (64 positions)";
+    let past = "past the model's position table (64 positions)";
     assert_eq!(statuses(&results.lengths), ["ok", "ok", past, past]);
     assert_eq!(score(&results, 63).accuracy(), Some(1.0));
     // nothing is left to run, and that is no error
@@ -367,4 +367,24 @@ fn full_memory_halves_the_batch_and_a_sequence_that_never_fits_says_so() {
             }
         }
     }
+}
+
+#[test]
+fn tests_that_are_no_prefixes_of_each_other_run_one_by_one() {
+    // a span `<sos> A B < A … B`, whose B is another one for every length: 2 to 155 numbers
+    let results = sweep("echo", "counting_raspL", "1..160", |s| s.samples(3));
+    for r in &results.lengths {
+        assert_eq!(r.plan, Plan::Exhaustive);
+        let scored = (2..=155).contains(&r.length);
+        assert_eq!(r.score().map(|s| s.n_sequences > 0), scored.then_some(true), "{} {}", r.length, r.status());
+    }
+}
+
+#[test]
+fn a_model_that_names_no_task_needs_one() {
+    let error = Sweep::new(&mut model("echo")).run().unwrap_err().to_string();
+    assert!(error.contains("does not say which task it is for\n  hint: name it with --task"), "{error}");
+    let task = Task::by_name(MOD10).unwrap();
+    let error = Sweep::new(&mut model("echo")).task(&task).run().unwrap_err().to_string();
+    assert!(error.contains("the model's logits are 160 wide, but the task has 13 tokens"), "{error}");
 }

@@ -6,22 +6,30 @@
 //! ```
 //!
 //! Each kind is two files, `<kind>.onnx` and `<kind>.safetensors`; the latter has `input_ids`, `attention_mask`,
-//! `position_ids` `[batch, seq]` and `logits` `[batch, seq, vocab]`.
+//! `position_ids` (or float `positions`) `[batch, seq]` and `logits` `[batch, seq, vocab]`.
 
-use data::{Batch, Collation, ExampleRef, PAD, Vocabulary};
+use data::{Augmentation, Batch, Collation, ExampleRef, PAD, PositionIds, PositionScheme, Vocabulary};
 use exporters::{ExportInfo, export};
 use models::{Cpu, Model, ModelConfig, ModelInput, Weight, Weights};
 use safetensors::tensor::{Dtype, TensorView};
 use std::error::Error;
 use std::path::Path;
 
-const KINDS: [(&str, &str); 6] = [
-    ("rnn", r#"{"arch": "rnn", "hidden_size": 16, "num_layers": 2}"#),
-    ("lstm", r#"{"arch": "lstm", "hidden_size": 16, "num_layers": 2}"#),
-    ("rwkv5", r#"{"arch": "rwkv5", "hidden_size": 16, "num_layers": 2, "head_size": 8}"#),
-    ("rwkv6", r#"{"arch": "rwkv6", "hidden_size": 16, "num_layers": 2, "head_size": 8}"#),
-    ("nope", r#"{"arch": "transformer", "hidden_size": 16, "num_heads": 2, "positional_embedding": "none"}"#),
-    ("rope", r#"{"arch": "transformer", "hidden_size": 16, "num_heads": 2, "positional_embedding": "rope"}"#),
+const KINDS: [(&str, &str); 14] = [
+    ("rnn", r#""arch": "rnn""#),
+    ("lstm", r#""arch": "lstm""#),
+    ("gru", r#""arch": "gru""#),
+    ("mingru", r#""arch": "mingru""#),
+    ("deltanet", r#""arch": "deltanet", "head_size": 8"#),
+    ("s4", r#""arch": "s4""#),
+    ("mamba", r#""arch": "mamba""#),
+    ("rwkv5", r#""arch": "rwkv5", "head_size": 8"#),
+    ("rwkv6", r#""arch": "rwkv6", "head_size": 8"#),
+    ("nope", r#""arch": "transformer", "num_heads": 2, "positional_embedding": "none""#),
+    ("absolute", r#""arch": "transformer", "num_heads": 2, "positional_embedding": "absolute""#),
+    ("sinusoidal", r#""arch": "transformer", "num_heads": 2, "positional_embedding": "sinusoidal""#),
+    ("rope", r#""arch": "transformer", "num_heads": 2, "positional_embedding": "rope""#),
+    ("scalar", r#""arch": "transformer", "num_heads": 2, "positional_embedding": "scalar""#),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -29,8 +37,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(&folder);
     std::fs::create_dir_all(folder)?;
     let vocabulary = Vocabulary::numbers_then(10, &[PAD, "a"]);
-    for (kind, config) in KINDS {
-        write(&serde_json::from_str(config)?, &vocabulary, &folder.join(kind))?;
+    for (kind, settings) in KINDS {
+        let config = format!(r#"{{{settings}, "hidden_size": 16, "num_layers": 2}}"#);
+        write(&serde_json::from_str(&config)?, &vocabulary, &folder.join(kind))?;
     }
     Ok(())
 }
@@ -40,10 +49,13 @@ fn write(config: &ModelConfig, vocabulary: &Vocabulary, path: &Path) -> Result<(
     let mut model: Model<Cpu> = config.init(vocabulary.len(), 1, &device);
     // A fresh model's logits are nearly zero, and then everything agrees.
     let larger = |(name, weight): (&str, &Weight)| {
-        let values = weight.values.iter().map(|v| if weight.shape.len() == 2 { 3.0 * v } else { *v }).collect();
+        let is_matrix = weight.shape.len() == 2 && !name.contains("kernel") && !name.ends_with("A_log");
+        let values = weight.values.iter().map(|v| if is_matrix { 3.0 * v } else { *v }).collect();
         (name.to_owned(), Weight { shape: weight.shape.clone(), values })
     };
-    let weights: Weights = Weights::of(&model)?.iter().map(larger).collect();
+    let fresh = Weights::of(&model)?;
+    let integers = fresh.integers().map(|(name, value)| (name.to_owned(), value));
+    let weights = fresh.iter().map(larger).collect::<Weights>().with_integers(integers.collect::<Vec<_>>());
     weights.load_into(&mut model)?;
     let info = ExportInfo {
         handle: "none".into(),
@@ -64,7 +76,10 @@ fn write(config: &ModelConfig, vocabulary: &Vocabulary, path: &Path) -> Result<(
         labels: &labels[..ids.len()],
         length: ids.len() as u32,
     });
-    let batch = Batch::collate(&examples, vocabulary, &Collation::plain())?;
+    let scalar = config.augmentation().is_scalar();
+    let augmentation = if scalar { Augmentation::Zooming } else { Augmentation::None };
+    let positions = PositionScheme { augmentation, ..PositionScheme::PLAIN };
+    let batch = Batch::collate(&examples, vocabulary, &Collation { positions, pad_to: None })?;
     let logits: Vec<f32> = model.forward(ModelInput::new(&batch, &device)).into_data().iter::<f32>().collect();
     let bytes = |ints: &[i64]| ints.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let shape = vec![batch.batch, batch.seq];
@@ -73,9 +88,15 @@ fn write(config: &ModelConfig, vocabulary: &Vocabulary, path: &Path) -> Result<(
         ("attention_mask", bytes(&batch.attention_mask)),
         ("position_ids", bytes(batch.position_ids.as_integers().unwrap_or_default())),
     ];
-    let logits: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let bytes = |floats: &[f32]| floats.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let logits = bytes(&logits);
     let mut tensors =
         vec![("logits", TensorView::new(Dtype::F32, vec![batch.batch, batch.seq, vocabulary.len()], &logits)?)];
+    let scalars;
+    if let PositionIds::Scalars(values) = &batch.position_ids {
+        scalars = bytes(values);
+        tensors.push(("positions", TensorView::new(Dtype::F32, shape.clone(), &scalars)?));
+    }
     for (name, values) in &ints {
         if !values.is_empty() {
             tensors.push((name, TensorView::new(Dtype::I64, shape.clone(), values)?));

@@ -6,9 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 /// What burn-onnx 0.21 reads.
-const READABLE: [&str; 4] = ["rnn", "lstm", "nope", "rope"];
+const READABLE: [&str; 8] = ["rnn", "lstm", "gru", "nope", "absolute", "sinusoidal", "rope", "scalar"];
 /// What it does not: the body of their `Scan` uses tensors from outside, and a body's types are not inferred.
-const UNREADABLE: [&str; 2] = ["rwkv5", "rwkv6"];
+const UNREADABLE: [&str; 6] = ["mingru", "deltanet", "s4", "mamba", "rwkv5", "rwkv6"];
 
 fn main() {
     println!("cargo::rerun-if-env-changed=REIMPORT_CASES");

@@ -19,6 +19,7 @@
 //! its states after the last token as `state_<name>_out` `[batch, …]`, and takes them as the optional `state_<name>_in`:
 //! a long sequence can be fed in pieces, in constant memory. Whoever runs the file finds the vocabulary, the positional embedding and where the model comes from in its metadata: see [`ExportInfo`].
 
+mod attention;
 mod deltanet;
 mod error;
 mod graph;
@@ -108,15 +109,17 @@ pub fn export(
 
 /// The lowerings would find this too, but as a matter of shapes.
 fn check_vocabulary(config: &ModelConfig, weights: &Weights, vocab: usize) -> Result<(), ExportError> {
-    let decoder = match config {
-        ModelConfig::Rnn(_) | ModelConfig::Lstm(_) | ModelConfig::S4(_) => "decoder.weight",
-        ModelConfig::Gru(_) | ModelConfig::MinGru(_) | ModelConfig::DeltaNet(_) => "decoder.weight",
-        ModelConfig::Mamba(_) => "backbone.embedding.weight",
-        ModelConfig::Rwkv5(_) | ModelConfig::Rwkv6(_) => "head.weight",
-        ModelConfig::Transformer(_) => "lm_head.weight",
+    // where embeddings are tied, the table of the embedding makes the logits
+    let decoders: &[&'static str] = match config {
+        ModelConfig::Rnn(_) | ModelConfig::Lstm(_) | ModelConfig::S4(_) => &["decoder.weight", "encoder.weight"],
+        ModelConfig::Gru(_) | ModelConfig::MinGru(_) | ModelConfig::DeltaNet(_) => &["decoder.weight"],
+        ModelConfig::Mamba(_) => &["backbone.embedding.weight"],
+        ModelConfig::Rwkv5(_) | ModelConfig::Rwkv6(_) => &["head.weight"],
+        ModelConfig::Transformer(_) => &["lm_head.weight", "wte.weight"],
     };
-    match weights.get(decoder).and_then(|weight| weight.shape.first()) {
-        Some(&rows) if rows != vocab => Err(ExportError::Vocabulary { vocab, decoder, rows }),
+    let rows = |name: &&'static str| Some((*name, *weights.get(name)?.shape.first()?));
+    match decoders.iter().find_map(rows) {
+        Some((decoder, rows)) if rows != vocab => Err(ExportError::Vocabulary { vocab, decoder, rows }),
         _ => Ok(()),
     }
 }

@@ -65,7 +65,8 @@ pub enum Target {
     /// Every program that reads ONNX: standard operators only.
     #[default]
     Portable,
-    /// ONNX Runtime 1.25 or later, with its own operators where they are faster.
+    /// What ONNX Runtime (1.25 or later) is fastest with on a CPU: its own operators for matrix states, and attention in
+    /// blocks of queries.
     Ort,
 }
 

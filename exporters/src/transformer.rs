@@ -1,6 +1,7 @@
 //! Causal Transformer: pre-norm blocks with a ReLU MLP. The counterpart of `models::transformer`.
 
 use crate::ExportError;
+use crate::attention::Attention;
 use crate::graph::Attribute::{Int, Ints};
 use crate::graph::{BATCH, GraphBuilder, SEQ, Value};
 use crate::layers::{conv1d, decoder, embedding, input_ids, layer_norm, logits, token_embedding};
@@ -24,7 +25,7 @@ pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuild
         .as_ref()
         .filter(|_| config.positional_embedding == PositionalEmbedding::Rope)
         .map(|positions| Rotation::new(g, positions, &config.inverse_frequencies()));
-    let mask = score_mask(g, &ids, &attention_mask, config.must_attend_to_identity); // [batch, 1, query, key]
+    let attend = Attention::new(g, &ids, &attention_mask, config.must_attend_to_identity);
     let width = config.embedding_size();
     let x = token_embedding(g, "wte", &ids, [vocab, width], config.freeze_null_embedding)?; // [batch, seq, width]
     let mut x = match &positions {
@@ -32,7 +33,7 @@ pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuild
         None => x,
     };
     for i in 0..config.num_layers {
-        x = g.scope(format!("h.{i}"), |g| block(g, config, i, x, rotation.as_ref(), &mask))?;
+        x = g.scope(format!("h.{i}"), |g| block(g, config, i, x, rotation.as_ref(), &attend))?;
     }
     let x = layer_norm(g, "ln_f", &x, hidden, config.layer_norm_epsilon)?;
     let tied = config.tie_word_embeddings.then_some("wte");
@@ -76,25 +77,25 @@ fn block(
     layer: usize,
     x: Value,
     rotation: Option<&Rotation>,
-    mask: &Value,
+    attend: &Attention,
 ) -> Result<Value, ExportError> {
     let hidden = config.hidden_size;
     let normal = layer_norm(g, "ln_1", &x, hidden, config.layer_norm_epsilon)?;
-    let y = g.scope("attn", |g| attention(g, config, layer, &normal, rotation, mask))?;
+    let y = g.scope("attn", |g| attention(g, config, layer, &normal, rotation, attend))?;
     let x = g.node("Add", &[&x, &y], &[]);
     let normal = layer_norm(g, "ln_2", &x, hidden, config.layer_norm_epsilon)?;
     let y = g.scope("mlp", |g| mlp(g, &normal, [hidden, config.mlp_ratio * hidden]))?;
     Ok(g.node("Add", &[&x, &y], &[]))
 }
 
-/// softmax(scale·q·kᵀ + mask)·v between two projections.
+/// softmax(scale·q·kᵀ + mask)·v between two projections. The scale is taken to q, which is smaller than the scores.
 fn attention(
     g: &mut GraphBuilder<'_>,
     config: &TransformerConfig,
     layer: usize,
     x: &Value,
     rotation: Option<&Rotation>,
-    mask: &Value,
+    attend: &Attention,
 ) -> Result<Value, ExportError> {
     let hidden = config.hidden_size;
     let qkv = conv1d(g, "c_attn", x, [hidden, 3 * hidden])?; // [batch, seq, 3·hidden]
@@ -110,14 +111,8 @@ fn attention(
     }
     let k = g.node("Transpose", &[&k], &[("perm", Ints(&[0, 1, 3, 2]))]); // [batch, heads, head_dim, seq]
     let scale = g.scalar("scale", config.attention_scale(layer) as f32);
-    let scores = g.node("MatMul", &[&q, &k], &[]); // [batch, heads, query, key]
-    let scores = g.node("Mul", &[&scores, &scale], &[]);
-    let scores = g.node("Add", &[&scores, mask], &[]);
-    let attended = g.node("Softmax", &[&scores], &[("axis", Int(-1))]);
-    let y = g.node("MatMul", &[&attended, &v], &[]); // [batch, heads, seq, head_dim]
-    let y = g.node("Transpose", &[&y], &[("perm", Ints(&[0, 2, 1, 3]))]);
-    let merged = g.list("merged", &[0, 0, hidden as i64]);
-    let y = g.node("Reshape", &[&y, &merged], &[]); // [batch, seq, hidden]
+    let q = g.node("Mul", &[&q, &scale], &[]);
+    let y = attend.attend(g, [&q, &k, &v], [config.num_heads, config.head_dim()])?; // [batch, seq, hidden]
     conv1d(g, "c_proj", &y, [hidden, hidden])
 }
 
@@ -125,40 +120,6 @@ fn mlp(g: &mut GraphBuilder<'_>, x: &Value, [hidden, inner]: [usize; 2]) -> Resu
     let x = conv1d(g, "c_fc", x, [hidden, inner])?;
     let x = g.node("Relu", &[&x], &[]);
     conv1d(g, "c_proj", &x, [inner, hidden])
-}
-
-/// What every layer adds to its scores, `[batch, 1, query, key]`: the lowest float where the key comes after the query,
-/// and once more where `attention_mask` hides the key.
-///
-/// The model *sets* the scores of later keys to the lowest float and only adds it for hidden ones. Adding both is the
-/// same to the last bit: a score is far too small to change the lowest float, and it costs one operation per layer.
-/// With `identity`, no query is hidden from itself.
-fn score_mask(g: &mut GraphBuilder<'_>, ids: &Value, attention_mask: &Value, identity: bool) -> Value {
-    g.scope("mask", |g| {
-        let (zero, one) = (g.scalar("zero", 0i64), g.scalar("one", 1i64));
-        let seq = g.node("Shape", &[ids], &[("start", Int(1)), ("end", Int(2))]);
-        let seq = g.node("Squeeze", &[&seq], &[]);
-        let key = g.node("Range", &[&zero, &seq, &one], &[]); // [key]
-        let last_axis = g.list("last_axis", &[1]);
-        let query = g.node("Unsqueeze", &[&key, &last_axis], &[]); // [query, 1]
-        let future = g.node("Greater", &[&key, &query], &[]); // [query, key]
-
-        let (lowest, nothing) = (g.scalar("lowest", f32::MIN), g.scalar("nothing", 0f32));
-        let future = g.node("Where", &[&future, &lowest, &nothing], &[]);
-
-        let hidden = g.node("Sub", &[&one, attention_mask], &[]); // [batch, key]
-        let hidden = g.node("Cast", &[&hidden], &[("to", Int(DataType::Float as i64))]);
-        let middle_axes = g.list("middle_axes", &[1, 2]);
-        let hidden = g.node("Unsqueeze", &[&hidden, &middle_axes], &[]); // [batch, 1, 1, key]
-        let hides = if identity {
-            let itself = g.node("Equal", &[&key, &query], &[]);
-            g.node("Where", &[&itself, &nothing, &lowest], &[]) // [query, key]
-        } else {
-            lowest
-        };
-        let hidden = g.node("Mul", &[&hidden, &hides], &[]); // [batch, 1, 1 or query, key]
-        g.node("Add", &[&future, &hidden], &[])
-    })
 }
 
 /// cos and sin of every position's angles, `[batch, 1, seq, head_dim]`; the second half of the channels repeats the first.

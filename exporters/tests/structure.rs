@@ -106,6 +106,53 @@ fn inputs_and_outputs_are_those_of_the_contract() {
     }
 }
 
+/// One of each option that changes the graph of a Transformer.
+fn options() -> [TransformerConfig; 6] {
+    use PositionalEmbedding::{Absolute, None, Rope, Scalar, Sinusoidal};
+    let small = |positional_embedding| TransformerConfig {
+        hidden_size: 16,
+        num_layers: 2,
+        num_heads: 4,
+        positional_embedding,
+        ..Default::default()
+    };
+    [
+        small(Absolute),
+        small(Sinusoidal),
+        small(Scalar),
+        TransformerConfig { must_attend_to_identity: true, ..small(Rope) },
+        TransformerConfig { tie_word_embeddings: true, ..small(None) },
+        TransformerConfig { freeze_null_embedding: true, ..small(None) },
+    ]
+}
+
+#[test]
+fn a_transformer_takes_the_positions_that_it_uses_and_says_how_far_they_go() {
+    let integers = Some("position_ids int64 [batch, seq]");
+    let kinds = [integers, integers, Some("position_ids float [batch, seq]"), integers, None, None];
+    let limits = [Some("128"), Some("128"), None, None, None, None];
+    for ((config, kind), limit) in options().into_iter().zip(kinds).zip(limits) {
+        let model = exported(&ModelConfig::Transformer(config.clone()));
+        let inputs: Vec<String> = model.graph.unwrap().input.iter().map(spelled).collect();
+        assert_eq!(inputs.get(2).map(String::as_str), kind, "{config:?}");
+        let found = model.metadata_props.iter().find(|entry| entry.key() == "position_limit");
+        assert_eq!(found.map(|entry| entry.value()), limit, "{config:?}");
+    }
+}
+
+#[test]
+fn tied_and_frozen_embeddings_are_one_table() {
+    let [.., tied, null] = options().map(|config| graph(&ModelConfig::Transformer(config)));
+    let shape = |graph: &GraphProto, name: &str| {
+        Some(graph.initializer.iter().find(|tensor| tensor.name() == name)?.dims.clone())
+    };
+    assert_eq!(shape(&tied, "wte.weight"), Some(vec![13, 16]));
+    assert_eq!(shape(&tied, "wte.weight.T"), Some(vec![16, 13]));
+    assert_eq!(shape(&tied, "lm_head.weight.T"), None);
+    assert_eq!(shape(&null, "wte.weight"), Some(vec![13, 16]));
+    assert_eq!(shape(&null, "wte.weight_train"), None);
+}
+
 /// A state may be handed in and is handed out again; an initializer of one row makes it optional.
 #[test]
 fn recurrent_states_are_optional_inputs_and_trailing_outputs() {
@@ -197,7 +244,7 @@ fn the_layers_of_a_transformer_share_mask_and_rotation() {
 
 #[test]
 fn names_are_unique_and_edges_lead_somewhere() {
-    for config in every_kind(16, 2) {
+    for config in every_kind(16, 2).into_iter().chain(options().map(ModelConfig::Transformer)) {
         let graph = graph(&config);
         let mut names = HashSet::new();
         assert!(graph.node.iter().all(|node| names.insert(node.name())), "{config:?}");
@@ -299,9 +346,12 @@ fn weights_without_a_place_are_named() {
 
 #[test]
 fn the_vocabulary_must_fit_the_logits() {
-    for (config, decoder) in
-        [(rnn(8, 1), "decoder.weight"), (transformer(8, 1, PositionalEmbedding::None), "lm_head.weight")]
-    {
+    let tied = ModelConfig::Transformer(options()[4].clone());
+    for (config, decoder) in [
+        (rnn(8, 1), "decoder.weight"),
+        (transformer(8, 1, PositionalEmbedding::None), "lm_head.weight"),
+        (tied, "wte.weight"),
+    ] {
         let error = refusal(&config, &config, 12);
         assert_eq!(
             error.to_string(),

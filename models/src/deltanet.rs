@@ -9,9 +9,9 @@
 
 use crate::error::ConfigError;
 use crate::layers::{Embedding, LayerNorm, Linear, Mlp, dropout, split_heads};
-use crate::mamba::softplus;
-use crate::ops::SequenceOps;
 use crate::ops::delta::DeltaRule;
+use crate::ops::scan::softplus;
+use crate::ops::{Gate, SequenceOps};
 use crate::{Init, ModelInput};
 use burn::module::{Module, Param};
 use burn::prelude::*;
@@ -191,15 +191,15 @@ impl<B: SequenceOps> Mixer<B> {
             decay: decay.swap_dims(1, 2),
         };
         let (y, memory) = B::delta_rule(inputs, memory);
-        let y = self.o_norm.forward(y).swap_dims(1, 2).reshape([batch, seq, hidden]);
-        (self.o_proj.forward(y * silu(self.g_proj.forward(x))), memory)
+        let y = self.o_norm.forward(y.swap_dims(1, 2).reshape([batch, seq, hidden]));
+        (self.o_proj.forward(B::gated(y, self.g_proj.forward(x), Gate::Silu)), memory)
     }
 }
 
-impl<B: Backend> HeadNorm<B> {
-    fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let mean = x.clone().square().mean_dim(3); // [batch, heads, seq, 1]
-        x / (mean + NORM_EPSILON).sqrt() * self.weight.val().unsqueeze()
+impl<B: SequenceOps> HeadNorm<B> {
+    /// `[batch, seq, hidden]` → the same shape.
+    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        B::norm(x, self.weight.val(), None, self.weight.dims()[0], NORM_EPSILON)
     }
 }
 

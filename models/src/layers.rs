@@ -2,10 +2,9 @@
 
 use crate::Init;
 use crate::ops::plain::matmul_rows;
-use crate::ops::{LayerInput, RecurrentWeights};
+use crate::ops::{LayerInput, RecurrentWeights, SequenceOps};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::gelu;
 use burn::tensor::{TensorData, module::embedding};
 use data::stream_rng;
 use rand::RngExt;
@@ -163,10 +162,12 @@ impl<B: Backend> Mlp<B> {
     pub fn new(init: &mut Init<'_, B>, hidden: usize) -> Self {
         Self { up: Affine::new(init, hidden, 4 * hidden), down: Affine::new(init, 4 * hidden, hidden) }
     }
+}
 
+impl<B: SequenceOps> Mlp<B> {
     /// `[batch, seq, hidden]` → the same shape.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.down.forward(gelu(self.up.forward(x)))
+        self.down.forward(B::exact_gelu(self.up.forward(x)))
     }
 }
 
@@ -184,10 +185,17 @@ impl<B: Backend> Conv1d<B> {
     pub fn new(init: &mut Init<'_, B>, input: usize, output: usize, std: f64) -> Self {
         Self { weight: init.normal([input, output], std), bias: init.constant([output], 0.0) }
     }
+}
 
+impl<B: SequenceOps> Conv1d<B> {
     /// `[batch, seq, in]` → `[batch, seq, out]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        matmul_rows(x, self.weight.val()) + self.bias.val().unsqueeze()
+        B::affine(x, self.weight.val(), self.bias.val(), false)
+    }
+
+    /// max(y, 0) of [`forward`](Self::forward).
+    pub fn forward_relu(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        B::affine(x, self.weight.val(), self.bias.val(), true)
     }
 }
 
@@ -206,13 +214,13 @@ impl<B: Backend> LayerNorm<B> {
     pub fn new(init: &mut Init<'_, B>, hidden: usize, epsilon: f64) -> Self {
         Self { weight: init.constant([hidden], 1.0), bias: init.constant([hidden], 0.0), epsilon }
     }
+}
 
+impl<B: SequenceOps> LayerNorm<B> {
     /// `[batch, seq, hidden]` → the same shape.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let centred = x.clone() - x.mean_dim(2);
-        let variance = centred.clone().square().mean_dim(2); // [batch, seq, 1]
-        let normal = centred / (variance + self.epsilon).sqrt();
-        normal * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
+        let width = x.dims()[2];
+        B::norm(x, self.weight.val(), Some(self.bias.val()), width, self.epsilon)
     }
 }
 

@@ -12,7 +12,6 @@ use crate::ops::scan::SelectiveScan;
 use crate::{ConfigError, Init, ModelInput};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::{relu, silu};
 use serde::{Deserialize, Serialize};
 
 /// Sizes of a [`Mamba`].
@@ -177,22 +176,25 @@ impl<B: SequenceOps> Mixer<B> {
     /// `[batch, seq, hidden]` → the same shape, and the state after it.
     fn forward(&self, x: Tensor<B, 3>, state: Option<MambaState<B>>) -> (Tensor<B, 3>, MambaState<B>) {
         let (conv, ssm) = state.map(|s| (s.conv, s.ssm)).unzip();
-        let [u, gate] = split(self.in_proj.forward(x), [self.D.dims()[0]; 2]); // [batch, seq, channels]
+        let channels = self.D.dims()[0];
+        let half = |i: usize| self.in_proj.weight.val().narrow(0, i * channels, channels).transpose();
+        let [u, z] = [0, 1].map(|i| matmul_rows(x.clone(), half(i))); // [batch, seq, channels]
         let (u, conv) = self.conv1d.forward(u, conv);
-        let u = silu(u);
         let (rank, state) = (self.dt_proj.weight.dims()[1], self.A_log.dims()[1]);
-        let [dt, b, c] = split(self.x_proj.forward(u.clone()), [rank, state, state]);
-        let delta = softplus(self.dt_proj.forward(dt)); // [batch, seq, channels]
-        let a = -self.A_log.val().exp();
-        let skip = u.clone() * self.D.val().unsqueeze();
-        let (y, ssm) = B::selective_scan(SelectiveScan { u, delta, a, b, c }, ssm);
-        (self.out_proj.forward((y + skip) * silu(gate)), MambaState { conv, ssm })
+        let [delta, b, c] = split(self.x_proj.forward(u.clone()), [rank, state, state]);
+        let inputs = SelectiveScan {
+            u,
+            delta: matmul_rows(delta, self.dt_proj.weight.val().transpose()), // [batch, seq, channels]
+            delta_bias: self.dt_proj.bias.val(),
+            a: -self.A_log.val().exp(),
+            b,
+            c,
+            d: self.D.val(),
+            z,
+        };
+        let (y, ssm) = B::selective_scan(inputs, ssm);
+        (self.out_proj.forward(y), MambaState { conv, ssm })
     }
-}
-
-/// log(1 + eˣ). Step sizes are small: 1 + eˣ, rounded, would lose what matters of them.
-pub(crate) fn softplus<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
-    relu(x.clone()) + (-x.abs()).exp().log1p()
 }
 
 /// Cuts the last axis into parts of these widths.
@@ -219,17 +221,23 @@ impl<B: Backend> ShortConv<B> {
         let bound = 1.0 / (taps as f64).sqrt();
         Self { weight: init.uniform([channels, 1, taps], bound), bias: init.uniform([channels], bound) }
     }
+}
 
-    /// `[batch, seq, channels]` → the same shape; the state holds the last inputs, `[batch, channels, taps − 1]`.
+impl<B: SequenceOps> ShortConv<B> {
+    /// With SiLU, `[batch, seq, channels]` → the same shape; the state holds the last inputs, `[batch, channels, taps − 1]`.
     fn forward(&self, x: Tensor<B, 3>, state: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let [batch, seq, channels] = x.dims();
         let past = self.weight.dims()[2] - 1;
-        let state = state.unwrap_or_else(|| Tensor::zeros([batch, channels, past], &x.device()));
-        let x = Tensor::cat(vec![state.swap_dims(1, 2), x], 1); // [batch, past + seq, channels]
-        let weight = self.weight.val().permute([2, 1, 0]); // [taps, 1, channels]
-        let taps = (0..=past).map(|tap| x.clone().narrow(1, tap, seq) * weight.clone().narrow(0, tap, 1));
-        let y = taps.fold(self.bias.val().unsqueeze(), |sum, tap| tap + sum);
-        (y, x.narrow(1, seq, past).swap_dims(1, 2))
+        let before = state.map(|state| state.swap_dims(1, 2)); // [batch, past, channels]
+        let y = B::short_convolution(x.clone(), self.weight.val(), self.bias.val(), before.clone());
+        let last = match seq >= past {
+            true => x.narrow(1, seq - past, past),
+            false => {
+                let before = before.unwrap_or_else(|| Tensor::zeros([batch, past, channels], (&x.device(), x.dtype())));
+                Tensor::cat(vec![before.narrow(1, seq, past - seq), x], 1)
+            }
+        };
+        (y, last.swap_dims(1, 2))
     }
 }
 
@@ -251,10 +259,6 @@ impl<B: Backend> StepSizes<B> {
         let bias = logs.into_iter().map(|log| f64::from(log).exp().max(1e-4).exp_m1().ln() as f32).collect();
         Self { weight, bias: init.values(bias, [channels]) }
     }
-
-    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        matmul_rows(x, self.weight.val().transpose()) + self.bias.val().unsqueeze()
-    }
 }
 
 /// x / √(mean x² + ε) · weight over the last axis (Zhang & Sennrich, arXiv 1910.07467).
@@ -268,9 +272,11 @@ impl<B: Backend> RmsNorm<B> {
     fn new(init: &mut Init<'_, B>, hidden: usize) -> Self {
         Self { weight: init.constant([hidden], 1.0) }
     }
+}
 
+impl<B: SequenceOps> RmsNorm<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let mean_square = x.clone().square().mean_dim(2); // [batch, seq, 1]
-        x / (mean_square + RMS_NORM_EPSILON).sqrt() * self.weight.val().unsqueeze()
+        let width = x.dims()[2];
+        B::norm(x, self.weight.val(), None, width, RMS_NORM_EPSILON)
     }
 }

@@ -7,6 +7,7 @@
 use crate::Init;
 use crate::error::ConfigError;
 use crate::layers::{Embedding, Linear};
+use crate::ops::SequenceOps;
 use burn::module::{Module, Param};
 use burn::prelude::*;
 
@@ -47,13 +48,9 @@ pub fn ffn_size(hidden: usize) -> usize {
     hidden * 7 / 2 / 32 * 32
 }
 
-/// Every token's predecessor: x one step later in time, after `last` `[batch, 1, hidden]` (zero if `None`). Also gives the
-/// last token, for the next piece of the sequence.
-pub(crate) fn shift<B: Backend>(x: &Tensor<B, 3>, last: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
-    let [batch, seq, hidden] = x.dims();
-    let before = last.unwrap_or_else(|| Tensor::zeros([batch, 1, hidden], (&x.device(), x.dtype())));
-    let joined = Tensor::cat(vec![before, x.clone()], 1); // [batch, seq + 1, hidden]
-    (joined.clone().narrow(1, 0, seq), joined.narrow(1, seq, 1))
+/// The last token of `[batch, seq, hidden]`, for the next piece of the sequence.
+pub(crate) fn last_token<B: Backend>(x: &Tensor<B, 3>) -> Tensor<B, 3> {
+    x.clone().narrow(1, x.dims()[1] - 1, 1)
 }
 
 /// Normalisation of every head over its channels, with one scale and shift per channel of all heads (Wu and He,
@@ -69,15 +66,14 @@ impl<B: Backend> GroupNorm<B> {
     pub(crate) fn new(init: &mut Init<'_, B>, hidden: usize, scale: f32) -> Self {
         Self { weight: init.constant([hidden], scale), bias: init.constant([hidden], 0.0) }
     }
+}
 
+impl<B: SequenceOps> GroupNorm<B> {
     /// `[batch, heads, seq, head_size]` → `[batch, seq, hidden]`.
     pub(crate) fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
         let [batch, heads, seq, size] = x.dims();
-        let centred = x.clone() - x.mean_dim(3);
-        let variance = centred.clone().square().mean_dim(3); // [batch, heads, seq, 1]
-        let normal = centred / (variance + HEAD_NORM_EPSILON).sqrt();
-        let merged = normal.swap_dims(1, 2).reshape([batch, seq, heads * size]);
-        merged * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
+        let merged = x.swap_dims(1, 2).reshape([batch, seq, heads * size]);
+        B::norm(merged, self.weight.val(), Some(self.bias.val()), size, HEAD_NORM_EPSILON)
     }
 }
 

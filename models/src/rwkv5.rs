@@ -6,12 +6,11 @@
 
 use crate::error::ConfigError;
 use crate::layers::{Embedding, LayerNorm, Linear, dropout, split_heads};
-use crate::ops::SequenceOps;
-use crate::rwkv::{self, Depth, GroupNorm, LAYER_NORM_EPSILON, RwkvState, ffn_size, shift};
+use crate::ops::{Gate, SequenceOps};
+use crate::rwkv::{self, Depth, GroupNorm, LAYER_NORM_EPSILON, RwkvState, ffn_size, last_token};
 use crate::{Init, ModelInput};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::{relu, sigmoid, silu};
 use serde::{Deserialize, Serialize};
 
 /// Sizes of an [`Rwkv5`].
@@ -188,36 +187,34 @@ impl<B: SequenceOps> TimeMix<B> {
         x: Tensor<B, 3>,
         state: Option<(Tensor<B, 3>, Tensor<B, 4>)>,
     ) -> (Tensor<B, 3>, (Tensor<B, 3>, Tensor<B, 4>)) {
-        let (last, matrices) = state.unzip();
-        let (predecessor, last) = shift(&x, last);
-        let mixed = |with: &Param<Tensor<B, 3>>| mix(x.clone(), predecessor.clone(), with);
+        let (before, matrices) = state.unzip();
+        let last = last_token(&x);
+        let mixed = |with: &Param<Tensor<B, 3>>| mix(&x, &before, with);
         let r = self.receptance.forward(mixed(&self.time_mix_r));
         let k = self.key.forward(mixed(&self.time_mix_k));
         let v = self.value.forward(mixed(&self.time_mix_v));
-        let g = silu(self.gate.forward(mixed(&self.time_mix_g)));
+        let g = self.gate.forward(mixed(&self.time_mix_g));
 
         let [heads, head_size] = self.time_decay.dims();
         let decay = self.time_decay.val().exp().neg().exp().reshape([1, heads, 1, head_size]);
         let [r, k, v] = [r, k, v].map(|x| split_heads(x, head_size)); // [batch, heads, seq, head_size]
-        let decay = decay.expand(r.dims());
         let (y, matrices) = B::wkv(r, k, v, decay, self.time_faaaa.val(), matrices);
-        let gated = self.ln_x.forward(y) * g;
+        let gated = B::gated(self.ln_x.forward(y), g, Gate::Silu);
         (self.output.forward(gated), (last, matrices))
     }
 }
 
 /// x·μ + predecessor·(1 − μ).
-fn mix<B: Backend>(x: Tensor<B, 3>, predecessor: Tensor<B, 3>, with: &Param<Tensor<B, 3>>) -> Tensor<B, 3> {
-    predecessor.clone() + (x - predecessor) * with.val()
+fn mix<B: SequenceOps>(x: &Tensor<B, 3>, before: &Option<Tensor<B, 3>>, with: &Param<Tensor<B, 3>>) -> Tensor<B, 3> {
+    B::token_mix(x.clone(), before.clone(), (-with.val() + 1.0).reshape([-1]), None)
 }
 
 impl<B: SequenceOps> ChannelMix<B> {
     /// σ(r)·(relu(k)²·W), `[batch, seq, hidden]` → the same shape, from and to the last token.
-    fn forward(&self, x: Tensor<B, 3>, last: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
-        let (predecessor, last) = shift(&x, last);
-        let k = mix(x.clone(), predecessor.clone(), &self.time_mix_k);
-        let r = mix(x, predecessor, &self.time_mix_r);
-        let k = relu(self.key.forward(k)).square(); // [batch, seq, ffn]
-        (sigmoid(self.receptance.forward(r)) * self.value.forward(k), last)
+    fn forward(&self, x: Tensor<B, 3>, before: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
+        let k = mix(&x, &before, &self.time_mix_k);
+        let r = mix(&x, &before, &self.time_mix_r);
+        let k = B::squared_relu(self.key.forward(k)); // [batch, seq, ffn]
+        (B::gated(self.value.forward(k), self.receptance.forward(r), Gate::Sigmoid), last_token(&x))
     }
 }

@@ -6,13 +6,13 @@
 
 use crate::error::ConfigError;
 use crate::layers::{Embedding, LayerNorm, Linear, dropout, split_heads};
-use crate::ops::SequenceOps;
 use crate::ops::plain::matmul_rows;
-use crate::rwkv::{self, Depth, GroupNorm, LAYER_NORM_EPSILON, RwkvState, ffn_size, shift};
+use crate::ops::{Gate, SequenceOps};
+use crate::rwkv::{self, Depth, GroupNorm, LAYER_NORM_EPSILON, RwkvState, ffn_size, last_token};
 use crate::{Init, ModelInput};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::{relu, sigmoid, silu, tanh};
+use burn::tensor::activation::tanh;
 use serde::{Deserialize, Serialize};
 
 /// Sizes of an [`Rwkv6`].
@@ -212,10 +212,9 @@ impl<B: SequenceOps> TimeMix<B> {
         x: Tensor<B, 3>,
         state: Option<(Tensor<B, 3>, Tensor<B, 4>)>,
     ) -> (Tensor<B, 3>, (Tensor<B, 3>, Tensor<B, 4>)) {
-        let (last, matrices) = state.unzip();
-        let (predecessor, last) = shift(&x, last);
-        let d = predecessor - x.clone(); // [batch, seq, hidden]
-        let [w, k, v, r, g] = self.mixtures(x, d);
+        let (before, matrices) = state.unzip();
+        let last = last_token(&x);
+        let [w, k, v, r, g] = self.mixtures(x, before);
 
         let head_size = self.time_faaaa.dims()[1];
         let heads = |x: Tensor<B, 3>| split_heads(x, head_size); // [batch, heads, seq, head_size]
@@ -223,32 +222,30 @@ impl<B: SequenceOps> TimeMix<B> {
         let decay = (w + self.time_decay.val()).exp().neg().exp();
         let (r, k, v) = (self.receptance.forward(r), self.key.forward(k), self.value.forward(v));
         let (y, matrices) = B::wkv(heads(r), heads(k), heads(v), heads(decay), self.time_faaaa.val(), matrices);
-        let gated = self.ln_x.forward(y) * silu(self.gate.forward(g));
+        let gated = B::gated(self.ln_x.forward(y), self.gate.forward(g), Gate::Silu);
         (self.output.forward(gated), (last, matrices))
     }
 
-    /// x + d·(μ_j + m_j) for j = w, k, v, r, g, where m_j is of low rank in x + d·μ_x; d leads from x to its predecessor.
-    fn mixtures(&self, x: Tensor<B, 3>, d: Tensor<B, 3>) -> [Tensor<B, 3>; MIXES] {
-        let [batch, seq, hidden] = x.dims();
-        let m = tanh(matmul_rows(x.clone() + d.clone() * self.time_maa_x.val(), self.time_maa_w1.val()));
-        let m = m.reshape([batch * seq, MIXES, MIX_RANK]).swap_dims(0, 1);
-        let m = m.matmul(self.time_maa_w2.val()); // [5, batch·seq, hidden]
+    /// x + d·(μ_j + m_j) for j = w, k, v, r, g, where d leads from x to its predecessor, and m_j is of low rank in
+    /// x + d·μ_x.
+    fn mixtures(&self, x: Tensor<B, 3>, before: Option<Tensor<B, 3>>) -> [Tensor<B, 3>; MIXES] {
+        let hidden = x.dims()[2];
+        let mix = |with: &Param<Tensor<B, 3>>, m| B::token_mix(x.clone(), before.clone(), with.val().reshape([-1]), m);
+        let m = tanh(matmul_rows(mix(&self.time_maa_x, None), self.time_maa_w1.val())); // [batch, seq, 5·rank]
         let maa = [&self.time_maa_w, &self.time_maa_k, &self.time_maa_v, &self.time_maa_r, &self.time_maa_g];
         std::array::from_fn(|j| {
-            let m = m.clone().narrow(0, j, 1).reshape([batch, seq, hidden]);
-            x.clone() + d.clone() * (m + maa[j].val())
+            let up = self.time_maa_w2.val().narrow(0, j, 1).reshape([MIX_RANK, hidden]);
+            mix(maa[j], Some(matmul_rows(m.clone().narrow(2, j * MIX_RANK, MIX_RANK), up)))
         })
     }
 }
 
 impl<B: SequenceOps> ChannelMix<B> {
     /// σ(r)·(relu(k)²·W), `[batch, seq, hidden]` → the same shape, from and to the last token.
-    fn forward(&self, x: Tensor<B, 3>, last: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
-        let (predecessor, last) = shift(&x, last);
-        let d = predecessor - x.clone();
-        let k = x.clone() + d.clone() * self.time_maa_k.val();
-        let r = x + d * self.time_maa_r.val();
-        let k = relu(self.key.forward(k)).square(); // [batch, seq, ffn]
-        (sigmoid(self.receptance.forward(r)) * self.value.forward(k), last)
+    fn forward(&self, x: Tensor<B, 3>, before: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
+        let mix = |with: &Param<Tensor<B, 3>>| B::token_mix(x.clone(), before.clone(), with.val().reshape([-1]), None);
+        let k = B::squared_relu(self.key.forward(mix(&self.time_maa_k))); // [batch, seq, ffn]
+        let r = self.receptance.forward(mix(&self.time_maa_r));
+        (B::gated(self.value.forward(k), r, Gate::Sigmoid), last_token(&x))
     }
 }

@@ -8,14 +8,14 @@
 use crate::config::check_embeddings;
 use crate::hippo::HippoLegS;
 use crate::layers::{Affine, DropoutSource, LayerNorm, Linear, TokenEmbedding, channel_dropout, dropout, tied_decoder};
-use crate::ops::SequenceOps;
-use crate::ops::s4::S4Kernel;
+use crate::ops::plain::matmul_rows;
+use crate::ops::s4::{S4Kernel, zero_pad};
+use crate::ops::{Gate, SequenceOps};
 use crate::state_space::S4Parameters;
 use crate::{ConfigError, Init, ModelInput};
 use burn::module::{Module, Param};
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use burn::tensor::activation::{gelu, sigmoid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -194,12 +194,18 @@ impl<B: Backend> S4Block<B> {
         let layer = StateSpaces { D: init.normal([1, hidden], 1.0), kernel: Kernel::new(config, start, init) };
         Self { layer, output_linear: [Affine::new(init, hidden, 2 * hidden)] }
     }
+}
 
+impl<B: SequenceOps> S4Block<B> {
     fn mix(&self, y: Tensor<B, 3>, drop: &Drop) -> Tensor<B, 3> {
-        let y = drop.entries(gelu(drop.entries(y, 0)), 1);
-        let z = self.output_linear[0].forward(y); // [batch, seq, 2·hidden]
-        let hidden = z.dims()[2] / 2;
-        z.clone().narrow(2, 0, hidden) * sigmoid(z.narrow(2, hidden, hidden))
+        let y = drop.entries(B::exact_gelu(drop.entries(y, 0)), 1);
+        let Affine { weight, bias } = &self.output_linear[0];
+        let hidden = weight.dims()[1];
+        let [x, gate] = [0, hidden].map(|start| {
+            let weight = weight.val().narrow(0, start, hidden);
+            matmul_rows(y.clone(), weight.transpose()) + bias.val().narrow(0, start, hidden).unsqueeze()
+        }); // [batch, seq, hidden]
+        B::gated(x, gate, Gate::Sigmoid)
     }
 }
 
@@ -215,7 +221,8 @@ impl<B: SequenceOps> StateSpaces<B> {
     fn convolve(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
         let [_, seq, _] = u.dims();
         let kernel = B::s4_kernel(self.kernel.parameters(), seq); // [hidden, seq]
-        B::causal_convolution(u.clone(), kernel) + u * self.D.val().unsqueeze()
+        let skip = zero_pad(self.D.val().transpose(), 1, [0, seq - 1]);
+        B::causal_convolution(u, kernel + skip)
     }
 
     /// The same, one time step after another: x_t = Ā·x_{t−1} + B̄·u_t, y_t = C·x_t + D·u_t.

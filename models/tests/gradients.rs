@@ -184,7 +184,7 @@ fn selective_scan() {
     let (channels, state) = (3, 2);
     for (batch, seq) in SHAPES {
         let (x, gate) = (batch * seq * channels, batch * seq * state);
-        let sizes = [x, x, channels * state, gate, gate, batch * channels * state];
+        let sizes = [x, x, channels * state, gate, gate, batch * channels * state, channels, channels, x];
         let arguments: Vec<Vec<f64>> = (0u64..).zip(sizes).map(|(i, n)| random(n, 0.8, i)).collect();
         check_gradient(&format!("selective_scan, batch {batch}, seq {seq}"), &arguments, |a| {
             let inputs = SelectiveScan {
@@ -193,6 +193,9 @@ fn selective_scan() {
                 a: a[2].clone().reshape([channels, state]),
                 b: a[3].clone().reshape([batch, seq, state]),
                 c: a[4].clone().reshape([batch, seq, state]),
+                delta_bias: a[6].clone(),
+                d: a[7].clone(),
+                z: a[8].clone().reshape([batch, seq, channels]),
             };
             let h = a[5].clone().reshape([batch, channels, state]);
             let (y, h) = Training::selective_scan(inputs, Some(h));

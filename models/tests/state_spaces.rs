@@ -297,7 +297,8 @@ fn the_scan_is_the_recurrence_it_stands_for() {
         let x = batch * seq * channels;
         let (u, a) = (random(x, 1.0, 1), random(channels * state, 1.0, 2));
         let a: Vec<f32> = a.iter().map(|v| v - 1.0).collect();
-        let delta: Vec<f32> = random(x, 0.5, 3).iter().map(|v| v.abs()).collect();
+        let (delta, z) = (random(x, 3.0, 3), random(x, 2.0, 7));
+        let (bias, d) = (random(channels, 1.0, 8), random(channels, 1.0, 9));
         let (b, c) = (random(batch * seq * state, 1.0, 4), random(batch * seq * state, 1.0, 5));
         let start = random(batch * channels * state, 1.0, 6);
         let mut h: Vec<f64> = start.iter().map(|v| f64::from(*v)).collect();
@@ -306,17 +307,24 @@ fn the_scan_is_the_recurrence_it_stands_for() {
             for (channel, n) in (0..channels).flat_map(|channel| (0..state).map(move |n| (channel, n))) {
                 let (row, gate) = ((example * seq + t) * channels + channel, (example * seq + t) * state + n);
                 let h = &mut h[(example * channels + channel) * state + n];
-                let delta = f64::from(delta[row]);
+                let delta = f64::from(delta[row] + bias[channel]).exp().ln_1p();
                 *h = (delta * f64::from(a[channel * state + n])).exp() * *h
                     + delta * f64::from(u[row]) * f64::from(b[gate]);
                 expected[row] += *h * f64::from(c[gate]);
             }
+        }
+        for (i, y) in expected.iter_mut().enumerate() {
+            let (u, d, z) = (f64::from(u[i]), f64::from(d[i % channels]), f64::from(z[i]));
+            *y = (*y + d * u) * z / (1.0 + (-z).exp());
         }
         let wide = [batch, seq, channels];
         let narrow = [batch, seq, state];
         let inputs = SelectiveScan {
             u: tensor(&u, wide),
             delta: tensor(&delta, wide),
+            delta_bias: tensor(&bias, [channels]),
+            d: tensor(&d, [channels]),
+            z: tensor(&z, wide),
             a: tensor(&a, [channels, state]),
             b: tensor(&b, narrow),
             c: tensor(&c, narrow),

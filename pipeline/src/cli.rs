@@ -57,6 +57,16 @@ pub enum Command {
     Export(ExportArgs),
     /// Sweep test lengths through ONNX Runtime
     Eval(EvalArgs),
+    /// Train, export and evaluate every cell of a grid: tasks, architectures, positions, layers, seeds
+    #[cfg(feature = "train")]
+    Sweep(SweepArgs),
+    /// Put all results of all runs on one page: curves, tables, the values of the paper beside them
+    #[cfg(feature = "train")]
+    Report(ReportArgs),
+    /// Measure how fast this machine trains
+    #[cfg(feature = "train")]
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Show what this machine offers: ONNX Runtime, providers, GPUs, CPU features, versions
     Doctor,
 }
@@ -204,7 +214,7 @@ pub struct ExportArgs {
     /// Every run of the runs folder whose model is not newer than its checkpoint
     #[arg(long, conflicts_with = "handle")]
     pub all: bool,
-    /// last, best, epoch-N, or the name of a checkpoint's folder
+    /// last, best, epoch-N, or the name of a checkpoint's folder; all puts a model into every checkpoint's folder
     #[arg(long, value_name = "CHECKPOINT")]
     pub checkpoint: Option<String>,
     /// Precision of the products: fp32, fp16 or bf16; the rest stays in float32
@@ -213,7 +223,7 @@ pub struct ExportArgs {
     /// Version of ONNX's operators, 20 to 23; 20 is what every TensorRT 10 reads
     #[arg(long)]
     pub opset: Option<i64>,
-    /// portable: standard operators, for every runtime; ort: also ONNX Runtime's own, where they are faster
+    /// portable: standard operators, for every runtime and GPUs; ort: what ONNX Runtime is fastest with on a CPU
     #[arg(long, default_value = "portable")]
     pub target: String,
     /// Do not compare the file with burn in ONNX Runtime
@@ -226,6 +236,9 @@ pub struct EvalArgs {
     /// The run; the newest exported one if left out. Can be repeated
     #[arg(long, conflicts_with = "model")]
     pub handle: Vec<String>,
+    /// all: every checkpoint of one run, in one table; those without a model are exported first
+    #[arg(long, value_name = "all", value_parser = ["all"], conflicts_with = "model")]
+    pub checkpoints: Option<String>,
     /// Any ONNX model that keeps the contract in the README, instead of a run. Can be repeated
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub model: Vec<PathBuf>,
@@ -235,8 +248,8 @@ pub struct EvalArgs {
     /// Test lengths: 1..1000 (both ends count), 10..100:10, 10,50,100. Default: 1..1000, or none where there is a --split
     #[arg(long)]
     pub lengths: Option<Lengths>,
-    /// Also score examples as they are: val, ood_test, another split of the task's dataset, or a .parquet file. Can be
-    /// repeated
+    /// Also score examples as they are: val, ood_test, another split of the task's dataset, or a .parquet or .txt
+    /// file. Can be repeated
     #[arg(long, value_name = "SPLIT|FILE")]
     pub split: Vec<String>,
     /// Passes over a split. Default: 10 where positions are drawn at random, otherwise 1
@@ -282,4 +295,111 @@ pub struct EvalArgs {
     /// Default: each run's eval/ folder
     #[arg(short, long, value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Where to write it: a page (.html, one file that needs no network) or tables and figures (.md)
+    #[arg(short, long, default_value = "report.html", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// Published values to set beside the measured ones: CSV with one row per model, seed and split
+    #[arg(long, value_name = "CSV", value_hint = ValueHint::FilePath)]
+    pub reference: Option<PathBuf>,
+    /// Also write every figure as SVG and PNG into this folder. Default for .md: <OUTPUT>-figures
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub figures: Option<PathBuf>,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
+pub struct SweepArgs {
+    /// TOML with tasks, seeds and architectures; the paper's are in configs/paper/grids/
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub grid: PathBuf,
+    /// Override a key of every cell, for example --set train.max_steps=300
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Only list the cells, how far they are and how long training them will take
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Cells at the same time; they share the cores, and take the GPUs in turn. Default: one per GPU, or one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub workers: Option<u16>,
+    /// Try cells again that failed
+    #[arg(long)]
+    pub retry: bool,
+    /// Where cells run: here, or as a Slurm job array with a job for the report behind it
+    #[arg(long, value_enum, default_value_t = Launcher::Local)]
+    pub launcher: Launcher,
+    /// Slurm's partition
+    #[arg(long, value_name = "NAME")]
+    pub partition: Option<String>,
+    /// What a cell gets from Slurm besides cores, for example gpu:1
+    #[arg(long, value_name = "LIST")]
+    pub gres: Option<String>,
+    /// Slurm's time limit of a cell, for example 02:00:00; a cell that meets it goes on when the sweep is submitted again
+    #[arg(long, value_name = "LIMIT")]
+    pub time: Option<String>,
+    /// Only this cell, counted from 0: what a task of the job array runs
+    #[arg(long, value_name = "INDEX", conflicts_with_all = ["dry_run", "workers", "retry", "launcher"])]
+    pub cell: Option<usize>,
+}
+
+/// Where the cells of a sweep run.
+#[cfg(feature = "train")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Launcher {
+    /// Worker processes on this machine.
+    Local,
+    /// A Slurm job array.
+    Slurm,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Time whole optimisation steps of the trainer on random tokens, so that no example is a copy of another
+    Train(BenchTrainArgs),
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
+pub struct BenchTrainArgs {
+    /// Architecture: rnn, lstm, gru, mingru, s4, mamba, rwkv5, rwkv6, deltanet or transformer
+    #[arg(long, default_value = "lstm")]
+    pub arch: String,
+    /// Width
+    #[arg(long, default_value_t = 128)]
+    pub hidden: u32,
+    /// Layers
+    #[arg(long, default_value_t = 1)]
+    pub layers: u32,
+    /// Heads, where the architecture has them [default: 8 of the Transformer; one per 64 channels]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub heads: Option<u32>,
+    /// Positions of the Transformer: none, absolute, sinusoidal, rope or scalar
+    #[arg(long, value_name = "NAME")]
+    pub positional_embedding: Option<String>,
+    /// Examples in a step
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch: u32,
+    /// Tokens of an example
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub seq: u32,
+    /// Steps that are timed
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: u32,
+    /// Steps before that
+    #[arg(long, default_value_t = 3)]
+    pub warmup: u32,
+    /// Task whose vocabulary the tokens are from
+    #[arg(long, default_value = "counting_samesymbol")]
+    pub task: String,
+    /// Where to train: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Override any key of the config, for example --set optimizer.grad_clip=0.3
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+    pub set: Vec<String>,
 }

@@ -43,6 +43,9 @@ pub struct TrainConfig {
     /// Pad every batch to this many tokens; to its longest example if not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pad_to: Option<usize>,
+    /// Examples that others begin with need no pass of their own, in training (where there is no dropout) and in evaluation.
+    /// Does not change what a step computes, but for rounding.
+    pub fold: bool,
     /// Seed of weights, batch order, random positions and dropout.
     pub seed: u64,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -73,6 +76,7 @@ impl Default for TrainConfig {
             batch_size: 32,
             accumulate: 1,
             pad_to: None,
+            fold: true,
             seed: 1234,
             device: "auto".into(),
             init_from: None,
@@ -241,18 +245,16 @@ impl Config {
             Some(other) => bail!("`{name}` must be a table, not {}", other.type_str()),
         };
         let task: TaskConfig = decode("task", take("task")?)?;
-        let known = Task::by_name(&task.name).ok(); // whoever needs the task says what is wrong with its name
+        let definition = task.task()?;
         let mut config = Self {
-            model: decode_model(take("model")?, known.as_ref())?,
+            model: decode_model(take("model")?, &definition)?,
             task,
             train: decode("train", take("train")?)?,
             optimizer: decode("optimizer", take("optimizer")?)?,
             eval: decode("eval", take("eval")?)?,
         };
         config.validate()?;
-        if let Some(task) = known {
-            config.model.check_vocabulary(&task.vocabulary)?;
-        }
+        config.model.check_vocabulary(&definition.vocabulary)?;
         let optimizer = &mut config.optimizer;
         optimizer.weight_decay.get_or_insert(optimizer.default_weight_decay());
         Ok(config)
@@ -352,7 +354,7 @@ fn decode<T: DeserializeOwned>(name: &str, table: Table) -> Result<T> {
 }
 
 /// The size of a position table and the length of S4's kernel, if they are not set, are the task's.
-fn decode_model(mut table: Table, task: Option<&Task>) -> Result<ModelConfig> {
+fn decode_model(mut table: Table, task: &Task) -> Result<ModelConfig> {
     let known = ModelConfig::ARCHITECTURES;
     let arch = match table.remove("arch") {
         Some(Value::String(arch)) => arch,
@@ -363,9 +365,7 @@ fn decode_model(mut table: Table, task: Option<&Task>) -> Result<ModelConfig> {
         "rnn" => decode("model", table).map(ModelConfig::Rnn),
         "lstm" => decode("model", table).map(ModelConfig::Lstm),
         "s4" => {
-            if let Some(size) = task.and_then(|task| i64::try_from(task.max_seq_len).ok()) {
-                table.entry("kernel_length").or_insert(size.into());
-            }
+            table.entry("kernel_length").or_insert(Value::try_from(task.max_seq_len)?);
             decode("model", table).map(ModelConfig::S4)
         }
         "mamba" => decode("model", table).map(ModelConfig::Mamba),
@@ -375,9 +375,7 @@ fn decode_model(mut table: Table, task: Option<&Task>) -> Result<ModelConfig> {
         "mingru" => decode("model", table).map(ModelConfig::MinGru),
         "deltanet" => decode("model", table).map(ModelConfig::DeltaNet),
         "transformer" => {
-            if let Some(size) = task.and_then(|task| i64::try_from(task.max_position_embeddings).ok()) {
-                table.entry("max_position_embeddings").or_insert(size.into());
-            }
+            table.entry("max_position_embeddings").or_insert(Value::try_from(task.max_position_embeddings)?);
             decode("model", table).map(ModelConfig::Transformer)
         }
         _ => bail!("unknown model.arch `{arch}`\n  hint: {}", suggestion(&arch, &known)),

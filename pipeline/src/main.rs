@@ -25,7 +25,11 @@ mod onnx_check;
 #[cfg(feature = "train")]
 mod optimizer;
 #[cfg(feature = "train")]
+mod report;
+#[cfg(feature = "train")]
 mod stop;
+#[cfg(feature = "train")]
+mod sweep;
 #[cfg(feature = "train")]
 mod tensorboard;
 #[cfg(feature = "train")]

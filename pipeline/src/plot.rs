@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, anyhow};
 use epaint_default_fonts::UBUNTU_LIGHT;
+use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
@@ -35,12 +36,16 @@ pub struct Figure {
 
 const SIZE: (u32, u32) = (1200, 675);
 const FONT: &str = "Ubuntu";
-const INK: RGBColor = RGBColor(0x22, 0x26, 0x2e);
-const GREY: RGBColor = RGBColor(0x6b, 0x72, 0x80);
-const GRID: RGBColor = RGBColor(0xe5, 0xe7, 0xeb);
-const SHADE: RGBColor = RGBColor(0xf1, 0xf3, 0xf6);
+/// Text.
+pub const INK: RGBColor = RGBColor(0x22, 0x26, 0x2e);
+/// Axes and what is said besides.
+pub const GREY: RGBColor = RGBColor(0x6b, 0x72, 0x80);
+/// Grid lines.
+pub const GRID: RGBColor = RGBColor(0xe5, 0xe7, 0xeb);
+/// The background of the lengths that were trained on.
+pub const SHADE: RGBColor = RGBColor(0xf1, 0xf3, 0xf6);
 /// Okabe and Ito's colours, told apart also by colour-blind readers.
-static COLOURS: [RGBColor; 6] = [
+pub static COLOURS: [RGBColor; 6] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xd5, 0x5e, 0x00),
     RGBColor(0x00, 0x9e, 0x73),
@@ -59,56 +64,75 @@ pub fn smoothing_window(points: usize) -> usize {
     }
 }
 
-/// How people write an architecture and its positional embedding.
+/// How people write an architecture and its positional embedding, which may be followed by its augmentation
+/// (`rope+shift`).
 pub fn display_name(arch: &str, positional_embedding: &str) -> String {
     let arch = match arch {
-        "rnn" | "lstm" => arch.to_uppercase(),
+        "rnn" | "lstm" | "gru" | "s4" => arch.to_uppercase(),
+        "mingru" => "minGRU".to_owned(),
+        "mamba" => "Mamba".to_owned(),
+        "rwkv5" => "RWKV-5".to_owned(),
+        "rwkv6" => "RWKV-6".to_owned(),
+        "deltanet" => "Gated DeltaNet".to_owned(),
         "transformer" => "Transformer".to_owned(),
         other => other.to_owned(),
     };
-    match (arch.as_str(), positional_embedding) {
-        ("Transformer", "none") => "Transformer (NoPE)".to_owned(),
-        ("Transformer", "rope") => "Transformer (RoPE)".to_owned(),
-        (_, "none" | "") => arch,
-        (_, other) => format!("{arch} ({other})"),
-    }
+    let (positions, augmentation) = positional_embedding.split_once('+').unwrap_or((positional_embedding, ""));
+    let positions = match positions {
+        "none" if arch == "Transformer" => "NoPE",
+        "none" => "",
+        "rope" => "RoPE",
+        other => other,
+    };
+    let details: Vec<&str> = [positions, augmentation].into_iter().filter(|text| !text.is_empty()).collect();
+    if details.is_empty() { arch } else { format!("{arch} ({})", details.join(", ")) }
 }
 
 /// Writes `<stem>.svg` and `<stem>.png`; returns their paths.
 pub fn write(figure: &Figure, stem: &Path) -> Result<[PathBuf; 2]> {
-    let svg = draw(figure)?;
-    let png = rasterise(&svg)?;
+    save(&draw(SIZE, |root| render(figure, root))?, stem)
+}
+
+/// Writes a drawing as `<stem>.svg` and `<stem>.png`; returns their paths.
+pub fn save(svg: &str, stem: &Path) -> Result<[PathBuf; 2]> {
+    let png = rasterise(svg)?;
     let (svg_path, png_path) = (stem.with_extension("svg"), stem.with_extension("png"));
     data::files::write_bytes(&svg_path, svg.as_bytes())?;
     data::files::write_bytes(&png_path, &png)?;
     Ok([svg_path, png_path])
 }
 
-fn draw(figure: &Figure) -> Result<String> {
+/// What drawing returns.
+pub type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+/// What is drawn on.
+pub type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// The SVG of `size` pixels that `render` draws.
+pub fn draw(size: (u32, u32), render: impl FnOnce(&Canvas<'_>) -> Drawn) -> Result<String> {
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(|| {
         let _ = register_font(FONT, FontStyle::Normal, UBUNTU_LIGHT);
     });
     let mut svg = String::new();
-    render(figure, SVGBackend::with_string(&mut svg, SIZE)).map_err(|e| anyhow!("cannot draw the plot: {e}"))?;
+    render(&SVGBackend::with_string(&mut svg, size).into_drawing_area())
+        .map_err(|e| anyhow!("cannot draw the plot: {e}"))?;
     Ok(svg
         .replace(&format!("font-family=\"{FONT}\""), &format!("font-family=\"{FONT}, Helvetica, Arial, sans-serif\"")))
 }
 
-type DrawResult<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
+/// Text of `size` pixels.
+pub fn text(size: i32, colour: &'static RGBColor) -> TextStyle<'static> {
+    TextStyle::from((FONT, size).into_font()).color(colour)
+}
 
-fn render<'a>(figure: &Figure, backend: SVGBackend<'a>) -> DrawResult<'a> {
-    let root = backend.into_drawing_area();
+fn render(figure: &Figure, root: &Canvas<'_>) -> Drawn {
     root.fill(&WHITE)?;
-    let text = |size: i32, colour: &'static RGBColor| -> TextStyle<'static> {
-        TextStyle::from((FONT, size).into_font()).color(colour)
-    };
     root.draw(&Text::new(figure.title.clone(), (92, 26), text(34, &INK)))?;
     root.draw(&Text::new(figure.subtitle.clone(), (92, 70), text(20, &GREY)))?;
 
     let longest = figure.series.iter().flat_map(|s| s.points.last()).map(|p| p.0).max().unwrap_or(1).max(2);
     let right = 40 + 12 * figure.series.iter().map(|s| s.label.chars().count()).max().unwrap_or(0) as u32;
-    let mut chart = ChartBuilder::on(&root)
+    let mut chart = ChartBuilder::on(root)
         .margin_top(126)
         .margin_right(right)
         .margin_left(24)
@@ -193,7 +217,8 @@ fn rasterise(svg: &str) -> Result<Vec<u8>> {
     let family = fonts.faces().next().and_then(|face| face.families.first().map(|(name, _)| name.clone()));
     options.font_family = family.unwrap_or_else(|| FONT.into());
     let tree = usvg::Tree::from_str(svg, &options).context("cannot draw the plot")?;
-    let mut pixels = tiny_skia::Pixmap::new(2 * SIZE.0, 2 * SIZE.1).context("no memory for the plot")?;
+    let (width, height) = (tree.size().width() as u32, tree.size().height() as u32);
+    let mut pixels = tiny_skia::Pixmap::new(2 * width, 2 * height).context("no memory for the plot")?;
     resvg::render(&tree, tiny_skia::Transform::from_scale(2.0, 2.0), &mut pixels.as_mut());
     pixels.encode_png().map_err(|e| anyhow!("cannot encode the plot: {e}"))
 }

@@ -11,6 +11,9 @@ use {
     std::fs::{File, TryLockError},
 };
 
+/// The name of an exported model.
+pub const MODEL_FILE: &str = "model.onnx";
+
 /// One run's folder.
 #[derive(Debug, Clone)]
 pub struct RunDir {
@@ -78,24 +81,33 @@ impl RunDir {
         found.with_context(|| format!("there is no {what} under {}\n  hint: {hint}", runs.display()))
     }
 
+    /// The handle.
+    pub fn handle(&self) -> &str {
+        &self.handle
+    }
+
     /// The exported model.
     pub fn onnx(&self) -> PathBuf {
-        self.path.join("model.onnx")
+        self.path.join(MODEL_FILE)
     }
 
     /// Where sweeps are written.
     pub fn eval(&self) -> PathBuf {
         self.path.join("eval")
     }
+
+    /// The folders of all checkpoints with their steps, fewest first; whole or not.
+    pub fn checkpoints(&self) -> Vec<(u64, PathBuf)> {
+        let entries = fs::read_dir(self.path.join("checkpoints")).into_iter().flatten().filter_map(Result::ok);
+        let steps = |name: &str| name.strip_prefix("epoch-")?.split_once("-step-")?.1.parse().ok();
+        let mut found: Vec<_> = entries.filter_map(|e| Some((steps(e.file_name().to_str()?)?, e.path()))).collect();
+        found.sort();
+        found
+    }
 }
 
 #[cfg(feature = "train")]
 impl RunDir {
-    /// The handle.
-    pub fn handle(&self) -> &str {
-        &self.handle
-    }
-
     /// The folder itself.
     pub fn path(&self) -> &Path {
         &self.path
@@ -150,15 +162,6 @@ impl RunDir {
             }
         };
         Checkpoint::open(&wanted)
-    }
-
-    /// The folders of all checkpoints with their steps, fewest first; whole or not.
-    pub fn checkpoints(&self) -> Vec<(u64, PathBuf)> {
-        let entries = fs::read_dir(self.path.join("checkpoints")).into_iter().flatten().filter_map(Result::ok);
-        let steps = |name: &str| name.strip_prefix("epoch-")?.split_once("-step-")?.1.parse().ok();
-        let mut found: Vec<_> = entries.filter_map(|e| Some((steps(e.file_name().to_str()?)?, e.path()))).collect();
-        found.sort();
-        found
     }
 
     /// The whole checkpoint with the most steps. `note` is told of damaged ones that were passed over.

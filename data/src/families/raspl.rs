@@ -1,4 +1,4 @@
-use super::words::{Words, check_range, example_rng, numbers_then};
+use super::words::{Words, check_range, example_rng, numbers_then, past_last_number};
 use super::{Define, Examples, Family};
 use crate::{Example, IGNORE, PAD, Split, Track, Vocabulary, stream_rng};
 use rand::{Rng, RngExt};
@@ -218,19 +218,17 @@ impl Family for RaspL {
         None
     }
 
-    /// The span of exactly `max_length` numbers whose A is drawn uniformly from 1 on. Spans of other lengths name another B,
-    /// so they are no prefixes of it; where there is no such span the track is empty and says why.
+    /// The span of `max_length` numbers, or of as many as there are, with A drawn uniformly from 1 on. Spans of other
+    /// lengths name another B, so they are no prefixes of it.
     fn track(&self, seed: u64, index: usize, max_length: u32) -> Track {
-        let limit = (max_length > self.last_number)
-            .then(|| (self.last_number, format!("past the vocabulary's last number ({})", self.last_number)))
-            .or_else(|| (max_length < 2).then(|| (0, "a span has at least two numbers".into())));
-        if limit.is_some() {
+        if max_length < 2 {
             let nothing = Example { input_ids: vec![], labels: vec![], length: 0 };
-            return Track::single(nothing, 0, limit);
+            return Track::single(nothing, 0, Some((0, "a span has at least two numbers".into())));
         }
-        let a = stream_rng(seed, "track", index as u64).random_range(1..=self.last_number + 1 - max_length);
+        let length = max_length.min(self.last_number);
+        let a = stream_rng(seed, "track", index as u64).random_range(1..=self.last_number + 1 - length);
         let mut span = vec![];
-        self.push_span((a, a + max_length - 1), &mut span);
-        Track::single(self.shifted(span), 4, None)
+        self.push_span((a, a + length - 1), &mut span);
+        Track::single(self.shifted(span), 4, Some((self.last_number, past_last_number(self.last_number))))
     }
 }

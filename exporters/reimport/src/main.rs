@@ -35,6 +35,10 @@ impl Case {
     fn ints(&self, name: &str) -> Tensor<Flex, 2, Int> {
         Tensor::from_data(self.data(name), (&Default::default(), DType::I64))
     }
+
+    fn floats(&self, name: &str) -> Tensor<Flex, 2> {
+        Tensor::from_data(self.data(name), &Default::default())
+    }
 }
 
 /// Prints how far the logits are from the expected ones, and says whether that is close.
@@ -60,8 +64,12 @@ fn main() -> ExitCode {
     let all = [
         check!(rnn, |m, c| m.forward(c.ints("input_ids")).0),
         check!(lstm, |m, c| m.forward(c.ints("input_ids")).0),
+        check!(gru, |m, c| m.forward(c.ints("input_ids")).0),
         check!(nope, |m, c| m.forward(c.ints("input_ids"), c.ints("attention_mask"))),
+        check!(absolute, |m, c| m.forward(c.ints("input_ids"), c.ints("attention_mask"), c.ints("position_ids"))),
+        check!(sinusoidal, |m, c| m.forward(c.ints("input_ids"), c.ints("attention_mask"), c.ints("position_ids"))),
         check!(rope, |m, c| m.forward(c.ints("input_ids"), c.ints("attention_mask"), c.ints("position_ids"))),
+        check!(scalar, |m, c| m.forward(c.ints("input_ids"), c.ints("attention_mask"), c.floats("positions"))),
     ];
     if all.iter().all(|&agrees| agrees) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

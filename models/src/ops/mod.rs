@@ -71,6 +71,25 @@ pub struct KeyMask<B: Backend> {
     pub identity: bool,
 }
 
+/// What a gate's input goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// 1/(1 + e⁻ᶻ).
+    Sigmoid,
+    /// z/(1 + e⁻ᶻ).
+    Silu,
+}
+
+/// cos and sin of every position's angles, `[batch, 1, seq, head_dim]`; the second half of the channels repeats the first
+/// (Su et al., arXiv 2104.09864).
+#[derive(Debug, Clone)]
+pub struct Rotation<B: Backend> {
+    /// Cosines.
+    pub cos: Tensor<B, 4>,
+    /// Sines.
+    pub sin: Tensor<B, 4>,
+}
+
 /// Operations over whole sequences.
 pub trait SequenceOps: RunKernels {
     /// An Elman layer from state `h` `[batch, hidden]` (zero if `None`): `x` `[batch, seq, input]` → all states
@@ -108,6 +127,57 @@ pub trait SequenceOps: RunKernels {
         plain::causal_attention(q, k, v, mask, scale)
     }
 
+    /// [`Self::causal_attention`] from `qkv` `[batch, seq, 3·hidden]`, in which the heads of the queries stand side by side,
+    /// then those of the keys and of the values, to the heads side by side, `[batch, seq, hidden]`; with a `rotation` of
+    /// queries and keys.
+    fn packed_attention(
+        qkv: Tensor<Self, 3>,
+        heads: usize,
+        rotation: Option<Rotation<Self>>,
+        mask: Option<KeyMask<Self>>,
+        scale: f64,
+    ) -> Tensor<Self, 3> {
+        cpu::attention::packed_attention(&qkv, heads, rotation.as_ref(), mask.as_ref(), scale).unwrap_or_else(|| {
+            let [q, k, v] = plain::heads(qkv, heads, rotation.as_ref());
+            plain::side_by_side(Self::causal_attention(q, k, v, mask, scale))
+        })
+    }
+
+    /// y = x·W + b, and max(y, 0) with `relu`: `x` `[batch, seq, in]`, `weight` `[in, out]`, `bias` `[out]` →
+    /// `[batch, seq, out]`.
+    fn affine(x: Tensor<Self, 3>, weight: Tensor<Self, 2>, bias: Tensor<Self, 1>, relu: bool) -> Tensor<Self, 3> {
+        cpu::affine::affine(&x, &weight, &bias, relu).unwrap_or_else(|| plain::affine(x, weight, bias, relu))
+    }
+
+    /// −Σ weight·ln p(label): `logits` `[batch, seq, vocab]`, `labels` and `weights` `[batch, seq]` → `[1]`. Where there is no
+    /// label (−1), the weight is 0.
+    fn cross_entropy(
+        logits: Tensor<Self, 3>,
+        labels: Tensor<Self, 2, Int>,
+        weights: Tensor<Self, 2>,
+    ) -> Tensor<Self, 1> {
+        let fast = cpu::loss::cross_entropy(&logits, &labels, &weights);
+        fast.unwrap_or_else(|| plain::cross_entropy(logits, labels, weights))
+    }
+
+    /// The sum of the squares of all numbers, `[1]`.
+    fn sum_of_squares<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, 1> {
+        cpu::adam::sum_of_squares(&x).unwrap_or_else(|| plain::sum_of_squares(x))
+    }
+
+    /// A step of AdamW on one parameter: see [`AdamKernel`](cpu::adam::AdamKernel) for the definition. `factor` `[1]`; all
+    /// others have the parameter's shape. Nothing of it is differentiable.
+    fn adam_step<const D: usize>(
+        rule: cpu::adam::AdamKernel,
+        parameter: Tensor<Self, D>,
+        gradient: Tensor<Self, D>,
+        moments: [Tensor<Self, D>; 2],
+        factor: Tensor<Self, 1>,
+    ) -> (Tensor<Self, D>, [Tensor<Self, D>; 2]) {
+        let fast = cpu::adam::adam_step(rule, &parameter, &gradient, &moments, &factor);
+        fast.unwrap_or_else(|| plain::adam_step(rule, parameter, gradient, moments, factor))
+    }
+
     /// The first `length` taps of S4's kernel, `[hidden, length]`. See [`s4::kernel`] for the definition.
     fn s4_kernel(parameters: S4Kernel<Self>, length: usize) -> Tensor<Self, 2> {
         s4::kernel(parameters, length)
@@ -116,13 +186,13 @@ pub trait SequenceOps: RunKernels {
     /// Causal convolution of every channel with a kernel of its own: `u` `[batch, seq, hidden]`, `k` `[hidden, seq]` →
     /// `[batch, seq, hidden]`. See [`s4::causal_convolution`] for the definition.
     fn causal_convolution(u: Tensor<Self, 3>, k: Tensor<Self, 2>) -> Tensor<Self, 3> {
-        s4::causal_convolution(u, k)
+        cpu::convolution::causal_convolution(&u, &k).unwrap_or_else(|| s4::causal_convolution(u, k))
     }
 
     /// Mamba's selective scan from state `h` `[batch, channels, state]` (zero if `None`): outputs
     /// `[batch, seq, channels]`, and the last state. See [`scan::selective_scan`] for the definition.
     fn selective_scan(inputs: SelectiveScan<Self>, h: Option<Tensor<Self, 3>>) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
-        scan::selective_scan(inputs, h)
+        cpu::scan::selective_scan(&inputs, h.as_ref()).unwrap_or_else(|| scan::selective_scan(inputs, h))
     }
 
     /// A GRU layer from state `h` `[batch, hidden]` (zero if `None`), gates r, z, n: `x` `[batch, seq, input]` → all
@@ -143,7 +213,7 @@ pub trait SequenceOps: RunKernels {
         b: Tensor<Self, 3>,
         h: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
-        plain::linear_recurrence(a, b, h)
+        cpu::linear::linear_recurrence(&a, &b, h.as_ref()).unwrap_or_else(|| plain::linear_recurrence(a, b, h))
     }
 
     /// The gated delta rule from `state` `[batch, heads, size, size]` (zero if `None`) → outputs
@@ -152,12 +222,13 @@ pub trait SequenceOps: RunKernels {
         inputs: delta::DeltaRule<Self>,
         state: Option<Tensor<Self, 4>>,
     ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        delta::chunked(inputs, state)
+        cpu::delta::delta_rule(&inputs, state.as_ref()).unwrap_or_else(|| delta::chunked(inputs, state))
     }
 
     /// RWKV's matrix state with decays, from `state` `[batch, heads, size, size]` (zero if `None`): `r`, `k`, `v` and
     /// `decay` (in 0..=1) `[batch, heads, seq, size]`, `bonus` `[heads, size]` → outputs `[batch, heads, seq, size]`, and
-    /// the last state. See [`wkv::recurrent`] for the definition.
+    /// the last state. A decay that is the same at all times may be `[1, heads, 1, size]`. See [`wkv::recurrent`] for the
+    /// definition.
     fn wkv(
         r: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
@@ -166,8 +237,75 @@ pub trait SequenceOps: RunKernels {
         bonus: Tensor<Self, 2>,
         state: Option<Tensor<Self, 4>>,
     ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        wkv::chunked(r, k, v, decay, bonus, state)
+        let fast = cpu::wkv::wkv([&r, &k, &v, &decay], &bonus, state.as_ref());
+        fast.unwrap_or_else(|| wkv::chunked(r, k, v, decay, bonus, state))
     }
+
+    /// Normalisation of `x` `[batch, seq, channels]` in groups of `width` channels, times `weight` plus `bias` `[channels]`;
+    /// a weight and bias of one group, `[width]`, serve them all. Without a bias, the mean is taken as zero (RMSNorm).
+    fn norm(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 1>,
+        bias: Option<Tensor<Self, 1>>,
+        width: usize,
+        epsilon: f64,
+    ) -> Tensor<Self, 3> {
+        let fast = cpu::norm::norm(&x, &weight, bias.as_ref(), width, epsilon);
+        fast.unwrap_or_else(|| plain::norm(x, weight, bias, width, epsilon))
+    }
+
+    /// `x`·gate(`z`), entry by entry.
+    fn gated(x: Tensor<Self, 3>, z: Tensor<Self, 3>, gate: Gate) -> Tensor<Self, 3> {
+        cpu::pointwise::gated(&x, &z, gate).unwrap_or_else(|| plain::gated(x, z, gate))
+    }
+
+    /// x·Φ(x), entry by entry, with the normal distribution function Φ (Hendrycks and Gimpel, arXiv 1606.08415, exact).
+    fn exact_gelu(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        cpu::pointwise::gelu(&x).unwrap_or_else(|| burn::tensor::activation::gelu(x))
+    }
+
+    /// max(x, 0)², entry by entry (So et al., arXiv 2109.08668).
+    fn squared_relu(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        cpu::pointwise::squared_relu(&x).unwrap_or_else(|| plain::squared_relu(x))
+    }
+
+    /// Every token of `x` `[batch, seq, channels]` moved towards the one before it: x_t + (x_{t−1} − x_t)⊙(weight +
+    /// weights_t), after the token `last` `[batch, 1, channels]` (zero if `None`). `weight` is `[channels]`, and what is
+    /// added to it at each token `[batch, seq, channels]` (nothing if `None`).
+    fn token_mix(
+        x: Tensor<Self, 3>,
+        last: Option<Tensor<Self, 3>>,
+        weight: Tensor<Self, 1>,
+        weights: Option<Tensor<Self, 3>>,
+    ) -> Tensor<Self, 3> {
+        let [batch, _, channels] = x.dims();
+        let last = last.unwrap_or_else(|| zeros(&x, [batch, 1, channels]));
+        let fast = cpu::mix::token_mix(&x, &last, &weight, weights.as_ref());
+        fast.unwrap_or_else(|| plain::token_mix(x, last, weight, weights))
+    }
+
+    /// SiLU of a causal convolution of each channel with a few taps of its own: `x` `[batch, seq, channels]`, `weight`
+    /// `[channels, 1, taps]` (the last tap is the present), `bias` `[channels]`, after the inputs `before` `[batch,
+    /// taps − 1, channels]` (zero if `None`) → `[batch, seq, channels]`.
+    fn short_convolution(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 3>,
+        bias: Tensor<Self, 1>,
+        before: Option<Tensor<Self, 3>>,
+    ) -> Tensor<Self, 3> {
+        let padded = before.is_none();
+        let x = match before {
+            Some(before) => Tensor::cat(vec![before, x], 1),
+            None => x,
+        };
+        let fast = cpu::short_convolution::short_convolution(&x, &weight, &bias, padded);
+        fast.unwrap_or_else(|| plain::short_convolution(x, weight, bias, padded))
+    }
+}
+
+/// Zeros on the device and of the type of `x`.
+fn zeros<B: Backend, const D: usize, const E: usize>(x: &Tensor<B, D>, shape: [usize; E]) -> Tensor<B, E> {
+    Tensor::zeros(shape, (&x.device(), x.dtype()))
 }
 
 impl SequenceOps for crate::Cpu {}

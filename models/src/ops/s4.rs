@@ -218,11 +218,15 @@ pub fn causal_convolution<B: Backend>(u: Tensor<B, 3>, k: Tensor<B, 2>) -> Tenso
 }
 
 /// Zeros before and after `x` along an axis.
-fn zero_pad<B: Backend, const D: usize>(x: Tensor<B, D>, axis: usize, [before, after]: [usize; 2]) -> Tensor<B, D> {
+pub(crate) fn zero_pad<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    axis: usize,
+    [before, after]: [usize; 2],
+) -> Tensor<B, D> {
     let zeros = |length: usize| {
         let mut shape = x.shape();
         shape[axis] = length;
-        (length > 0).then(|| Tensor::zeros(shape, &x.device()))
+        (length > 0).then(|| Tensor::zeros(shape, (&x.device(), x.dtype())))
     };
     let parts = [zeros(before), Some(x.clone()), zeros(after)];
     Tensor::cat(parts.into_iter().flatten().collect(), axis)

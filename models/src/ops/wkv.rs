@@ -17,6 +17,7 @@ pub fn recurrent<B: Backend>(
     state: Option<Tensor<B, 4>>,
 ) -> (Tensor<B, 4>, Tensor<B, 4>) {
     let [batch, heads, seq, size] = r.dims();
+    let decay = decay.expand(r.dims());
     let bonus = bonus.reshape([1, heads, size, 1]);
     let mut state = state.unwrap_or_else(|| Tensor::zeros([batch, heads, size, size], (&r.device(), r.dtype())));
     let mut outputs = Vec::with_capacity(seq);
@@ -36,8 +37,8 @@ const CHUNK: usize = 128;
 
 /// [`recurrent`], in O(log seq) tensor operations per chunk of time steps.
 ///
-/// `r`, `k`, `v` and `decay` (in 0..=1) are `[batch, heads, seq, size]`, `bonus` is `[heads, size]`, and `state`
-/// `[batch, heads, size, size]` (zero if `None`). Gives the outputs `[batch, heads, seq, size]` and the last state.
+/// `r`, `k`, `v` and `decay` (in 0..=1; with a 1 where it is all the same) are `[batch, heads, seq, size]`, `bonus` is
+/// `[heads, size]`, and `state` `[batch, heads, size, size]` (zero if `None`). Gives the outputs `[batch, heads, seq, size]` and the last state.
 pub fn chunked<B: Backend>(
     r: Tensor<B, 4>,
     k: Tensor<B, 4>,
@@ -47,6 +48,7 @@ pub fn chunked<B: Backend>(
     state: Option<Tensor<B, 4>>,
 ) -> (Tensor<B, 4>, Tensor<B, 4>) {
     let [_, heads, seq, size] = r.dims();
+    let decay = decay.expand(r.dims());
     // What a step reads of itself needs no state.
     let own = (r.clone() * k.clone() * bonus.reshape([1, heads, 1, size])).sum_dim(3) * v.clone();
     let part = |x: &Tensor<B, 4>, start: usize| x.clone().narrow(2, start, CHUNK.min(seq - start));

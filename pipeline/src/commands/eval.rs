@@ -3,13 +3,13 @@
 use super::Context;
 use crate::cli::EvalArgs;
 use crate::plot::{self, Figure, Series};
-use crate::run_dir::RunDir;
+use crate::run_dir::{MODEL_FILE, RunDir};
 use crate::summary;
 use anyhow::{Context as _, Result, bail};
 use arrow::compute::concat_batches;
 use arrow::record_batch::RecordBatch;
 use data::families::Family;
-use data::{Dataset, Split, Task};
+use data::{Dataset, Split, Task, text};
 use evaluators::{
     DatasetResult, LengthResult, Lengths, LoadOptions, Model, Progress, RuntimeLibrary, Sweep, SweepFacts, SweepResult,
     totals_to_record_batch, write, write_predictions,
@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 /// A model to evaluate.
 struct Target {
+    /// Tells it apart from the others: a handle, or the name of a file or a checkpoint.
+    name: String,
     /// The ONNX file.
     model: PathBuf,
     /// What its result files are named after, without a suffix for what they hold.
@@ -33,6 +35,7 @@ struct Target {
 
 /// What was found about one model.
 struct Evaluated {
+    name: String,
     model: PathBuf,
     facts: SweepFacts,
     task: Task,
@@ -58,16 +61,22 @@ pub fn run(context: &Context, args: EvalArgs) -> Result<()> {
         (lengths, _) => lengths.clone(),
     };
     let mut all = Vec::new();
-    for target in targets(context, &args)? {
+    let targets = targets(context, &args)?;
+    // Where results go together into one table, and its name.
+    let output = match (&args.output, args.checkpoints.is_some(), targets.first()) {
+        (None, true, Some(first)) => Some(first.folder.join("checkpoints")),
+        (output, ..) => output.clone(),
+    };
+    for target in targets {
         let mut evaluated = evaluate(context, &args, &target, lengths.clone())?;
-        if args.output.is_none() {
+        if output.is_none() {
             let stem = |what: &str| target.folder.join(format!("{}{what}", target.prefix));
             evaluated.files = write_tables(&args, std::slice::from_ref(&evaluated), stem)?;
         }
         all.push(evaluated);
     }
-    if let Some(output) = &args.output {
-        let stem = |what: &str| if what == "sweep" { output.with_extension("") } else { beside(output, what) };
+    if let Some(output) = output {
+        let stem = |what: &str| if what == "sweep" { output.with_extension("") } else { beside(&output, what) };
         let files = write_tables(&args, &all, stem)?;
         if let Some(first) = all.first_mut() {
             first.files = files;
@@ -80,7 +89,7 @@ pub fn run(context: &Context, args: EvalArgs) -> Result<()> {
         [one] => document(one),
         several => json!({ "results": several.iter().map(document).collect::<Vec<_>>() }),
     };
-    context.print(as_json, || all.iter().map(text).collect::<Vec<_>>().join("\n\n"))
+    context.print(as_json, || all.iter().map(summary_text).collect::<Vec<_>>().join("\n\n"))
 }
 
 /// The models that the command line names.
@@ -89,17 +98,18 @@ fn targets(context: &Context, args: &EvalArgs) -> Result<Vec<Target>> {
     if !args.model.is_empty() {
         let target = |file: &PathBuf| {
             let name = file.file_stem().context("--model does not name a file")?.to_string_lossy();
-            Ok(Target { model: file.clone(), folder: PathBuf::new(), prefix: format!("{name}-") })
+            let (name, prefix) = (name.to_string(), format!("{name}-"));
+            Ok(Target { name, model: file.clone(), folder: PathBuf::new(), prefix })
         };
         return args.model.iter().map(target).collect();
     }
     let newest = || {
         let hint = "`pipeline export` writes the newest run's model, or name one with --model FILE.onnx";
-        RunDir::newest(runs, "exported run", hint, |run| run.onnx().is_file())
+        RunDir::newest(runs, "exported run", hint, |run| args.checkpoints.is_some() || run.onnx().is_file())
     };
     let named = |handle: &String| {
         let run = RunDir::open(runs, handle)?;
-        if !run.onnx().is_file() {
+        if args.checkpoints.is_none() && !run.onnx().is_file() {
             bail!("run `{handle}` has not been exported\n  hint: `pipeline export --handle {handle}` first");
         }
         Ok(run)
@@ -108,8 +118,39 @@ fn targets(context: &Context, args: &EvalArgs) -> Result<Vec<Target>> {
         [] => vec![newest()?],
         handles => handles.iter().map(named).collect::<Result<_>>()?,
     };
-    let target = |run: RunDir| Target { model: run.onnx(), folder: run.eval(), prefix: String::new() };
+    if args.checkpoints.is_some() {
+        return match &found[..] {
+            [run] => checkpoints(context, run),
+            _ => bail!("--checkpoints is about one run\n  hint: name one --handle"),
+        };
+    }
+    let target = |run: RunDir| {
+        let name = run.handle().to_owned();
+        Target { name, model: run.onnx(), folder: run.eval(), prefix: String::new() }
+    };
     Ok(found.into_iter().map(target).collect())
+}
+
+/// The models of all checkpoints of a run, fewest steps first; those that are missing are made.
+fn checkpoints(context: &Context, run: &RunDir) -> Result<Vec<Target>> {
+    #[cfg(feature = "train")]
+    super::export::export_checkpoints(context, run, &Default::default())?;
+    #[cfg(not(feature = "train"))]
+    let _ = context;
+    let target = |(_, path): (u64, PathBuf)| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        let model = path.join(MODEL_FILE);
+        let prefix = format!("{name}-");
+        model.is_file().then(|| Target { name, model, folder: run.eval(), prefix })
+    };
+    let found: Vec<Target> = run.checkpoints().into_iter().filter_map(target).collect();
+    if found.is_empty() {
+        let handle = run.handle();
+        bail!(
+            "no checkpoint of run `{handle}` has been exported\n  hint: `pipeline export --handle {handle} --checkpoint all` first"
+        );
+    }
+    Ok(found)
 }
 
 fn evaluate(context: &Context, args: &EvalArgs, target: &Target, lengths: Option<Lengths>) -> Result<Evaluated> {
@@ -144,6 +185,7 @@ fn evaluate(context: &Context, args: &EvalArgs, target: &Target, lengths: Option
     }
     bar.finish_and_clear();
     Ok(Evaluated {
+        name: target.name.clone(),
         model: target.model.clone(),
         facts: SweepFacts::new(&model, &task, "sweep"),
         train_max: model.info().train_max_length,
@@ -185,13 +227,14 @@ fn configure<'a>(
         .progress(show)
 }
 
-/// The examples that `split` names, and its name in result tables: a Parquet file, a file of the task's dataset, or, where
-/// that was not generated, the split itself.
+/// The examples that `split` names, and its name in result tables: a Parquet file, a text file of the original, a file of
+/// the task's dataset, or, where that was not generated, the split itself.
 fn read_split(context: &Context, task: &Task, split: &str) -> Result<(Dataset, String)> {
     let path = Path::new(split);
     if path.extension().is_some() {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        return Ok((Dataset::read(path)?, name));
+        let text = path.extension().is_some_and(|extension| extension == "txt");
+        return Ok((if text { text::read(path, Some(task))? } else { Dataset::read(path)? }, name));
     }
     let file = context.global.data_dir.join(&task.name).join(format!("{split}.parquet"));
     if file.is_file() {
@@ -203,7 +246,7 @@ fn read_split(context: &Context, task: &Task, split: &str) -> Result<(Dataset, S
             Ok((Dataset::generated(task, known, 0, rows), split.to_owned()))
         }
         _ => bail!(
-            "there is no split `{split}`: {} does not exist\n  hint: val and ood_test always work; others must be generated or imported first, or name a .parquet file",
+            "there is no split `{split}`: {} does not exist\n  hint: val and ood_test always work; others must be generated or imported first, or name a .parquet or .txt file",
             file.display()
         ),
     }
@@ -236,7 +279,7 @@ fn write_tables(args: &EvalArgs, all: &[Evaluated], stem: impl Fn(&str) -> PathB
             let found = evaluated.sweep.iter().chain(evaluated.splits.iter().map(|split| &split.by_length));
             for result in found {
                 // a table of predictions does not say whose they are
-                let whose = if all.len() > 1 { format!("-{}", evaluated.name()) } else { String::new() };
+                let whose = if all.len() > 1 { format!("-{}", evaluated.name) } else { String::new() };
                 let path = beside(&stem(&result.facts.split), &format!("predictions{whose}"));
                 let path = path.with_extension(args.format.name());
                 write_predictions(&result.predictions, args.format, &path)?;
@@ -264,14 +307,6 @@ fn task_of(model: &Model, named: Option<&str>) -> Result<Task> {
 fn beside(path: &Path, what: &str) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{stem}-{what}"))
-}
-
-impl Evaluated {
-    /// The run's handle, or the file's name.
-    fn name(&self) -> String {
-        let file = || self.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        self.facts.handle.clone().unwrap_or_else(file)
-    }
 }
 
 fn document(evaluated: &Evaluated) -> Value {
@@ -318,7 +353,7 @@ fn row(result: &LengthResult) -> Value {
     })
 }
 
-fn text(evaluated: &Evaluated) -> String {
+fn summary_text(evaluated: &Evaluated) -> String {
     let Evaluated { facts, sweep, splits, seconds, .. } = evaluated;
     let what = sweep.iter().map(|sweep| format!("{} lengths", sweep.lengths.len()));
     let what: Vec<String> = what.chain(splits.iter().map(|split| split.by_length.facts.split.clone())).collect();
@@ -362,7 +397,7 @@ fn figure(all: &[Evaluated]) -> Option<Figure> {
             let facts = &evaluated.facts;
             let positions = facts.positional_embedding.as_deref().unwrap_or_default();
             let name = plot::display_name(facts.arch.as_deref().unwrap_or("model"), positions);
-            let label = if all.len() > 1 { format!("{name} {}", evaluated.name()) } else { name };
+            let label = if all.len() > 1 { format!("{name} {}", evaluated.name) } else { name };
             (points.len() > 1).then_some(Series { label, points })
         })
         .collect();

@@ -1,10 +1,11 @@
 //! `pipeline export`: writes `model.onnx` into a run, after checking it against burn in ONNX Runtime.
 
 use super::Context;
+use crate::checkpoint::Checkpoint;
 use crate::cli::ExportArgs;
 use crate::config::Config;
 use crate::onnx_check::{Check, Worst};
-use crate::run_dir::RunDir;
+use crate::run_dir::{MODEL_FILE, RunDir};
 use anyhow::{Context as _, Result, bail};
 use data::Task;
 use exporters::{ExportInfo, ExportOptions, OnnxFile, Precision, WEIGHTS_FILE, export};
@@ -30,6 +31,8 @@ pub struct ExportPlan {
     pub options: ExportOptions,
     /// The checkpoint: `last`, `best`, `epoch-N`, or the name of its folder.
     pub checkpoint: Option<String>,
+    /// Writes into the checkpoint's folder, not into the run's.
+    pub beside_weights: bool,
     /// Leaves out the comparison with burn.
     pub unchecked: bool,
 }
@@ -39,7 +42,18 @@ pub fn run(context: &Context, args: ExportArgs) -> Result<()> {
     let precision: Precision = args.precision.parse()?;
     let opset = args.opset.unwrap_or(ExportOptions::default().opset);
     let options = ExportOptions { precision, opset, target: args.target.parse()?, ..Default::default() };
-    let plan = ExportPlan { options, checkpoint: args.checkpoint, unchecked: args.no_verify };
+    let every_checkpoint = args.checkpoint.as_deref() == Some("all");
+    let plan = ExportPlan {
+        options,
+        checkpoint: args.checkpoint,
+        beside_weights: every_checkpoint,
+        unchecked: args.no_verify,
+    };
+    if args.all && every_checkpoint {
+        bail!(
+            "--all exports one checkpoint of every run\n  hint: name a run with --handle to export all of its checkpoints"
+        );
+    }
     if args.all {
         return export_all(context, &plan);
     }
@@ -47,6 +61,12 @@ pub fn run(context: &Context, args: ExportArgs) -> Result<()> {
         Some(handle) => RunDir::open(runs, handle)?,
         None => RunDir::newest(runs, "run", "`pipeline train --config <C>` makes one", |_| true)?,
     };
+    if every_checkpoint {
+        let all = export_checkpoints(context, &run, &plan)?;
+        let as_json = || Value::from(all.iter().map(|exported| report(&run, exported)).collect::<Vec<_>>());
+        let next = format!("next: pipeline eval --handle {} --checkpoints all", run.handle());
+        return context.print(as_json, || format!("{} models · {next}", all.len()));
+    }
     let exported = export_run(context, &run, &plan)?;
     let as_text = || format!("{} · next: pipeline eval --handle {}", exported.path.display(), run.handle());
     context.print(|| report(&run, &exported), as_text)
@@ -59,6 +79,25 @@ fn report(run: &RunDir, exported: &Exported) -> Value {
         "largest_difference": exported.check.as_ref().map(|worst| worst.difference),
         "lengths_checked": exported.lengths,
     })
+}
+
+/// Exports every whole checkpoint of the run into the checkpoint's folder; models newer than their weights are kept, and
+/// not among those returned.
+pub fn export_checkpoints(context: &Context, run: &RunDir, plan: &ExportPlan) -> Result<Vec<Exported>> {
+    let mut exported = Vec::new();
+    for (_, path) in run.checkpoints() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if is_newer(&path.join(MODEL_FILE), &path.join("model.safetensors")) {
+            continue;
+        }
+        if let Err(error) = Checkpoint::open(&path) {
+            context.progress.note(format!("passing over checkpoint {name}: {error:#}"));
+            continue;
+        }
+        let plan = ExportPlan { checkpoint: Some(name), beside_weights: true, ..plan.clone() };
+        exported.push(export_run(context, run, &plan)?);
+    }
+    Ok(exported)
 }
 
 /// Exports every run with a checkpoint, as many at once as there are cores. A model that is newer than its checkpoint is
@@ -108,10 +147,13 @@ fn export_all(context: &Context, plan: &ExportPlan) -> Result<()> {
 
 /// Whether the run's model is newer than the checkpoint that it would be made of.
 fn is_current(run: &RunDir, plan: &ExportPlan) -> Result<bool> {
-    let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
     let checkpoint = run.choose_checkpoint(plan.checkpoint.as_deref(), |_| ())?;
-    let (model, weights) = (modified(&run.onnx()), modified(&checkpoint.path().join("model.safetensors")));
-    Ok(model.zip(weights).is_some_and(|(model, weights)| model > weights))
+    Ok(is_newer(&run.onnx(), &checkpoint.path().join("model.safetensors")))
+}
+
+fn is_newer(model: &Path, weights: &Path) -> bool {
+    let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
+    modified(model).zip(modified(weights)).is_some_and(|(model, weights)| model > weights)
 }
 
 /// Exports a checkpoint of the run. The file is checked under a temporary name and appears only if it agrees.
@@ -131,11 +173,12 @@ pub fn export_run(context: &Context, run: &RunDir, plan: &ExportPlan) -> Result<
         seed: config.train.seed,
         checkpoint: checkpoint.name(),
     };
+    let path = if plan.beside_weights { checkpoint.path().join(MODEL_FILE) } else { run.onnx() };
     let file = export(&config.model, &weights, &info, &plan.options).with_context(doing)?;
     if plan.unchecked {
-        write(&run.onnx(), &file, |_| Ok(())).with_context(doing)?;
+        write(&path, &file, |_| Ok(())).with_context(doing)?;
         context.progress.note(format!("exported {} · NOT checked against burn (--no-verify)", info.checkpoint));
-        return Ok(Exported { path: run.onnx(), check: None, lengths: vec![] });
+        return Ok(Exported { path, check: None, lengths: vec![] });
     }
     let check = Check { config: &config.model, task: &task, weights: &weights, precision: plan.options.precision };
     let lengths = check.lengths();
@@ -143,17 +186,17 @@ pub fn export_run(context: &Context, run: &RunDir, plan: &ExportPlan) -> Result<
         // ONNX Runtime's CPU provider has no bfloat16 products: what is run is the same file with float32 products.
         let options = ExportOptions { float32_products: true, ..plan.options.clone() };
         let twin = export(&config.model, &weights, &info, &options).with_context(doing)?;
-        let twin_path = run.path().join("bf16-check.onnx");
+        let twin_path = path.with_file_name("bf16-check.onnx");
         let found = write(&twin_path, &twin, |path| check.run(path, &lengths)).with_context(doing);
         let _ = std::fs::remove_file(&twin_path);
         let found = found?;
-        write(&run.onnx(), &file, |_| Ok(())).with_context(doing)?;
+        write(&path, &file, |_| Ok(())).with_context(doing)?;
         found
     } else {
-        write(&run.onnx(), &file, |path| check.run(path, &lengths)).with_context(doing)?
+        write(&path, &file, |path| check.run(path, &lengths)).with_context(doing)?
     };
     context.progress.note(format!("exported {} · ONNX Runtime agrees with burn: {worst}", info.checkpoint));
-    Ok(Exported { path: run.onnx(), check: Some(worst), lengths })
+    Ok(Exported { path, check: Some(worst), lengths })
 }
 
 /// Puts an ONNX file in place if `check` accepts it under a temporary name; nothing is left behind if not.

@@ -1,8 +1,10 @@
 //! One module per command: arguments in, library calls, results out.
 
+#[cfg(feature = "train")]
+mod bench;
 mod data;
 mod doctor;
-mod eval;
+pub mod eval;
 #[cfg(feature = "train")]
 mod export;
 #[cfg(feature = "train")]
@@ -10,7 +12,11 @@ mod import;
 #[cfg(feature = "train")]
 mod quickstart;
 #[cfg(feature = "train")]
+mod report;
+#[cfg(feature = "train")]
 mod runs;
+#[cfg(feature = "train")]
+mod sweep;
 #[cfg(feature = "train")]
 mod train;
 
@@ -31,11 +37,17 @@ pub fn run(cli: Cli) -> Result<()> {
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&context, args),
         #[cfg(feature = "train")]
+        Command::Sweep(args) => sweep::run(&context, args),
+        #[cfg(feature = "train")]
+        Command::Report(args) => report::run(&context, args),
+        #[cfg(feature = "train")]
         Command::Runs(args) => runs::run(&context, args),
         #[cfg(feature = "train")]
         Command::Import(args) => import::run(&context, args),
         #[cfg(feature = "train")]
         Command::Export(args) => export::run(&context, args),
+        #[cfg(feature = "train")]
+        Command::Bench(command) => bench::run(&context, command),
     }
 }
 

@@ -3,9 +3,25 @@
 //! Vector instructions are chosen when the program runs. Examples of a batch are spread over the threads, and what is
 //! summed over the batch is summed in the batch's order: results do not depend on the number of threads.
 
+pub mod adam;
+pub mod affine;
+pub mod attention;
+pub mod convolution;
+pub mod delta;
+pub mod linear;
+pub mod loss;
 pub mod math;
+pub mod memory;
+pub mod mix;
+pub mod norm;
 pub mod panels;
+pub mod pointwise;
+pub mod product;
 pub mod recurrent;
+pub mod scan;
+pub mod short_convolution;
+pub mod simd;
+pub mod wkv;
 
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
@@ -57,4 +73,9 @@ pub fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor
 /// The lengths of the axes.
 pub fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     tensor.layout().shape().dims()
+}
+
+/// A tensor of these elements, in the shape of another.
+pub fn like(tensor: &FlexTensor, values: Vec<f32>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, tensor.layout().shape().clone()))
 }

@@ -1,0 +1,352 @@
+//! The WKV operation of RWKV-5 and RWKV-6, forward and backward in one sweep over time each.
+//!
+//! A head's matrix stays in the first cache for all its time steps, value by value, with vectors along the keys. The way
+//! back recomputes the matrices of a few time steps at once from the one before them. All this is the recurrence itself:
+//! no product of decays is divided by, as the quadratic forms of it would have to.
+
+use super::simd::{V, pack, sum_blocks, tiles, transpose, unpack};
+use super::{dims, like, tensor, values, with_simd};
+use crate::ops::kernel::{self, Kernel, RunKernels, float};
+use crate::ops::zeros;
+use burn::prelude::Tensor;
+use burn_flex::FlexTensor;
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Time steps between two matrices that are kept for the way back.
+const CHUNK: usize = 16;
+
+/// What the operation reads, row-major; see [`recurrent`](crate::ops::wkv::recurrent).
+#[derive(Debug, Clone, Copy)]
+pub struct Wkv<'a> {
+    /// `[batch, seq, heads, size]`.
+    pub shape: [usize; 4],
+    /// `[batch, seq, heads, size]`.
+    pub r: &'a [f32],
+    /// `[batch, seq, heads, size]`.
+    pub k: &'a [f32],
+    /// `[batch, seq, heads, size]`.
+    pub v: &'a [f32],
+    /// `[batch, seq, heads, size]`, or `[heads, size]` where it is the same at all times.
+    pub decay: &'a [f32],
+    /// `[heads, size]`.
+    pub bonus: &'a [f32],
+    /// The matrices before, `[batch, heads, key, value]`; zero if `None`.
+    pub state: Option<&'a [f32]>,
+}
+
+/// What [`Wkv::forward`] gives.
+#[derive(Debug)]
+pub struct Outputs {
+    /// `[batch, seq, heads, size]`.
+    pub y: Vec<f32>,
+    /// The matrices after, `[batch, heads, key, value]`.
+    pub last: Vec<f32>,
+    /// What [`Wkv::backward`] needs: matrices `[batch, heads, seq/CHUNK, value, key]`; empty if not asked for.
+    pub checkpoints: Vec<f32>,
+}
+
+/// The gradient of each field of [`Wkv`], of its shape.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Gradients {
+    pub r: Vec<f32>,
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+    pub decay: Vec<f32>,
+    pub bonus: Vec<f32>,
+    pub state: Vec<f32>,
+}
+
+impl<'a> Wkv<'a> {
+    fn units(&self) -> usize {
+        self.shape[0] * self.shape[2]
+    }
+
+    /// Runs over time; `keep` what the way back needs.
+    pub fn forward(&self, keep: bool) -> Outputs {
+        let [_, seq, heads, size] = self.shape;
+        let mut y = vec![0.0; self.r.len()];
+        let mut last = self.start();
+        let chunks = if keep { seq.div_ceil(CHUNK) } else { 0 };
+        let mut checkpoints = vec![0.0; self.units() * chunks * size * size];
+        let kept: Vec<&mut [f32]> = match chunks {
+            0 => (0..self.units()).map(|_| Default::default()).collect(),
+            _ => checkpoints.chunks_mut(chunks * size * size).collect(),
+        };
+        let units = (tiles(&mut y, seq, heads * size, size), last.par_chunks_mut(size * size), kept);
+        units.into_par_iter().enumerate().for_each(|(unit, (y, matrix, checkpoints))| {
+            with_simd(Forward { wkv: self, unit, y, matrix, checkpoints });
+        });
+        Outputs { y, last: transpose(&last, size, size), checkpoints }
+    }
+
+    /// From the gradients of the outputs and of the last matrices (zero if `None`) to those of everything read.
+    pub fn backward(&self, checkpoints: &[f32], dy: &[f32], last: Option<&[f32]>) -> Gradients {
+        let [_, seq, heads, size] = self.shape;
+        let whole = || vec![0.0; self.r.len()];
+        let (mut dr, mut dk, mut dv) = (whole(), whole(), whole());
+        let mut dstate = match last {
+            Some(last) => transpose(last, size, size),
+            None => vec![0.0; self.units() * size * size],
+        };
+        let mut dbonus = vec![0.0; self.units() * size];
+        let steady = self.is_steady();
+        let mut ddecay = if steady { vec![0.0; self.units() * size] } else { whole() };
+        let tile = |x| tiles(x, seq, heads * size, size);
+        let decay_tiles = tiles(&mut ddecay, if steady { 1 } else { seq }, heads * size, size);
+        let outputs = (tile(&mut dr), tile(&mut dk), tile(&mut dv), decay_tiles);
+        let units = (outputs.into_par_iter(), dbonus.par_chunks_mut(size), dstate.par_chunks_mut(size * size));
+        units.into_par_iter().enumerate().for_each(|(unit, ((dr, dk, dv, ddecay), dbonus, dmatrix))| {
+            with_simd(Backward { wkv: self, unit, checkpoints, dy, dr, dk, dv, ddecay, dbonus, dmatrix });
+        });
+        Gradients {
+            r: dr,
+            k: dk,
+            v: dv,
+            decay: if steady { sum_blocks(&ddecay, heads * size) } else { ddecay },
+            bonus: sum_blocks(&dbonus, heads * size),
+            state: transpose(&dstate, size, size),
+        }
+    }
+
+    /// The matrices before, `[batch, heads, value, key]`.
+    fn start(&self) -> Vec<f32> {
+        let size = self.shape[3];
+        match self.state {
+            Some(state) => transpose(state, size, size),
+            None => vec![0.0; self.units() * size * size],
+        }
+    }
+
+    fn is_steady(&self) -> bool {
+        self.decay.len() == self.bonus.len()
+    }
+
+    /// One time step of a unit in a tensor like `r`.
+    #[inline(always)]
+    fn row(&self, x: &'a [f32], unit: usize, t: usize) -> &'a [f32] {
+        let [_, seq, heads, size] = self.shape;
+        let (example, head) = (unit / heads, unit % heads);
+        &x[((example * seq + t) * heads + head) * size..][..size]
+    }
+
+    #[inline(always)]
+    fn decay(&self, unit: usize, t: usize) -> &'a [f32] {
+        if self.is_steady() { self.bonus_row(self.decay, unit) } else { self.row(self.decay, unit, t) }
+    }
+
+    /// A unit's part of a tensor like `bonus`.
+    #[inline(always)]
+    fn bonus_row(&self, x: &'a [f32], unit: usize) -> &'a [f32] {
+        let [_, _, heads, size] = self.shape;
+        &x[unit % heads * size..][..size]
+    }
+}
+
+/// The operation on tensors: the fields of [`Wkv`] in their order → outputs and last matrices. A decay that is the same at
+/// all times is `[1, 1, heads, size]`.
+#[derive(Debug, Clone, Copy)]
+pub struct WkvKernel;
+
+impl WkvKernel {
+    fn of(inputs: &[FlexTensor; 6]) -> Wkv<'_> {
+        let shape = dims(&inputs[0]);
+        let [r, k, v, decay, bonus, state] = inputs.each_ref().map(values);
+        Wkv { shape, r, k, v, decay, bonus, state: Some(state) }
+    }
+}
+
+impl Kernel<6, 2> for WkvKernel {
+    type Saved = ([FlexTensor; 6], FlexTensor);
+
+    fn forward(&self, inputs: [FlexTensor; 6], save: bool) -> ([FlexTensor; 2], Option<Self::Saved>) {
+        let Outputs { y, last, checkpoints } = Self::of(&inputs).forward(save);
+        let outputs = [tensor(y, dims::<4>(&inputs[0])), tensor(last, dims::<4>(&inputs[5]))];
+        let length = checkpoints.len();
+        (outputs, save.then(|| (inputs, tensor(checkpoints, [length]))))
+    }
+
+    fn backward(
+        &self,
+        (inputs, checkpoints): Self::Saved,
+        [dy, last]: [Option<FlexTensor>; 2],
+        _: [bool; 6],
+    ) -> [Option<FlexTensor>; 6] {
+        let Some(dy) = dy else { return Default::default() };
+        let wkv = Self::of(&inputs);
+        let Gradients { r, k, v, decay, bonus, state } =
+            wkv.backward(values(&checkpoints), values(&dy), last.as_ref().map(values));
+        let mut gradients = [r, k, v, decay, bonus, state].into_iter();
+        inputs.each_ref().map(|input| Some(like(input, gradients.next()?)))
+    }
+}
+
+/// One head of one example.
+struct Forward<'a> {
+    wkv: &'a Wkv<'a>,
+    unit: usize,
+    y: Vec<&'a mut [f32]>,
+    /// In: the matrix before. Out: the matrix after. `[value, key]`.
+    matrix: &'a mut [f32],
+    checkpoints: &'a mut [f32],
+}
+
+impl WithSimd for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { wkv, unit, y, matrix, checkpoints } = self;
+        let size = wkv.shape[3];
+        let zero = V::splat(simd, 0.0);
+        let width = size.div_ceil(V::<S>::LANES);
+        let mut state = vec![zero; size * width];
+        pack(simd, matrix, &mut state, size);
+        let mut token = vec![[zero; 3]; width]; // r, k and decay
+        let bonus = wkv.bonus_row(wkv.bonus, unit);
+        for (t, y) in y.into_iter().enumerate() {
+            if t % CHUNK == 0 && !checkpoints.is_empty() {
+                unpack(&state, &mut checkpoints[t / CHUNK * size * size..][..size * size], size);
+            }
+            let own = load_token(wkv, unit, t, bonus, &mut token);
+            let v = wkv.row(wkv.v, unit, t);
+            for ((y, &v), state) in y.iter_mut().zip(v).zip(state.chunks_exact_mut(width)) {
+                let value = V::splat(simd, v);
+                let mut sum = zero;
+                for (state, &[r, k, decay]) in state.iter_mut().zip(&token) {
+                    sum = r.mul_add(*state, sum);
+                    *state = decay.mul_add(*state, k * value);
+                }
+                *y = own * v + sum.sum();
+            }
+        }
+        unpack(&state, matrix, size);
+    }
+}
+
+/// Fills in r, k and the decay of one time step; gives what it reads of its own value, Σ r·bonus·k.
+#[inline(always)]
+fn load_token<S: Simd>(wkv: &Wkv<'_>, unit: usize, t: usize, bonus: &[f32], token: &mut [[V<S>; 3]]) -> f32 {
+    let (lanes, simd) = (V::<S>::LANES, token[0][0].0);
+    let mut own = V::splat(simd, 0.0);
+    let rows = [wkv.row(wkv.r, unit, t), wkv.row(wkv.k, unit, t), wkv.decay(unit, t)];
+    for (i, token) in token.iter_mut().enumerate() {
+        *token = rows.map(|row| V::load(simd, &row[i * lanes..]));
+        own = (token[0] * token[1]).mul_add(V::load(simd, &bonus[i * lanes..]), own);
+    }
+    own.sum()
+}
+
+/// One head of one example.
+struct Backward<'a> {
+    wkv: &'a Wkv<'a>,
+    unit: usize,
+    checkpoints: &'a [f32],
+    dy: &'a [f32],
+    dr: Vec<&'a mut [f32]>,
+    dk: Vec<&'a mut [f32]>,
+    dv: Vec<&'a mut [f32]>,
+    /// One row per time step, or a single one.
+    ddecay: Vec<&'a mut [f32]>,
+    dbonus: &'a mut [f32],
+    /// In: of the matrix after. Out: of the matrix before. `[value, key]`.
+    dmatrix: &'a mut [f32],
+}
+
+impl WithSimd for Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { wkv, unit, checkpoints, dy, mut dr, mut dk, mut dv, mut ddecay, dbonus, dmatrix } = self;
+        let [_, seq, _, size] = wkv.shape;
+        let chunks = seq.div_ceil(CHUNK);
+        let lanes = V::<S>::LANES;
+        let width = size.div_ceil(lanes);
+        let zero = V::splat(simd, 0.0);
+        let mut dstate = vec![zero; size * width];
+        pack(simd, dmatrix, &mut dstate, size);
+        let mut states = vec![zero; CHUNK * size * width]; // before each time step of a chunk
+        let mut token = vec![[zero; 3]; width];
+        let mut dvalues = vec![zero; size];
+        let bonus = wkv.bonus_row(wkv.bonus, unit);
+        let (mut dbonus_sum, mut ddecay_sum) = (vec![zero; width], vec![zero; width]);
+        for chunk in (0..chunks).rev() {
+            let start = chunk * CHUNK;
+            let length = CHUNK.min(seq - start);
+            let checkpoint = &checkpoints[(unit * chunks + chunk) * size * size..][..size * size];
+            pack(simd, checkpoint, &mut states[..size * width], size);
+            for i in 1..length {
+                load_token(wkv, unit, start + i - 1, bonus, &mut token);
+                let v = wkv.row(wkv.v, unit, start + i - 1);
+                let (before, after) = states[(i - 1) * size * width..][..2 * size * width].split_at_mut(size * width);
+                let rows = before.chunks_exact(width).zip(after.chunks_exact_mut(width));
+                for ((before, after), &v) in rows.zip(v) {
+                    let value = V::splat(simd, v);
+                    for ((before, after), &[_, k, decay]) in before.iter().zip(after).zip(&token) {
+                        *after = decay.mul_add(*before, k * value);
+                    }
+                }
+            }
+            for i in (0..length).rev() {
+                let t = start + i;
+                let own = load_token(wkv, unit, t, bonus, &mut token);
+                let (v, dy) = (wkv.row(wkv.v, unit, t), wkv.row(dy, unit, t));
+                let down: f32 = v.iter().zip(dy).map(|(v, dy)| v * dy).sum();
+                let down = V::splat(simd, down);
+                dvalues.fill(zero);
+                let before = &states[i * size * width..][..size * width];
+                for (j, &[r, k, decay]) in token.iter().enumerate() {
+                    let (mut dr_j, mut dk_j, mut ddecay_j) = (zero, zero, zero);
+                    let columns = before[j..].iter().step_by(width).zip(dstate[j..].iter_mut().step_by(width));
+                    for (((state, dstate), dvalue), (&v, &dy)) in columns.zip(&mut dvalues).zip(v.iter().zip(dy)) {
+                        let dy = V::splat(simd, dy);
+                        dr_j = state.mul_add(dy, dr_j);
+                        dk_j = dstate.mul_add(V::splat(simd, v), dk_j);
+                        ddecay_j = dstate.mul_add(*state, ddecay_j);
+                        *dvalue = dstate.mul_add(k, *dvalue);
+                        *dstate = dstate.mul_add(decay, r * dy);
+                    }
+                    let keys = j * lanes..((j + 1) * lanes).min(size);
+                    let bonus = V::load(simd, &bonus[keys.clone()]);
+                    dr_j = (down * bonus).mul_add(k, dr_j);
+                    dk_j = (down * bonus).mul_add(r, dk_j);
+                    dbonus_sum[j] = (down * r).mul_add(k, dbonus_sum[j]);
+                    dr_j.store(&mut dr[t][keys.clone()]);
+                    dk_j.store(&mut dk[t][keys.clone()]);
+                    match wkv.is_steady() {
+                        true => ddecay_sum[j] += ddecay_j,
+                        false => ddecay_j.store(&mut ddecay[t][keys]),
+                    }
+                }
+                for ((dv, dvalue), &dy) in dv[t].iter_mut().zip(&dvalues).zip(dy) {
+                    *dv = own * dy + dvalue.sum();
+                }
+            }
+        }
+        unpack(&dstate, dmatrix, size);
+        for (x, sum) in dbonus.chunks_mut(lanes).zip(&dbonus_sum) {
+            sum.store(x);
+        }
+        if wkv.is_steady() {
+            for (x, sum) in ddecay[0].chunks_mut(lanes).zip(&ddecay_sum) {
+                sum.store(x);
+            }
+        }
+    }
+}
+
+/// The kernel's version of [`recurrent`](crate::ops::wkv::recurrent).
+#[allow(clippy::type_complexity)] // outputs and state
+pub fn wkv<B: RunKernels>(
+    inputs: [&Tensor<B, 4>; 4],
+    bonus: &Tensor<B, 2>,
+    state: Option<&Tensor<B, 4>>,
+) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
+    let [batch, heads, _, size] = inputs[0].dims();
+    let state = state.cloned().unwrap_or_else(|| zeros(inputs[0], [batch, heads, size, size]));
+    let [r, k, v, decay] = inputs.map(|x| float(&x.clone().swap_dims(1, 2)));
+    let outputs = B::run(WkvKernel, [r, k, v, decay, float(bonus), float(&state)]);
+    outputs.map(|[y, last]| (kernel::tensor::<B, 4>(y).swap_dims(1, 2), kernel::tensor(last)))
+}

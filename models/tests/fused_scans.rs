@@ -1,0 +1,229 @@
+//! The CPU's kernels of state spaces and linear recurrences against the plain definitions in float64: outputs and every
+//! gradient, at awkward sizes, and to the last bit whatever the number of threads.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use burn::backend::Autodiff;
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+use data::stream_rng;
+use models::Cpu;
+use models::ops::delta::{self, DeltaRule};
+use models::ops::scan::{self, SelectiveScan};
+use models::ops::{Gate, SequenceOps, plain, s4, wkv};
+use proptest::prelude::*;
+use rand::RngExt;
+
+type Training = Autodiff<Cpu>;
+type Flat = Tensor<Training, 1>;
+
+/// Relative to the largest entry of an output or gradient.
+const TOLERANCE: f64 = 1e-5;
+
+/// Numbers uniform on `from..to`, different for each `index`, that float32 can hold.
+fn random(n: usize, [from, to]: [f64; 2], index: u64) -> Vec<f64> {
+    let mut rng = stream_rng(1, "test values", index);
+    (0..n).map(|_| f64::from(rng.random_range(from..to) as f32)).collect()
+}
+
+/// An argument: its size and the range of its numbers.
+type Argument = (usize, [f64; 2]);
+
+const UNIT: [f64; 2] = [-1.0, 1.0];
+
+fn draw(arguments: &[Argument]) -> Vec<Vec<f64>> {
+    arguments.iter().zip(0..).map(|(&(n, range), i)| random(n, range, i)).collect()
+}
+
+/// The outputs, and the gradient of every argument of Σ c·outputs with fixed c.
+fn results(arguments: &[Vec<f64>], dtype: DType, f: impl Fn(&[Flat]) -> Vec<Flat>) -> Vec<Vec<f64>> {
+    let tensor = |values: &[f64]| -> Flat { Tensor::from_data(TensorData::from(values), (&Default::default(), dtype)) };
+    let inputs: Vec<Flat> = arguments.iter().map(|a| tensor(a).require_grad()).collect();
+    let outputs = f(&inputs);
+    let weighted = outputs.iter().zip(90..).map(|(y, i)| (y.clone() * tensor(&random(y.dims()[0], UNIT, i))).sum());
+    let gradients = weighted.reduce(|a, b| a + b).unwrap().backward();
+    let flat = |x: TensorData| x.iter::<f64>().collect();
+    let gradients: Vec<Vec<f64>> =
+        inputs.iter().map(|x| x.grad(&gradients).map_or(vec![], |g| flat(g.into_data()))).collect();
+    outputs.into_iter().map(|y| flat(y.into_data())).chain(gradients).collect()
+}
+
+fn on_threads(threads: usize, f: impl FnOnce() -> Vec<Vec<f64>> + Send) -> Vec<Vec<f64>> {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
+}
+
+/// Compares a kernel with its definition.
+fn check(
+    what: &str,
+    arguments: &[Argument],
+    kernel: impl Fn(&[Flat]) -> Vec<Flat> + Sync,
+    definition: impl Fn(&[Flat]) -> Vec<Flat>,
+) {
+    let arguments = draw(arguments);
+    let expected = results(&arguments, DType::F64, definition);
+    let found = on_threads(1, || results(&arguments, DType::F32, &kernel));
+    assert_eq!(found, on_threads(2, || results(&arguments, DType::F32, &kernel)), "{what}: threads change the result");
+    let first = found.len() - arguments.len();
+    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let part = if i < first { format!("output {i}") } else { format!("gradient {}", i - first) };
+        assert_eq!(found.len(), expected.len(), "{what}: {part}");
+        let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        for (found, expected) in found.iter().zip(expected) {
+            let difference = (found - expected).abs();
+            // Where all is zero but for rounding, no relative error can be asked for.
+            assert!(
+                difference <= TOLERANCE * largest.max(1e-2),
+                "{what}: {part}: {found}, not {expected} of {largest}"
+            );
+        }
+    }
+}
+
+fn flat<const D: usize>(x: Tensor<Training, D>) -> Flat {
+    x.reshape([-1])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(12) })]
+
+    #[test]
+    fn selective_scan(batch in 1..4usize, seq in 1..50usize, channels in 1..80usize, state in 1..20usize, given: bool) {
+        let (wide, narrow) = (batch * seq * channels, batch * seq * state);
+        let arguments = [
+            (wide, UNIT), (wide, [-4.0, 2.0]), (channels, UNIT), (channels * state, [-4.0, -0.1]), (narrow, UNIT),
+            (narrow, UNIT), (channels, UNIT), (wide, [-3.0, 3.0]), (batch * channels * state, UNIT),
+        ];
+        let inputs = |a: &[Flat]| {
+            let [u, delta, z] = [0, 1, 7].map(|i: usize| a[i].clone().reshape([batch, seq, channels]));
+            let [b, c] = [4, 5].map(|i: usize| a[i].clone().reshape([batch, seq, state]));
+            let (delta_bias, d, matrix) = (a[2].clone(), a[6].clone(), a[3].clone().reshape([channels, state]));
+            let h = given.then(|| a[8].clone().reshape([batch, channels, state]));
+            (SelectiveScan { u, delta, delta_bias, a: matrix, b, c, d, z }, h)
+        };
+        let run = |a: &[Flat], op: fn(SelectiveScan<Training>, Option<Tensor<Training, 3>>) -> _| {
+            let (inputs, h) = inputs(a);
+            let (y, last): (Tensor<Training, 3>, Tensor<Training, 3>) = op(inputs, h);
+            vec![flat(y), flat(last)]
+        };
+        let arguments = &arguments[..if given { 9 } else { 8 }];
+        check("scan", arguments, |a| run(a, Training::selective_scan), |a| run(a, scan::selective_scan));
+    }
+
+    #[test]
+    fn wkv(batch in 1..4usize, heads in 1..4usize, seq in 1..50usize, size in 1..20usize, steady: bool, given: bool) {
+        let n = batch * heads * seq * size;
+        let decay = if steady { heads * size } else { n };
+        let state = batch * heads * size * size;
+        let arguments = [(n, UNIT), (n, UNIT), (n, UNIT), (decay, [0.0, 1.0]), (heads * size, UNIT), (state, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let [r, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape([batch, heads, seq, size]));
+            let decay = a[3].clone().reshape(if steady { [1, heads, 1, size] } else { [batch, heads, seq, size] });
+            let bonus = a[4].clone().reshape([heads, size]);
+            let state = given.then(|| a[5].clone().reshape([batch, heads, size, size]));
+            let op = if fast { Training::wkv } else { wkv::recurrent };
+            let (y, last) = op(r, k, v, decay, bonus, state);
+            vec![flat(y), flat(last)]
+        };
+        check("wkv", &arguments[..if given { 6 } else { 5 }], |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn delta_rule(batch in 1..4usize, heads in 1..4usize, seq in 1..50usize, size in 1..20usize, given: bool) {
+        let (n, gates, state) = (batch * heads * seq * size, batch * heads * seq, batch * heads * size * size);
+        // Keys are short enough for the rule to contract.
+        let short = [-1.0, 1.0].map(|x: f64| x / (size as f64).sqrt());
+        let arguments = [(n, UNIT), (n, short), (n, UNIT), (gates, [0.0, 2.0]), (gates, [0.0, 1.0]), (state, UNIT)];
+        let run = |a: &[Flat], op: fn(DeltaRule<Training>, Option<Tensor<Training, 4>>) -> _| {
+            let [q, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape([batch, heads, seq, size]));
+            let [step, decay] = [3, 4].map(|i: usize| a[i].clone().reshape([batch, heads, seq]));
+            let state = given.then(|| a[5].clone().reshape([batch, heads, size, size]));
+            let (y, last): (Tensor<Training, 4>, Tensor<Training, 4>) = op(DeltaRule { q, k, v, step, decay }, state);
+            vec![flat(y), flat(last)]
+        };
+        let arguments = &arguments[..if given { 6 } else { 5 }];
+        check("delta rule", arguments, |a| run(a, Training::delta_rule), |a| run(a, delta::recurrent));
+    }
+
+    #[test]
+    fn linear_recurrence(batch in 1..4usize, seq in 1..50usize, channels in 1..80usize, given: bool) {
+        let n = batch * seq * channels;
+        let arguments = [(n, [0.0, 1.0]), (n, UNIT), (batch * channels, UNIT)];
+        let run = |x: &[Flat], fast: bool| {
+            let [a, b] = [0, 1].map(|i: usize| x[i].clone().reshape([batch, seq, channels]));
+            let h = given.then(|| x[2].clone().reshape([batch, channels]));
+            let op = if fast { Training::linear_recurrence } else { plain::linear_recurrence };
+            let (states, last) = op(a, b, h);
+            vec![flat(states), flat(last)]
+        };
+        check("recurrence", &arguments[..if given { 3 } else { 2 }], |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn causal_convolution(batch in 1..6usize, seq in 1..150usize, channels in 1..20usize) {
+        let arguments = [(batch * seq * channels, UNIT), (channels * seq, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let op = if fast { Training::causal_convolution } else { s4::causal_convolution };
+            vec![flat(op(a[0].clone().reshape([batch, seq, channels]), a[1].clone().reshape([channels, seq])))]
+        };
+        check("convolution", &arguments, |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn norm(rows in 1..300usize, width in 2..40usize, groups in 1..4usize, shared: bool, centred: bool) {
+        let (channels, parameters) = (width * groups, if shared { width } else { width * groups });
+        let arguments = [(rows * channels, [-2.0, 3.0]), (parameters, UNIT), (parameters, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let op = if fast { Training::norm } else { plain::norm };
+            let bias = centred.then(|| a[2].clone());
+            vec![flat(op(a[0].clone().reshape([1, rows, channels]), a[1].clone(), bias, width, 1e-5))]
+        };
+        check("norm", &arguments[..if centred { 3 } else { 2 }], |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn functions_of_single_numbers(n in 1..40_000usize) {
+        let arguments = [(n, [-6.0, 6.0]), (n, [-6.0, 6.0])];
+        let row = |x: &Flat| x.clone().reshape([1, 1, n]);
+        for gate in [Gate::Sigmoid, Gate::Silu] {
+            let kernel = |a: &[Flat]| vec![flat(Training::gated(row(&a[0]), row(&a[1]), gate))];
+            check("gate", &arguments, kernel, |a| vec![flat(plain::gated(row(&a[0]), row(&a[1]), gate))]);
+        }
+        let (gelu, arguments) = (burn::tensor::activation::gelu, &arguments[..1]);
+        check("GELU", arguments, |a| vec![flat(Training::exact_gelu(row(&a[0])))], |a| vec![gelu(a[0].clone())]);
+        let kernel = |a: &[Flat]| vec![flat(Training::squared_relu(row(&a[0])))];
+        check("squared ReLU", arguments, kernel, |a| vec![flat(plain::squared_relu(row(&a[0])))]);
+    }
+
+    #[test]
+    fn token_mix(batch in 1..4usize, seq in 1..150usize, channels in 1..40usize, given: bool) {
+        let n = batch * seq * channels;
+        let arguments = [(n, UNIT), (channels, UNIT), (batch * channels, UNIT), (n, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let x = a[0].clone().reshape([batch, seq, channels]);
+            let last = given.then(|| a[2].clone().reshape([batch, 1, channels]));
+            let weights = given.then(|| a[3].clone().reshape([batch, seq, channels]));
+            if fast {
+                return vec![flat(Training::token_mix(x, last, a[1].clone(), weights))];
+            }
+            let last = last.unwrap_or_else(|| Tensor::zeros([batch, 1, channels], (&x.device(), x.dtype())));
+            vec![flat(plain::token_mix(x, last, a[1].clone(), weights))]
+        };
+        check("token mix", &arguments[..if given { 4 } else { 2 }], |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn short_convolution(batch in 1..4usize, seq in 1..40usize, channels in 1..80usize, taps in 2..6usize, given: bool) {
+        let n = batch * seq * channels;
+        let arguments = [(n, UNIT), (channels * taps, UNIT), (channels, UNIT), (batch * (taps - 1) * channels, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let x = a[0].clone().reshape([batch, seq, channels]);
+            let (weight, bias) = (a[1].clone().reshape([channels, 1, taps]), a[2].clone());
+            let before = given.then(|| a[3].clone().reshape([batch, taps - 1, channels]));
+            if fast {
+                return vec![flat(Training::short_convolution(x, weight, bias, before))];
+            }
+            let inputs = Tensor::cat(before.into_iter().chain([x]).collect(), 1);
+            vec![flat(plain::short_convolution(inputs, weight, bias, !given))]
+        };
+        check("short convolution", &arguments[..if given { 4 } else { 3 }], |a| run(a, true), |a| run(a, false));
+    }
+}
