@@ -37,29 +37,6 @@ pub fn with_simd<Op: WithSimd>(op: Op) -> Op::Output {
     pulp::Arch::new().dispatch(op)
 }
 
-/// Tells the allocator to keep what is freed, for the whole process. A training step frees all of its memory and then asks
-/// for as much again; given back to the system in between, every page would have to be cleared anew, a fifth of the time
-/// of a step of a small model. The process stays as large as its largest step.
-///
-/// Does nothing where the allocator is not glibc's.
-pub fn keep_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    #[allow(unsafe_code)]
-    {
-        use std::ffi::c_int;
-        unsafe extern "C" {
-            fn mallopt(parameter: c_int, value: c_int) -> c_int;
-        }
-        const M_TRIM_THRESHOLD: c_int = -1;
-        const M_MMAP_MAX: c_int = -4;
-        // SAFETY: `mallopt` may be called at any time, and takes numbers only.
-        unsafe {
-            mallopt(M_TRIM_THRESHOLD, c_int::MAX);
-            mallopt(M_MMAP_MAX, 0);
-        }
-    }
-}
-
 /// The elements of a contiguous `f32` tensor.
 pub fn values(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().unwrap_or_default()
