@@ -7,7 +7,6 @@ pub mod convolution;
 pub mod delta;
 pub mod linear;
 pub mod math;
-pub mod memory;
 pub mod mix;
 pub mod norm;
 pub mod panels;
