@@ -6,7 +6,8 @@
 //!
 //! An example is a pure function of (task, split, seed, index), so a dataset has the same bytes however it is
 //! produced. [`Dataset`] holds examples in memory and reads and writes the Parquet files, [`Batch`] pads some of
-//! them into the rectangular arrays that models take and gives them positions ([`Augmentation`]), and [`EpochOrder`] is the seeded shuffle.
+//! them into the rectangular arrays that models take and gives them positions ([`Augmentation`]), [`Folded`] leaves out rows
+//! that others begin with, and [`EpochOrder`] is the seeded shuffle.
 
 mod batch;
 mod dataset;
@@ -14,6 +15,7 @@ mod error;
 mod example;
 pub mod families;
 pub mod files;
+mod fold;
 mod import;
 mod positions;
 mod rng;
@@ -29,6 +31,7 @@ pub use dataset::{Dataset, DatasetInfo, GENERATOR_VERSION, generate_split};
 pub use error::DataError;
 pub use example::{Example, ExampleRef, IGNORE};
 pub use families::{Auxiliary, Family};
+pub use fold::{Folded, prefix_groups};
 pub use import::{Imported, import, split_name};
 pub use positions::{Augmentation, BLANK, PositionIds, PositionScheme};
 pub use rng::stream_rng;

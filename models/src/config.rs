@@ -107,6 +107,23 @@ impl ModelConfig {
         }
     }
 
+    /// Whether a training step drops anything: rows that are equal are not treated equally then.
+    pub fn has_dropout(&self) -> bool {
+        match self {
+            // Between layers.
+            Self::Rnn(RnnConfig { dropout, num_layers, .. })
+            | Self::Lstm(LstmConfig { dropout, num_layers, .. })
+            | Self::Gru(GruConfig { dropout, num_layers, .. }) => *dropout > 0.0 && *num_layers > 1,
+            Self::S4(S4Config { dropout, .. })
+            | Self::Rwkv5(Rwkv5Config { dropout, .. })
+            | Self::Rwkv6(Rwkv6Config { dropout, .. })
+            | Self::MinGru(MinGruConfig { dropout, .. })
+            | Self::DeltaNet(DeltaNetConfig { dropout, .. }) => *dropout > 0.0,
+            Self::Mamba(_) => false,
+            Self::Transformer(c) => [c.embd_pdrop, c.attn_pdrop, c.resid_pdrop].iter().any(|p| *p > 0.0),
+        }
+    }
+
     /// How the positions of the batches of a run are made; `draw` is the step.
     pub fn positions(&self, seed: u64, draw: u64) -> PositionScheme {
         let max_position_embeddings = self.max_position_embeddings().unwrap_or(0);

@@ -185,10 +185,17 @@ impl<B: Backend> Conv1d<B> {
     pub fn new(init: &mut Init<'_, B>, input: usize, output: usize, std: f64) -> Self {
         Self { weight: init.normal([input, output], std), bias: init.constant([output], 0.0) }
     }
+}
 
+impl<B: SequenceOps> Conv1d<B> {
     /// `[batch, seq, in]` → `[batch, seq, out]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        matmul_rows(x, self.weight.val()) + self.bias.val().unsqueeze()
+        B::affine(x, self.weight.val(), self.bias.val(), false)
+    }
+
+    /// max(y, 0) of [`forward`](Self::forward).
+    pub fn forward_relu(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        B::affine(x, self.weight.val(), self.bias.val(), true)
     }
 }
 

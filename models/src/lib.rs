@@ -45,7 +45,7 @@ pub use config::ModelConfig;
 pub use error::{ConfigError, InputError};
 pub use groups::ParameterGroup;
 pub use init::Init;
-pub use loss::{l2_wrap, masked_cross_entropy, predictions};
+pub use loss::{l2_wrap, masked_cross_entropy, predictions, weighted_cross_entropy, weighted_l2_wrap};
 pub use model::{Model, ModelInput, Positions};
 pub use weights::{Weight, WeightError, Weights};
 

@@ -9,11 +9,10 @@ use crate::error::{ConfigError, InputError};
 use crate::layers::{
     Conv1d, DropoutSource, Embedding, LayerNorm, Linear, SinusoidalTable, TokenEmbedding, dropout, tied_decoder,
 };
-use crate::ops::{KeyMask, SequenceOps, plain};
+use crate::ops::{KeyMask, Rotation, SequenceOps, plain};
 use crate::{Init, ModelInput, Positions};
 use burn::module::Module;
 use burn::prelude::*;
-use burn::tensor::activation::relu;
 use burn::tensor::{DType, TensorData};
 use data::{Augmentation, Batch, PositionIds};
 use serde::{Deserialize, Serialize};
@@ -377,7 +376,7 @@ impl<B: SequenceOps> Transformer<B> {
         let x = self.embed(input.input_ids, input.position_ids.clone()); // [batch, seq, hidden]
         let pass = Pass {
             config,
-            rotation: rotary.then(|| Rotation::new(input.position_ids, &config.inverse_frequencies(), x.dtype())),
+            rotation: rotary.then(|| rotation(input.position_ids, &config.inverse_frequencies(), x.dtype())),
             mask: input.attention_mask.map(|keys| KeyMask { keys, identity }),
             dropout: input.dropout,
         };
@@ -421,58 +420,34 @@ impl<B: SequenceOps> Block<B> {
 
 impl<B: SequenceOps> Attention<B> {
     fn forward(&self, x: Tensor<B, 3>, pass: &Pass<'_, B>, place: u64) -> Tensor<B, 3> {
-        let [batch, seq, hidden] = x.dims();
-        let (heads, head_dim) = (pass.config.num_heads, pass.config.head_dim());
+        let heads = pass.config.num_heads;
         let qkv = self.c_attn.forward(x); // [batch, seq, 3·hidden]
-        let head = |k: usize| {
-            let part = qkv.clone().slice([0..batch, 0..seq, k * hidden..(k + 1) * hidden]);
-            part.reshape([batch, seq, heads, head_dim]).swap_dims(1, 2)
-        };
-        let (mut q, mut k, v) = (head(0), head(1), head(2)); // [batch, heads, seq, head_dim]
-        if let Some(rotation) = &pass.rotation {
-            (q, k) = (rotation.apply(q), rotation.apply(k));
-        }
         let (mask, scale, p) = (pass.mask.clone(), pass.config.attention_scale(self.layer), pass.config.attn_pdrop);
         let y = if p > 0.0 && pass.dropout.is_some() {
-            dropout(plain::attention_probabilities(q, k, mask, scale), p, pass.dropout, place).matmul(v)
+            let [q, k, v] = plain::heads(qkv, heads, pass.rotation.as_ref());
+            let probabilities = plain::attention_probabilities(q, k, mask, scale);
+            plain::side_by_side(dropout(probabilities, p, pass.dropout, place).matmul(v))
         } else {
-            B::causal_attention(q, k, v, mask, scale)
+            B::packed_attention(qkv, heads, pass.rotation.clone(), mask, scale)
         };
-        self.c_proj.forward(y.swap_dims(1, 2).reshape([batch, seq, hidden]))
+        self.c_proj.forward(y)
     }
 }
 
-impl<B: Backend> Mlp<B> {
+impl<B: SequenceOps> Mlp<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.c_proj.forward(relu(self.c_fc.forward(x)))
+        self.c_proj.forward(self.c_fc.forward_relu(x))
     }
 }
 
-/// cos and sin of every position's angles, `[batch, 1, seq, head_dim]`; the second half of the channels repeats the first.
-struct Rotation<B: Backend> {
-    cos: Tensor<B, 4>,
-    sin: Tensor<B, 4>,
-}
-
-impl<B: Backend> Rotation<B> {
-    /// For queries and keys of this type; the angles themselves are never of half precision.
-    fn new(positions: Positions<B>, frequencies: &[f32], dtype: DType) -> Self {
-        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-        let positions = positions.floats().cast(wide);
-        let [batch, seq] = positions.dims();
-        let frequencies = TensorData::new(frequencies.to_vec(), [1, 1, 1, frequencies.len()]);
-        let frequencies = Tensor::<B, 4>::from_data(frequencies, (&positions.device(), wide));
-        let angles = positions.reshape([batch, 1, seq, 1]) * frequencies; // [batch, 1, seq, head_dim / 2]
-        let angles = Tensor::cat(vec![angles.clone(), angles], 3);
-        Self { cos: angles.clone().cos().cast(dtype), sin: angles.sin().cast(dtype) }
-    }
-
-    /// t·cos + (−t₂ ‖ t₁)·sin, where t₁ and t₂ are the halves of the channels.
-    fn apply(&self, t: Tensor<B, 4>) -> Tensor<B, 4> {
-        let half = t.dims()[3] / 2;
-        let first = t.clone().narrow(3, 0, half);
-        let second = t.clone().narrow(3, half, half);
-        let turned = Tensor::cat(vec![second.neg(), first], 3);
-        t * self.cos.clone() + turned * self.sin.clone()
-    }
+/// The rotation of queries and keys of this type; the angles themselves are never of half precision.
+fn rotation<B: Backend>(positions: Positions<B>, frequencies: &[f32], dtype: DType) -> Rotation<B> {
+    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let positions = positions.floats().cast(wide);
+    let [batch, seq] = positions.dims();
+    let frequencies = TensorData::new(frequencies.to_vec(), [1, 1, 1, frequencies.len()]);
+    let frequencies = Tensor::<B, 4>::from_data(frequencies, (&positions.device(), wide));
+    let angles = positions.reshape([batch, 1, seq, 1]) * frequencies; // [batch, 1, seq, head_dim / 2]
+    let angles = Tensor::cat(vec![angles.clone(), angles], 3);
+    Rotation { cos: angles.clone().cos().cast(dtype), sin: angles.sin().cast(dtype) }
 }

@@ -63,6 +63,10 @@ pub enum Command {
     /// Put all results of all runs on one page: curves, tables, the values of the paper beside them
     #[cfg(feature = "train")]
     Report(ReportArgs),
+    /// Measure how fast this machine trains
+    #[cfg(feature = "train")]
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Show what this machine offers: ONNX Runtime, providers, GPUs, CPU features, versions
     Doctor,
 }
@@ -350,4 +354,52 @@ pub enum Launcher {
     Local,
     /// A Slurm job array.
     Slurm,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Time whole optimisation steps of the trainer on random tokens, so that no example is a copy of another
+    Train(BenchTrainArgs),
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
+pub struct BenchTrainArgs {
+    /// Architecture: rnn, lstm, gru, mingru, s4, mamba, rwkv5, rwkv6, deltanet or transformer
+    #[arg(long, default_value = "lstm")]
+    pub arch: String,
+    /// Width
+    #[arg(long, default_value_t = 128)]
+    pub hidden: u32,
+    /// Layers
+    #[arg(long, default_value_t = 1)]
+    pub layers: u32,
+    /// Heads, where the architecture has them [default: 8 of the Transformer; one per 64 channels]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub heads: Option<u32>,
+    /// Positions of the Transformer: none, absolute, sinusoidal, rope or scalar
+    #[arg(long, value_name = "NAME")]
+    pub positional_embedding: Option<String>,
+    /// Examples in a step
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch: u32,
+    /// Tokens of an example
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub seq: u32,
+    /// Steps that are timed
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: u32,
+    /// Steps before that
+    #[arg(long, default_value_t = 3)]
+    pub warmup: u32,
+    /// Task whose vocabulary the tokens are from
+    #[arg(long, default_value = "counting_samesymbol")]
+    pub task: String,
+    /// Where to train: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Override any key of the config, for example --set optimizer.grad_clip=0.3
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+    pub set: Vec<String>,
 }

@@ -43,6 +43,9 @@ pub struct TrainConfig {
     /// Pad every batch to this many tokens; to its longest example if not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pad_to: Option<usize>,
+    /// Examples that others begin with need no pass of their own, in training (where there is no dropout) and in evaluation.
+    /// Does not change what a step computes, but for rounding.
+    pub fold: bool,
     /// Seed of weights, batch order, random positions and dropout.
     pub seed: u64,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -73,6 +76,7 @@ impl Default for TrainConfig {
             batch_size: 32,
             accumulate: 1,
             pad_to: None,
+            fold: true,
             seed: 1234,
             device: "auto".into(),
             init_from: None,

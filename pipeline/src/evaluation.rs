@@ -1,7 +1,7 @@
 //! Evaluation while training: the paper's metrics over a whole split, in one pass of the model as it is.
 
 use anyhow::{Result, anyhow};
-use data::{Batch, Dataset, ExampleRef, Vocabulary};
+use data::{Augmentation, Batch, Dataset, ExampleRef, PAD, Vocabulary, prefix_groups};
 use evaluators::{Running, Score};
 use models::ops::SequenceOps;
 use models::{Model, ModelInput};
@@ -59,11 +59,30 @@ impl Sample {
     }
 }
 
-/// Evaluates `model` on all of `examples`, `batch_size` at a time; `batch` puts the examples with the given indices together.
+/// The examples that one pass answers: the first of a group begins with each of the others. With positions made like `fold`
+/// says; every example on its own where it is `None`, or draws at random.
+///
+/// Examples that begin with `<pad>` only go with copies: a query without any visible key attends to what comes after it.
+pub fn groups(examples: &Dataset, vocabulary: &Vocabulary, fold: Option<Augmentation>) -> Vec<Vec<usize>> {
+    let Some(positions) = fold.filter(|positions| !positions.is_random()) else {
+        return (0..examples.len()).map(|index| vec![index]).collect();
+    };
+    let pad = vocabulary.id(PAD);
+    let strings: Vec<&[u16]> = examples.iter().map(|example| example.input_ids).collect();
+    prefix_groups(&strings, |first, other| {
+        let [first, other] = [strings[first], strings[other]];
+        first.len() == other.len() || positions.is_prefix_stable() && first.first().copied() != pad
+    })
+}
+
+/// Evaluates `model` on all of `examples`, by [`groups`], `batch_size` of them at a time; `batch` puts the examples with the
+/// given indices together.
+#[allow(clippy::too_many_arguments)]
 pub fn evaluate<B: SequenceOps>(
     model: &Model<B>,
     examples: &Dataset,
     vocabulary: &Vocabulary,
+    groups: &[Vec<usize>],
     batch_size: usize,
     batch: impl Fn(&[u32]) -> Result<Batch>,
     max_seen: usize,
@@ -71,28 +90,36 @@ pub fn evaluate<B: SequenceOps>(
 ) -> Result<Evaluation> {
     // Examples of similar length are computed together, so little is padded. The loss does not depend on that: it is put
     // together in the split's order.
-    let mut by_length: Vec<u32> = (0..examples.len() as u32).collect();
-    by_length.sort_by_key(|&i| examples.get(i as usize).input_ids.len());
+    let mut by_length: Vec<&Vec<usize>> = groups.iter().collect();
+    by_length.sort_by_key(|group| examples.get(group[0]).input_ids.len());
     let mut out = Evaluation::default();
     let (mut unseen, mut unseen_right) = (0u64, 0u64);
     let mut losses = vec![(0.0, 0); examples.len()]; // (sum, labelled tokens)
     for chunk in by_length.chunks(batch_size) {
-        let batch = batch(chunk)?;
+        let first: Vec<u32> = chunk.iter().map(|group| group[0] as u32).collect();
+        let mut batch = batch(&first)?;
+        // Whether the mask matters is judged by labels: those of the whole group.
+        for (row, group) in batch.labels.chunks_mut(batch.seq.max(1)).zip(chunk) {
+            for example in group.iter().map(|&index| examples.get(index)) {
+                row.iter_mut().zip(example.labels).for_each(|(slot, &label)| *slot = i64::from(label).max(*slot));
+            }
+        }
         let logits = model.forward(ModelInput::new(&batch, device)).into_data();
         let logits = logits.into_vec::<f32>().map_err(|e| anyhow!("cannot read the logits back: {e:?}"))?;
-        for (&index, logits) in chunk.iter().zip(logits.chunks(batch.seq * vocabulary.len())) {
-            let index = index as usize;
-            let (sequence, sample) = walk(index, examples.get(index), logits, vocabulary.len());
-            let right = sample.gold.iter().zip(&sample.predicted).skip(max_seen);
-            unseen += right.len() as u64;
-            unseen_right += right.filter(|(g, p)| g == p).count() as u64;
-            let mut alone = Score::default();
-            alone.add(&sequence);
-            losses[index] = (alone.loss_sum, alone.n_tokens);
-            out.score.add(&sequence);
-            let rank = |s: &Sample| (s.is_right(), s.index);
-            if out.sample.as_ref().is_none_or(|best| rank(&sample) < rank(best)) {
-                out.sample = Some(sample);
+        for (group, logits) in chunk.iter().zip(logits.chunks(batch.seq * vocabulary.len())) {
+            for &index in *group {
+                let (sequence, sample) = walk(index, examples.get(index), logits, vocabulary.len());
+                let right = sample.gold.iter().zip(&sample.predicted).skip(max_seen);
+                unseen += right.len() as u64;
+                unseen_right += right.filter(|(g, p)| g == p).count() as u64;
+                let mut alone = Score::default();
+                alone.add(&sequence);
+                losses[index] = (alone.loss_sum, alone.n_tokens);
+                out.score.add(&sequence);
+                let rank = |s: &Sample| (s.is_right(), s.index);
+                if out.sample.as_ref().is_none_or(|best| rank(&sample) < rank(best)) {
+                    out.sample = Some(sample);
+                }
             }
         }
     }

@@ -11,6 +11,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use models::ops::SequenceOps;
+use models::ops::cpu::adam::AdamKernel;
 use models::{Model, ParameterGroup, Weight, Weights};
 use std::collections::{BTreeSet, HashMap};
 use std::f64::consts::PI;
@@ -37,7 +38,10 @@ struct Moments<B: Backend> {
     second: Tensor<B, 1>,
 }
 
-impl<B: AutodiffBackend + SequenceOps> Adam<B> {
+impl<B: AutodiffBackend + SequenceOps> Adam<B>
+where
+    B::InnerBackend: SequenceOps,
+{
     /// An optimiser that has not made a step yet, for a run of `total_steps`.
     pub fn new(config: &OptimizerConfig, arch: &str, model: &Model<B>, total_steps: u64) -> Self {
         let parameter = |(id, name): (ParamId, String)| {
@@ -137,15 +141,21 @@ fn lr_factor(config: &OptimizerConfig, step: u64, total_steps: u64) -> f64 {
 fn global_norm<B: AutodiffBackend + SequenceOps>(
     model: &Model<B>,
     gradients: &GradientsParams,
-) -> Tensor<B::InnerBackend, 1> {
+) -> Tensor<B::InnerBackend, 1>
+where
+    B::InnerBackend: SequenceOps,
+{
     struct Squares<'a, B: AutodiffBackend> {
         gradients: &'a GradientsParams,
         sums: Vec<Tensor<B::InnerBackend, 1>>,
     }
-    impl<B: AutodiffBackend> ModuleVisitor<B> for Squares<'_, B> {
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Squares<'_, B>
+    where
+        B::InnerBackend: SequenceOps,
+    {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
             if let Some(gradient) = self.gradients.get::<B::InnerBackend, D>(param.id) {
-                self.sums.push(gradient.square().sum());
+                self.sums.push(B::InnerBackend::sum_of_squares(gradient));
             }
         }
     }
@@ -164,7 +174,10 @@ struct Update<'a, B: AutodiffBackend> {
     correction2: f64,
 }
 
-impl<B: AutodiffBackend> ModuleMapper<B> for Update<'_, B> {
+impl<B: AutodiffBackend> ModuleMapper<B> for Update<'_, B>
+where
+    B::InnerBackend: SequenceOps,
+{
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let id = param.id;
         let gradient = self.gradients.remove::<B::InnerBackend, D>(id);
@@ -173,20 +186,22 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Update<'_, B> {
         let lr = parameter.group.lr(config.lr) * self.lr_factor;
         let weight_decay = if parameter.group.weight_decay { self.adam.weight_decay } else { 0.0 };
 
-        let shape = gradient.shape();
-        let gradient = gradient.reshape([shape.num_elements()]) * self.clip.clone();
-        let (first, second) = match self.adam.moments.remove(&id) {
-            Some(m) => (m.first * config.beta1, m.second * config.beta2),
-            None => (gradient.zeros_like(), gradient.zeros_like()),
+        let rule = AdamKernel {
+            betas: [config.beta1 as f32, config.beta2 as f32],
+            epsilon: config.epsilon as f32,
+            rate: (lr / self.correction1) as f32,
+            root: self.correction2.sqrt() as f32,
+            keep: (1.0 - lr * weight_decay) as f32,
         };
-        let first = first + gradient.clone() * (1.0 - config.beta1);
-        let second = second + gradient.square() * (1.0 - config.beta2);
-        let root = second.clone().sqrt() / self.correction2.sqrt() + config.epsilon;
-        let change = first.clone() / root * (lr / self.correction1);
-        self.adam.moments.insert(id, Moments { first, second });
-
+        let shape = gradient.shape();
+        let moments = match self.adam.moments.remove(&id) {
+            Some(m) => [m.first, m.second].map(|moment| moment.reshape(shape.clone())),
+            None => [gradient.zeros_like(), gradient.zeros_like()],
+        };
         let (id, tensor, mapper) = param.consume();
-        let tensor = tensor.inner() * (1.0 - lr * weight_decay) - change.reshape(shape);
+        let (tensor, moments) = B::InnerBackend::adam_step(rule, tensor.inner(), gradient, moments, self.clip.clone());
+        let [first, second] = moments.map(|moment| moment.reshape([shape.num_elements()]));
+        self.adam.moments.insert(id, Moments { first, second });
         Param::from_mapped_value(id, Tensor::from_inner(tensor).require_grad(), mapper)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, State};
 use crate::config::Config;
-use crate::evaluation::{Evaluation, evaluate};
+use crate::evaluation::{Evaluation, evaluate, groups};
 use crate::metrics_log::{self, MetricsRow};
 use crate::optimizer::Adam;
 use crate::progress::Progress;
@@ -14,10 +14,10 @@ use burn::module::{AutodiffModule, Module};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
-use data::{Batch, Collation, Dataset, EpochOrder, Task};
+use data::{Batch, Collation, Dataset, EpochOrder, Folded, Task};
 use models::layers::DropoutSource;
 use models::ops::SequenceOps;
-use models::{Model, ModelInput, Weights, l2_wrap, masked_cross_entropy};
+use models::{Model, ModelConfig, ModelInput, Weights, weighted_cross_entropy, weighted_l2_wrap};
 use std::time::Instant;
 
 /// The examples of a run.
@@ -61,6 +61,8 @@ pub struct Outcome {
     pub evaluation_seconds: f64,
     /// Loss of the last step.
     pub loss: f64,
+    /// How many rows the examples of a step became, since the last start.
+    pub folding: Folding,
     /// The last evaluation of every split, by name.
     pub evaluations: Vec<(String, Evaluation)>,
 }
@@ -91,12 +93,14 @@ where
     let mut evaluation_seconds = 0.0;
     let mut evaluate_now = |model: &Model<B>, step: u64, epoch: u64, curve: &mut Curve| -> Result<_> {
         let (start, model) = (Instant::now(), model.valid());
-        let collation = Collation { pad_to: None, ..collation(job, step) };
+        let collation = Collation { pad_to: None, ..collation(config, step) };
         let mut found = Vec::new();
         for (name, examples) in &splits.evaluated {
             let batch_size = config.eval.batch_size;
-            let batch = |indices: &[u32]| batch_of(job, examples, indices, &collation);
-            let evaluation = evaluate(&model, examples, vocabulary, batch_size, batch, max_seen, device)
+            let batch = |indices: &[u32]| batch_of(config, task, examples, indices, &collation);
+            let fold = if settings.fold { Some(config.model.augmentation()) } else { None };
+            let groups = groups(examples, vocabulary, fold);
+            let evaluation = evaluate(&model, examples, vocabulary, &groups, batch_size, batch, max_seen, device)
                 .with_context(|| format!("while evaluating on {name}"))?;
             curve.push(evaluation_row(step, epoch, name, &evaluation))?;
             found.push((name.clone(), evaluation));
@@ -124,17 +128,18 @@ where
     let mut recent = Recent::<B::InnerBackend>::default();
     let (mut step, mut loss, mut stopped) = (first, f64::NAN, false);
     let (mut tokens, mut since) = (0, Instant::now());
+    let mut folding = Folding::default();
     while step < total && !stopped {
         let (epoch, index) = (step / per_epoch + 1, step % per_epoch);
         if index == 0 {
             order = EpochOrder::new(settings.seed, epoch, splits.train.len());
         }
         let rows = order.batch(index as usize, settings.batch_size);
-        let pieces = pieces(job, rows, step)?;
+        let pieces = pieces(config, task, &splits.train, rows, step)?;
+        folding.add(&pieces);
         tokens += rows.iter().map(|&i| splits.train.get(i as usize).input_ids.len()).sum::<usize>();
 
-        let (gradients, step_loss) = gradients(&model, &pieces, settings.seed, step, device);
-        let (updated, grad_norm) = optimizer.step(step, model, gradients);
+        let (updated, step_loss, grad_norm) = optimisation_step(config, model, &mut optimizer, &pieces, step, device);
         model = updated;
         recent.push(step_loss, grad_norm);
         step += 1;
@@ -163,7 +168,8 @@ where
                 tokens_per_s: Some(tokens_per_s),
                 ..Default::default()
             })?;
-            bar.set_message(format!("loss {loss:.4} · {tokens_per_s:.0} tokens/s · {}", accuracies(&evaluations)));
+            let accuracies = accuracies(&evaluations);
+            bar.set_message(format!("loss {loss:.4} · {tokens_per_s:.0} tokens/s{folding} · {accuracies}"));
         }
         let pause = Instant::now();
         if evaluation {
@@ -197,13 +203,14 @@ where
     let finished = step == total;
     report(if finished { Status::Finished } else { Status::Interrupted }, step)?;
     let seconds = curve.seconds();
-    Ok(Outcome { finished, steps: step, total_steps: total, seconds, evaluation_seconds, loss, evaluations })
+    Ok(Outcome { finished, steps: step, total_steps: total, seconds, evaluation_seconds, loss, folding, evaluations })
 }
 
 /// Model and optimiser as they are before the first step: fresh, from given weights, or from a checkpoint.
 fn start<B>(job: &Job<'_>, total_steps: u64, device: &B::Device) -> Result<(Model<B>, Adam<B>)>
 where
     B: AutodiffBackend + SequenceOps,
+    B::InnerBackend: SequenceOps,
 {
     let config = job.config;
     let mut model: Model<B> = config.model.init(job.task.vocabulary.len(), config.train.seed, device);
@@ -232,58 +239,128 @@ where
 }
 
 /// How the examples of a step become batches. Random positions are drawn by seed, step and example.
-fn collation(job: &Job<'_>, step: u64) -> Collation {
-    let positions = job.config.model.positions(job.config.train.seed, step);
-    Collation { positions, pad_to: job.config.train.pad_to }
+fn collation(config: &Config, step: u64) -> Collation {
+    let positions = config.model.positions(config.train.seed, step);
+    Collation { positions, pad_to: config.train.pad_to }
 }
 
-/// A step's examples in `train.accumulate` batches.
-fn pieces(job: &Job<'_>, rows: &[u32], step: u64) -> Result<Vec<Batch>> {
-    let size = job.config.train.batch_size / job.config.train.accumulate;
-    let collation = collation(job, step);
-    rows.chunks(size).map(|rows| batch_of(job, &job.splits.train, rows, &collation)).collect()
+/// The examples with these indices, which are those of one step, in `train.accumulate` batches; folded where that changes
+/// neither loss nor gradient.
+///
+/// # Errors
+/// The model cannot take them, see [`models::ModelConfig::check`].
+pub fn pieces(config: &Config, task: &Task, examples: &Dataset, rows: &[u32], step: u64) -> Result<Vec<Folded>> {
+    let size = config.train.batch_size / config.train.accumulate;
+    let collation = collation(config, step);
+    let folds = config.train.fold && !config.model.has_dropout();
+    let piece = |rows: &[u32]| {
+        let batch = batch_of(config, task, examples, rows, &collation)?;
+        Ok(if folds { Folded::fold(batch, pulls_logits(&config.model)) } else { Folded::unfolded(batch) })
+    };
+    rows.chunks(size).map(piece).collect()
 }
 
 /// The examples with these indices as a batch that the model can take.
-fn batch_of(job: &Job<'_>, examples: &Dataset, indices: &[u32], collation: &Collation) -> Result<Batch> {
+fn batch_of(config: &Config, task: &Task, examples: &Dataset, indices: &[u32], collation: &Collation) -> Result<Batch> {
     let rows = indices.iter().map(|&i| (u64::from(i), examples.get(i as usize)));
-    let batch = Batch::collate_rows(rows, &job.task.vocabulary, collation)?;
-    job.config.model.check(&batch)?;
+    let batch = Batch::collate_rows(rows, &task.vocabulary, collation)?;
+    config.model.check(&batch)?;
     Ok(batch)
 }
 
+/// Whether the recipe has the term of [`weighted_l2_wrap`], which is over all positions, those of the padding too.
+fn pulls_logits(model: &ModelConfig) -> bool {
+    matches!(model, ModelConfig::Rwkv5(_) | ModelConfig::Rwkv6(_))
+}
+
+/// One step: the model after it, and the loss and the gradient's norm before it, each `[1]`, still on the device. See
+/// [`gradients`] and [`Adam::step`].
+#[allow(clippy::type_complexity)] // the inner backend's tensors have no shorter name
+pub fn optimisation_step<B>(
+    config: &Config,
+    model: Model<B>,
+    optimizer: &mut Adam<B>,
+    pieces: &[Folded],
+    step: u64,
+    device: &B::Device,
+) -> (Model<B>, Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 1>)
+where
+    B: AutodiffBackend + SequenceOps,
+    B::InnerBackend: SequenceOps,
+{
+    let (gradients, loss) = gradients(config, &model, pieces, step, device);
+    let (model, grad_norm) = optimizer.step(step, model, gradients);
+    (model, loss, grad_norm)
+}
+
 /// The gradient of the mean loss over all labelled tokens of the pieces, and that loss `[1]`, still on the device. RWKV's
-/// gradient has the term of [`l2_wrap`] as well, as its recipe says.
-pub fn gradients<B>(
+/// gradient has the term of [`weighted_l2_wrap`] as well, as its recipe says.
+fn gradients<B>(
+    config: &Config,
     model: &Model<B>,
-    pieces: &[Batch],
-    seed: u64,
+    pieces: &[Folded],
     step: u64,
     device: &B::Device,
 ) -> (GradientsParams, Tensor<B::InnerBackend, 1>)
 where
     B: AutodiffBackend + SequenceOps,
 {
-    let labelled: usize = pieces.iter().map(Batch::labelled).sum();
-    let cells: usize = pieces.iter().map(|batch| batch.batch * batch.seq).sum();
-    let wraps = matches!(model, Model::Rwkv5(_) | Model::Rwkv6(_));
+    let labelled: u64 = pieces.iter().map(Folded::labelled).sum();
+    let cells: u64 = pieces.iter().map(|piece| piece.total_examples() * piece.batch.seq as u64).sum();
     let mut sum = GradientsAccumulator::new();
     let mut loss = Tensor::zeros([1], device);
-    for (piece, batch) in pieces.iter().enumerate().filter(|(_, batch)| batch.labelled() > 0) {
-        let dropout = DropoutSource { seed, step: step * pieces.len() as u64 + piece as u64 };
+    for (number, piece) in pieces.iter().enumerate().filter(|(_, piece)| piece.labelled() > 0) {
+        let batch = &piece.batch;
+        let dropout = DropoutSource { seed: config.train.seed, step: step * pieces.len() as u64 + number as u64 };
         let labels = TensorData::new(batch.labels.clone(), [batch.batch, batch.seq]);
         let labels = Tensor::<B, 2, Int>::from_data(labels, device);
+        let share = |counts: &[u32], of: u64| counts.iter().map(|&n| n as f32 / of as f32).collect::<Vec<f32>>();
+        let weights = TensorData::new(share(&piece.counts, labelled), [batch.batch, batch.seq]);
         let logits = model.forward(ModelInput::new(batch, device).training(dropout));
-        let part = |of: usize, whole: usize| of as f64 / whole as f64;
-        let wrap = wraps.then(|| l2_wrap(logits.clone()) * part(batch.batch * batch.seq, cells));
-        let mut piece_loss = masked_cross_entropy(logits, labels) * part(batch.labelled(), labelled);
-        if let Some(wrap) = wrap {
-            piece_loss = piece_loss + wrap;
+        let pull = pulls_logits(&config.model).then(|| {
+            let weights = Tensor::from_floats(share(&piece.examples, cells).as_slice(), device);
+            weighted_l2_wrap(logits.clone(), weights)
+        });
+        let mut piece_loss = weighted_cross_entropy(logits, labels, Tensor::from_data(weights, device));
+        if let Some(pull) = pull {
+            piece_loss = piece_loss + pull;
         }
         sum.accumulate(model, GradientsParams::from_grads(piece_loss.backward(), model));
         loss = loss + piece_loss.inner();
     }
     (sum.grads(), loss)
+}
+
+/// How many rows the examples of the steps became.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Folding {
+    steps: u64,
+    examples: u64,
+    rows: u64,
+}
+
+impl Folding {
+    fn add(&mut self, pieces: &[Folded]) {
+        self.steps += 1;
+        self.examples += pieces.iter().map(Folded::total_examples).sum::<u64>();
+        self.rows += pieces.iter().map(|piece| piece.batch.batch as u64).sum::<u64>();
+    }
+
+    /// Mean number of rows in a step.
+    pub fn rows_per_step(&self) -> Option<f64> {
+        (self.steps > 0).then(|| self.rows as f64 / self.steps as f64)
+    }
+}
+
+/// ` · folded 32 → 1.3`, the means of examples and rows in a step; nothing where every example had a row of its own.
+impl std::fmt::Display for Folding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mean = |n: u64| (10.0 * n as f64 / self.steps as f64).round() / 10.0;
+        if self.rows < self.examples {
+            write!(f, " · folded {} → {}", mean(self.examples), mean(self.rows))?;
+        }
+        Ok(())
+    }
 }
 
 /// Losses and gradient norms that have not been looked at. They stay on the device until something is to be written, so that
@@ -476,7 +553,8 @@ mod tests {
             weights.load_into(&mut model).unwrap();
             let mut optimizer = Adam::new(&config.optimizer, &arch, &model, 20);
             for step in 0..20 {
-                let (gradients, loss) = gradients(&model, &[batch(step, &task)], 0, step as u64, &device);
+                let pieces = [Folded::unfolded(batch(step, &task))];
+                let (gradients, loss) = gradients(&config, &model, &pieces, step as u64, &device);
                 let (updated, norm) = optimizer.step(step as u64, model, gradients);
                 model = updated;
                 let (loss, norm) = (loss.into_scalar().elem::<f64>(), norm.into_scalar().elem::<f64>());

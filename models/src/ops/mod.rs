@@ -80,6 +80,16 @@ pub enum Gate {
     Silu,
 }
 
+/// cos and sin of every position's angles, `[batch, 1, seq, head_dim]`; the second half of the channels repeats the first
+/// (Su et al., arXiv 2104.09864).
+#[derive(Debug, Clone)]
+pub struct Rotation<B: Backend> {
+    /// Cosines.
+    pub cos: Tensor<B, 4>,
+    /// Sines.
+    pub sin: Tensor<B, 4>,
+}
+
 /// Operations over whole sequences.
 pub trait SequenceOps: RunKernels {
     /// An Elman layer from state `h` `[batch, hidden]` (zero if `None`): `x` `[batch, seq, input]` → all states
@@ -115,6 +125,57 @@ pub trait SequenceOps: RunKernels {
         scale: f64,
     ) -> Tensor<Self, 4> {
         plain::causal_attention(q, k, v, mask, scale)
+    }
+
+    /// [`Self::causal_attention`] from `qkv` `[batch, seq, 3·hidden]`, in which the heads of the queries stand side by side,
+    /// then those of the keys and of the values, to the heads side by side, `[batch, seq, hidden]`; with a `rotation` of
+    /// queries and keys.
+    fn packed_attention(
+        qkv: Tensor<Self, 3>,
+        heads: usize,
+        rotation: Option<Rotation<Self>>,
+        mask: Option<KeyMask<Self>>,
+        scale: f64,
+    ) -> Tensor<Self, 3> {
+        cpu::attention::packed_attention(&qkv, heads, rotation.as_ref(), mask.as_ref(), scale).unwrap_or_else(|| {
+            let [q, k, v] = plain::heads(qkv, heads, rotation.as_ref());
+            plain::side_by_side(Self::causal_attention(q, k, v, mask, scale))
+        })
+    }
+
+    /// y = x·W + b, and max(y, 0) with `relu`: `x` `[batch, seq, in]`, `weight` `[in, out]`, `bias` `[out]` →
+    /// `[batch, seq, out]`.
+    fn affine(x: Tensor<Self, 3>, weight: Tensor<Self, 2>, bias: Tensor<Self, 1>, relu: bool) -> Tensor<Self, 3> {
+        cpu::affine::affine(&x, &weight, &bias, relu).unwrap_or_else(|| plain::affine(x, weight, bias, relu))
+    }
+
+    /// −Σ weight·ln p(label): `logits` `[batch, seq, vocab]`, `labels` and `weights` `[batch, seq]` → `[1]`. Where there is no
+    /// label (−1), the weight is 0.
+    fn cross_entropy(
+        logits: Tensor<Self, 3>,
+        labels: Tensor<Self, 2, Int>,
+        weights: Tensor<Self, 2>,
+    ) -> Tensor<Self, 1> {
+        let fast = cpu::loss::cross_entropy(&logits, &labels, &weights);
+        fast.unwrap_or_else(|| plain::cross_entropy(logits, labels, weights))
+    }
+
+    /// The sum of the squares of all numbers, `[1]`.
+    fn sum_of_squares<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, 1> {
+        cpu::adam::sum_of_squares(&x).unwrap_or_else(|| plain::sum_of_squares(x))
+    }
+
+    /// A step of AdamW on one parameter: see [`AdamKernel`](cpu::adam::AdamKernel) for the definition. `factor` `[1]`; all
+    /// others have the parameter's shape. Nothing of it is differentiable.
+    fn adam_step<const D: usize>(
+        rule: cpu::adam::AdamKernel,
+        parameter: Tensor<Self, D>,
+        gradient: Tensor<Self, D>,
+        moments: [Tensor<Self, D>; 2],
+        factor: Tensor<Self, 1>,
+    ) -> (Tensor<Self, D>, [Tensor<Self, D>; 2]) {
+        let fast = cpu::adam::adam_step(rule, &parameter, &gradient, &moments, &factor);
+        fast.unwrap_or_else(|| plain::adam_step(rule, parameter, gradient, moments, factor))
     }
 
     /// The first `length` taps of S4's kernel, `[hidden, length]`. See [`s4::kernel`] for the definition.

@@ -1,8 +1,10 @@
 //! Plain-tensor definitions of the sequence operations.
 
-use super::{Gate, KeyMask, RecurrentWeights};
+use super::cpu::adam::AdamKernel;
+use super::{Gate, KeyMask, RecurrentWeights, Rotation};
+use crate::layers::split_heads;
 use burn::prelude::*;
-use burn::tensor::activation::{relu, sigmoid, silu, softmax, tanh};
+use burn::tensor::activation::{log_softmax, relu, sigmoid, silu, softmax, tanh};
 
 /// h_t = tanh(W_ih·x_t + b_ih + W_hh·h_{t−1} + b_hh) (Elman, 1990).
 pub fn rnn_layer<B: Backend>(
@@ -146,7 +148,7 @@ pub fn attention_probabilities<B: Backend>(
         let [batch, _] = keys.dims();
         let mut hidden = keys.neg().add_scalar(1.0).reshape([batch, 1, 1, seq]);
         if identity {
-            let others = Tensor::<B, 2>::eye(seq, &device).neg().add_scalar(1.0);
+            let others = Tensor::<B, 2>::eye(seq, &device).cast(hidden.dtype()).neg().add_scalar(1.0);
             hidden = hidden * others.unsqueeze(); // [batch, 1, query, key]
         }
         scores = scores + hidden * lowest;
@@ -219,4 +221,70 @@ pub fn short_convolution<B: Backend>(
     let weight = weight.permute([2, 1, 0]); // [taps, 1, channels]
     let sum = (0..taps).map(|tap| x.clone().narrow(1, tap, seq) * weight.clone().narrow(0, tap, 1));
     silu(sum.fold(bias.unsqueeze(), |sum, tap| tap + sum))
+}
+
+/// Queries, keys and values `[batch, heads, seq, head_dim]` from `[batch, seq, 3·hidden]`, the first two rotated.
+pub fn heads<B: Backend>(qkv: Tensor<B, 3>, heads: usize, rotation: Option<&Rotation<B>>) -> [Tensor<B, 4>; 3] {
+    let hidden = qkv.dims()[2] / 3;
+    let part = |k: usize| split_heads(qkv.clone().narrow(2, k * hidden, hidden), hidden / heads);
+    let rotated = |t| match rotation {
+        Some(rotation) => rotate(t, rotation),
+        None => t,
+    };
+    [rotated(part(0)), rotated(part(1)), part(2)]
+}
+
+/// t·cos + (−t₂ ‖ t₁)·sin, where t₁ and t₂ are the halves of the channels.
+pub fn rotate<B: Backend>(t: Tensor<B, 4>, rotation: &Rotation<B>) -> Tensor<B, 4> {
+    let half = t.dims()[3] / 2;
+    let first = t.clone().narrow(3, 0, half);
+    let second = t.clone().narrow(3, half, half);
+    let turned = Tensor::cat(vec![second.neg(), first], 3);
+    t * rotation.cos.clone() + turned * rotation.sin.clone()
+}
+
+/// `[batch, heads, seq, head_dim]` → `[batch, seq, hidden]`.
+pub fn side_by_side<B: Backend>(y: Tensor<B, 4>) -> Tensor<B, 3> {
+    let [batch, heads, seq, head_dim] = y.dims();
+    y.swap_dims(1, 2).reshape([batch, seq, heads * head_dim])
+}
+
+/// x·W + b, and max(·, 0) of it with `relu`.
+pub fn affine<B: Backend>(x: Tensor<B, 3>, weight: Tensor<B, 2>, bias: Tensor<B, 1>, rectify: bool) -> Tensor<B, 3> {
+    let y = matmul_rows(x, weight) + bias.unsqueeze();
+    if rectify { relu(y) } else { y }
+}
+
+/// −Σ weight·ln softmax(logits) at the labels.
+pub fn cross_entropy<B: Backend>(
+    logits: Tensor<B, 3>,
+    labels: Tensor<B, 2, Int>,
+    weights: Tensor<B, 2>,
+) -> Tensor<B, 1> {
+    let [batch, seq, vocab] = logits.dims();
+    let rows = batch * seq;
+    let log_probabilities = log_softmax(logits.reshape([rows, vocab]), 1);
+    let at_label = log_probabilities.gather(1, labels.clamp_min(0).reshape([rows, 1])); // [rows, 1]
+    (at_label * weights.reshape([rows, 1])).sum().neg()
+}
+
+/// The sum of the squares, `[1]`.
+pub fn sum_of_squares<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
+    x.square().sum()
+}
+
+/// A step of AdamW, see [`AdamKernel`]: the next parameter and moments, from those before it and the gradient.
+pub fn adam_step<B: Backend, const D: usize>(
+    rule: AdamKernel,
+    parameter: Tensor<B, D>,
+    gradient: Tensor<B, D>,
+    [first, second]: [Tensor<B, D>; 2],
+    factor: Tensor<B, 1>,
+) -> (Tensor<B, D>, [Tensor<B, D>; 2]) {
+    let AdamKernel { betas: [beta1, beta2], epsilon, rate, root, keep } = rule;
+    let gradient = gradient * factor.unsqueeze();
+    let first = first * beta1 + gradient.clone() * (1.0 - beta1);
+    let second = second * beta2 + gradient.square() * (1.0 - beta2);
+    let change = first.clone() * rate / (second.clone().sqrt() / root + epsilon);
+    (parameter * keep - change, [first, second])
 }

@@ -1,5 +1,7 @@
 //! One module per command: arguments in, library calls, results out.
 
+#[cfg(feature = "train")]
+mod bench;
 mod data;
 mod doctor;
 pub mod eval;
@@ -44,6 +46,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Import(args) => import::run(&context, args),
         #[cfg(feature = "train")]
         Command::Export(args) => export::run(&context, args),
+        #[cfg(feature = "train")]
+        Command::Bench(command) => bench::run(&context, command),
     }
 }
 

@@ -14,6 +14,7 @@ use burn::backend::Autodiff;
 use comfy_table::{CellAlignment, Table, presets};
 use data::{Dataset, DatasetInfo, GENERATOR_VERSION, Split, Task};
 use models::Weights;
+use models::ops::cpu::memory::keep_freed_memory;
 use serde_json::{Value as Json, json};
 use toml::Value;
 
@@ -74,6 +75,7 @@ fn result(run: &RunDir, outcome: &Outcome) -> Json {
         "seconds": outcome.seconds,
         "evaluation_seconds": outcome.evaluation_seconds,
         "loss": outcome.loss,
+        "rows_per_step": outcome.folding.rows_per_step(),
         "val_accuracy": accuracy("val"),
         "ood_test_accuracy": accuracy("ood_test"),
         "ood_test_last_accuracy": outcome.evaluation("ood_test").and_then(|e| e.score.last_accuracy()),
@@ -105,8 +107,8 @@ fn describe(run: &RunDir, outcome: &Outcome) -> String {
     }
     let handle = run.handle();
     format!(
-        "{table}\n{} steps in {:.0} s · loss {:.4} · next: pipeline export --handle {handle}\n{handle}",
-        outcome.steps, outcome.seconds, outcome.loss
+        "{table}\n{} steps in {:.0} s{} · loss {:.4} · next: pipeline export --handle {handle}\n{handle}",
+        outcome.steps, outcome.seconds, outcome.folding, outcome.loss
     )
 }
 
@@ -244,7 +246,10 @@ fn initial_weights(config: &Config, task: &Task) -> Result<Option<Weights>> {
 fn on_device(job: &Job<'_>, device: Device) -> Result<Outcome> {
     stop::listen()?;
     let trained = match device {
-        Device::Cpu => train::<Autodiff<models::Cpu>>(job, &Default::default()),
+        Device::Cpu => {
+            keep_freed_memory();
+            train::<Autodiff<models::Cpu>>(job, &Default::default())
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => train::<Autodiff<models::Cuda>>(job, &models::CudaDevice::new(index)),
     };

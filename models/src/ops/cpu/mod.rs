@@ -3,14 +3,20 @@
 //! Vector instructions are chosen when the program runs. Examples of a batch are spread over the threads, and what is
 //! summed over the batch is summed in the batch's order: results do not depend on the number of threads.
 
+pub mod adam;
+pub mod affine;
+pub mod attention;
 pub mod convolution;
 pub mod delta;
 pub mod linear;
+pub mod loss;
 pub mod math;
+pub mod memory;
 pub mod mix;
 pub mod norm;
 pub mod panels;
 pub mod pointwise;
+pub mod product;
 pub mod recurrent;
 pub mod scan;
 pub mod short_convolution;

@@ -54,6 +54,12 @@ impl<S: Simd> V<S> {
         Self(self.0, self.0.abs_f32s(self.1))
     }
 
+    /// The square root.
+    #[inline(always)]
+    pub fn sqrt(self) -> Self {
+        Self(self.0, self.0.sqrt_f32s(self.1))
+    }
+
     /// The larger of both; NaN where `self` is.
     #[inline(always)]
     pub fn max(self, bound: f32) -> Self {
