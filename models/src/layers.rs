@@ -143,10 +143,12 @@ impl<B: Backend> Affine<B> {
         let bound = 1.0 / (input as f64).sqrt();
         Self { weight: init.uniform([output, input], bound), bias: init.uniform([output], bound) }
     }
+}
 
+impl<B: SequenceOps> Affine<B> {
     /// `[batch, seq, in]` → `[batch, seq, out]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        matmul_rows(x, self.weight.val().transpose()) + self.bias.val().unsqueeze()
+        B::affine(x, self.weight.val().transpose(), self.bias.val(), false)
     }
 }
 

@@ -8,7 +8,6 @@
 use crate::config::check_embeddings;
 use crate::hippo::HippoLegS;
 use crate::layers::{Affine, DropoutSource, LayerNorm, Linear, TokenEmbedding, channel_dropout, dropout, tied_decoder};
-use crate::ops::plain::matmul_rows;
 use crate::ops::s4::{S4Kernel, zero_pad};
 use crate::ops::{Gate, SequenceOps};
 use crate::state_space::S4Parameters;
@@ -202,8 +201,8 @@ impl<B: SequenceOps> S4Block<B> {
         let Affine { weight, bias } = &self.output_linear[0];
         let hidden = weight.dims()[1];
         let [x, gate] = [0, hidden].map(|start| {
-            let weight = weight.val().narrow(0, start, hidden);
-            matmul_rows(y.clone(), weight.transpose()) + bias.val().narrow(0, start, hidden).unsqueeze()
+            let weight = weight.val().narrow(0, start, hidden).transpose();
+            B::affine(y.clone(), weight, bias.val().narrow(0, start, hidden), false)
         }); // [batch, seq, hidden]
         B::gated(x, gate, Gate::Sigmoid)
     }

@@ -249,3 +249,67 @@ pub fn unpack<S: Simd>(vectors: &[V<S>], matrix: &mut [f32], size: usize) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pulp::WithSimd;
+
+    /// exp2, sigmoid, softplus and the normal distribution's function and density of every number.
+    struct Functions<'a>(&'a [f32]);
+
+    impl WithSimd for Functions<'_> {
+        type Output = Vec<[f32; 5]>;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
+            let mut out = Vec::new();
+            for &x in self.0 {
+                let v = V::load(simd, &[x]);
+                let (distribution, density) = v.normal();
+                out.push([v.exp2(), v.sigmoid(), v.softplus(), distribution, density].map(|v| {
+                    let mut value = [0.0];
+                    v.store(&mut value);
+                    value[0]
+                }));
+            }
+            out
+        }
+    }
+
+    /// Φ by Simpson's rule from −12.
+    fn normal_distribution(x: f64) -> f64 {
+        let density = |x: f64| (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt();
+        let step = (x + 12.0) / 2000.0;
+        let weight = |i: u32| if i == 0 || i == 2000 { 1.0 } else { f64::from(2 + 2 * (i % 2)) };
+        (0..=2000).map(|i| weight(i) * density(f64::from(i).mul_add(step, -12.0))).sum::<f64>() * step / 3.0
+    }
+
+    #[test]
+    fn functions_are_close_to_those_of_the_standard_library() {
+        let x: Vec<f32> = (-600..600).map(|i| i as f32 * 0.01703).collect();
+        for (&x, [exp2, sigmoid, softplus, distribution, density]) in
+            x.iter().zip(super::super::with_simd(Functions(&x)))
+        {
+            let wide = f64::from(x);
+            let check = |what: &str, found: f32, expected: f64, tolerance: f64| {
+                let error = (f64::from(found) - expected).abs();
+                assert!(error <= tolerance, "{what} of {x} is {found}, not {expected}");
+            };
+            check("2ˣ", exp2, wide.exp2(), 5e-7 * wide.exp2());
+            check("σ", sigmoid, 1.0 / (1.0 + (-wide).exp()), 5e-7);
+            check("softplus", softplus, wide.exp().ln_1p(), 2e-6 * wide.exp().ln_1p());
+            check("Φ", distribution, normal_distribution(wide), 5e-7);
+            check("φ", density, (-0.5 * wide * wide).exp() / std::f64::consts::TAU.sqrt(), 5e-7);
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none_and_infinities_saturate() {
+        let found = super::super::with_simd(Functions(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]));
+        assert!(found[0].iter().all(|x| x.is_nan()), "{:?}", found[0]);
+        assert!((found[1][0] / 2f32.powi(126) - 1.0).abs() < 1e-6, "{:?}", found[1]);
+        assert_eq!(found[1][1..3], [1.0, f32::INFINITY]);
+        assert!(found[2][..4].iter().all(|x| x.abs() < 1e-30), "{:?}", found[2]);
+    }
+}
