@@ -187,7 +187,7 @@ where
         let weight_decay = if parameter.group.weight_decay { self.adam.weight_decay } else { 0.0 };
 
         let rule = AdamKernel {
-            betas: [config.beta1 as f32, config.beta2 as f32],
+            betas: [config.beta1, config.beta2],
             epsilon: config.epsilon as f32,
             rate: (lr / self.correction1) as f32,
             root: self.correction2.sqrt() as f32,

@@ -33,8 +33,8 @@ pub fn adam_step<B: RunKernels, const D: usize>(
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct AdamKernel {
-    /// β₁ and β₂.
-    pub betas: [f32; 2],
+    /// β₁ and β₂, in 64 bits: 1 − β₂ is small.
+    pub betas: [f64; 2],
     /// ε.
     pub epsilon: f32,
     /// Learning rate/(1 − β₁ᵗ).
@@ -87,8 +87,8 @@ impl WithSimd for Block<'_> {
         let numbers = p.chunks_mut(lanes).zip(m.chunks_mut(lanes)).zip(v.chunks_mut(lanes)).zip(gradient.chunks(lanes));
         for (((p, m), v), gradient) in numbers {
             let g = V::load(simd, gradient) * factor;
-            let first = V::load(simd, m).mul_add(number(beta1), g * (1.0 - beta1));
-            let second = V::load(simd, v).mul_add(number(beta2), g * g * (1.0 - beta2));
+            let first = V::load(simd, m).mul_add(number(beta1 as f32), g * (1.0 - beta1) as f32);
+            let second = V::load(simd, v).mul_add(number(beta2 as f32), g * g * (1.0 - beta2) as f32);
             let change = first * rule.rate / (second.sqrt() / number(rule.root) + number(rule.epsilon));
             first.store(m);
             second.store(v);
