@@ -190,7 +190,7 @@ fn selective_scan() {
             let inputs = SelectiveScan {
                 u: a[0].clone().reshape([batch, seq, channels]),
                 delta: a[1].clone().reshape([batch, seq, channels]),
-                a: a[2].clone().reshape([channels, state]),
+                a: a[2].clone().reshape([channels, state]) - 1.0,
                 b: a[3].clone().reshape([batch, seq, state]),
                 c: a[4].clone().reshape([batch, seq, state]),
                 delta_bias: a[6].clone(),

@@ -68,7 +68,8 @@ pub struct CurvePoint {
     pub last: u32,
     /// Mean last-token accuracy.
     pub mean: f64,
-    /// 95 % interval: Student's t over runs, or Wilson's over the test sequences of a single run.
+    /// 95 % interval: Student's t over three runs or more; Wilson's over the test sequences of fewer, for which the other
+    /// says next to nothing.
     pub interval: (f64, f64),
 }
 
@@ -109,7 +110,7 @@ impl Cell {
         let of_runs: Vec<&[Length]> = self.sweeps.iter().map(|rows| &rows[within(rows)]).collect();
         let means: Vec<f64> = of_runs.iter().filter_map(|rows| mean(rows.iter().map(|r| r.last_accuracy))).collect();
         let estimate = Estimate::of_accuracies(&means)?;
-        let interval = estimate.interval.unwrap_or_else(|| {
+        let interval = estimate.interval.filter(|_| estimate.n > 2).unwrap_or_else(|| {
             let (mut right, mut all) = (0.0, 0);
             for row in of_runs.concat() {
                 right += row.last_accuracy * row.sequences as f64;

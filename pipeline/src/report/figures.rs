@@ -1,5 +1,6 @@
 //! Every figure of a report as SVG and PNG: accuracy against length, training curves, and the map of tasks and models.
 
+use super::cells::Cell;
 use super::read::CurveRow;
 use super::{Report, ResultTable, TaskFacts};
 use crate::plot::{COLOURS, Canvas, Drawn, GREY, GRID, INK, SHADE, draw, save, text};
@@ -34,6 +35,8 @@ enum Drawing {
 struct Chart {
     subtitle: String,
     x_title: &'static str,
+    /// Where the axis ends.
+    x_end: f64,
     /// Lengths up to here were trained on.
     train_max: Option<u32>,
     chance: Option<f64>,
@@ -96,8 +99,9 @@ pub fn all(report: &Report) -> Vec<Figure> {
             }
         });
         let chart = |lines: Vec<Line>| Chart {
-            subtitle: format!("{} · mean over runs, 95 % interval", task.name),
+            subtitle: format!("{} · mean over runs, 95 % interval{}", task.name, averaged(&cells)),
             x_title: "test length (counted symbols)",
+            x_end: cells.iter().filter_map(|cell| cell.longest()).max().map_or(0.0, f64::from),
             train_max: task.train_max,
             chance: task.chance,
             logarithmic: false,
@@ -114,6 +118,7 @@ pub fn all(report: &Report) -> Vec<Figure> {
             let chart = |lines: Vec<Line>| Chart {
                 subtitle: format!("{} · mean over runs", task.name),
                 x_title: "optimisation step",
+                x_end: 0.0,
                 train_max: None,
                 chance: None,
                 logarithmic: kind.logarithmic,
@@ -136,6 +141,12 @@ fn push(figures: &mut Vec<Figure>, name: &str, title: &str, mut lines: Vec<Line>
         };
         figures.push(Figure { name, title, drawing: Drawing::Lines(chart(lines.to_vec())) });
     }
+}
+
+/// How many neighbouring lengths a point stands for, where that is more than one.
+fn averaged(cells: &[&Cell]) -> String {
+    let widest = cells.iter().flat_map(|cell| cell.curve(POINTS)).map(|p| p.last - p.first + 1).max();
+    widest.filter(|n| *n > 1).map_or(String::new(), |n| format!(", up to {n} neighbouring lengths averaged"))
 }
 
 /// Letters, digits, `-` and `_`; anything else becomes `-`.
@@ -191,12 +202,12 @@ impl Chart {
         root.draw(&Text::new(title.to_owned(), (92, 26), text(34, &INK)))?;
         root.draw(&Text::new(self.subtitle.clone(), (92, 70), text(20, &GREY)))?;
         let all = || self.lines.iter().flat_map(|line| &line.points);
-        let x_end = all().map(|p| p.0).fold(2.0, f64::max);
+        let x_end = all().map(|p| p.0).fold(self.x_end.max(2.0), f64::max);
         let (low, high) = match self.logarithmic {
             false => (-0.02, 1.04),
             true => {
-                let low = all().map(|p| p.1).fold(0.0, f64::min);
-                let high = all().map(|p| p.1).fold(low + 0.3, f64::max);
+                let low = all().map(|p| p.1).fold(f64::INFINITY, f64::min);
+                let high = all().map(|p| p.1).fold(low + 0.1, f64::max);
                 (low - 0.05 * (high - low), high + 0.05 * (high - low))
             }
         };
@@ -217,7 +228,11 @@ impl Chart {
         let percent = |y: &f64| format!("{:.0} %", 100.0 * y);
         let power = |y: &f64| {
             let value = 10f64.powf(*y);
-            if value < 0.001 { format!("{value:.0e}") } else { format!("{value:.3}") }
+            match value {
+                v if v < 0.001 => format!("{v:.0e}"),
+                v if v < 1.0 => format!("{v:.3}"),
+                v => format!("{v:.2}"),
+            }
         };
         let y_label: &dyn Fn(&f64) -> String = if self.logarithmic { &power } else { &percent };
         chart

@@ -56,7 +56,7 @@ function draw(holder, lines, axes) {
   const least = axes.xLog ? Math.max(Math.min(...extent(xs)), 1) : 0;
   const most = Math.max(axes.longest ?? 0, ...extent(xs), least + 1);
   let [floor, ceiling] = axes.yLog ? extent(ys.map((y) => Math.max(y, 1e-9))) : [-0.02, 1.04];
-  if (axes.yLog) [floor, ceiling] = [Math.log10(floor) - 0.08, Math.log10(Math.max(ceiling, floor * 2)) + 0.08];
+  if (axes.yLog) [floor, ceiling] = [Math.log10(floor) - 0.08, Math.log10(Math.max(ceiling, floor * 1.2)) + 0.08];
   const forward = axes.xLog ? Math.log : (v) => v;
   const across = (x) => box.left + ((forward(Math.max(x, least)) - forward(least)) / (forward(most) - forward(least))) * (box.right - box.left);
   const up = (y) => {
@@ -71,7 +71,8 @@ function draw(holder, lines, axes) {
     element("rect", { class: "trained", x: box.left, y: box.top, width: Math.max(edge - box.left, 0), height: box.bottom - box.top }, svg);
     element("text", { x: box.left + 4, y: box.top - 8 }, svg, `trained on 1–${axes.trained}`);
   }
-  const rows = axes.yLog ? logTicks(10 ** floor, 10 ** ceiling, 8) : [0, 0.2, 0.4, 0.6, 0.8, 1];
+  const fewer = axes.yLog ? logTicks(10 ** floor, 10 ** ceiling, 8) : [0, 0.2, 0.4, 0.6, 0.8, 1];
+  const rows = fewer.length < 3 ? ticks(10 ** floor, 10 ** ceiling, 5) : fewer;
   for (const y of rows) {
     element("line", { class: "axis", x1: box.left, x2: box.right, y1: up(y), y2: up(y) }, svg);
     element("text", { x: box.left - 8, y: up(y) + 4, "text-anchor": "end" }, svg, axes.yLog ? short(y) : `${Math.round(100 * y)} %`);

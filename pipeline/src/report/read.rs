@@ -7,6 +7,8 @@ use arrow::datatypes::{DataType, Float64Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::file::metadata::ParquetMetaData;
+use parquet::file::statistics::Statistics;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -73,7 +75,7 @@ pub struct Facts {
 /// The two kinds of result table.
 #[derive(Debug, Clone)]
 pub enum Rows {
-    /// One row per length, ascending.
+    /// One row per length, ascending; read of sweeps only.
     Lengths(Vec<Length>),
     /// A whole split: the metrics that it has, by name.
     Total(BTreeMap<String, f64>),
@@ -210,7 +212,7 @@ fn read_settings(path: &Path) -> Result<Settings> {
 /// # Errors
 /// The file cannot be read, or is no table of lengths.
 pub fn lengths(path: &Path) -> Result<Vec<u32>> {
-    let batches = batches(path)?;
+    let batches = batches(path, &LENGTHS[..1])?;
     let mut lengths = Vec::new();
     for batch in batches {
         let column = Columns(&batch).counts("length")?.context("it has no column `length`")?;
@@ -229,37 +231,24 @@ pub fn scored_lengths(path: &Path) -> Result<Vec<Length>> {
     Ok(tables.flat_map(lengths).collect())
 }
 
-/// The columns that a report shows.
-const COLUMNS: [&str; 18] = [
-    "task",
-    "split",
-    "arch",
-    "positional_embedding",
-    "num_layers",
-    "hidden_size",
-    "seed",
-    "precision",
-    "length",
-    "n_sequences",
-    "accuracy",
-    "last_accuracy",
-    "unseen_accuracy",
-    "in_distribution",
-    "loops",
-    "gold",
-    "step",
-    "loss",
-];
+/// The columns that say what a table is about: nearly always the same in every row.
+const FACTS: [&str; 8] =
+    ["task", "split", "arch", "positional_embedding", "num_layers", "hidden_size", "seed", "precision"];
+/// What a report shows of a table of lengths.
+const LENGTHS: [&str; 4] = ["length", "n_sequences", "last_accuracy", "in_distribution"];
+/// What it shows of a training curve.
+const CURVE: [&str; 4] = ["step", "split", "loss", "accuracy"];
 
-fn batches(path: &Path) -> Result<Vec<RecordBatch>> {
+/// Reads the columns with these names, those that there are.
+fn batches(path: &Path, columns: &[&str]) -> Result<Vec<RecordBatch>> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path)?)?;
-    let wanted = ProjectionMask::columns(builder.parquet_schema(), COLUMNS);
+    let wanted = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
     Ok(builder.with_projection(wanted).build()?.collect::<Result<_, _>>()?)
 }
 
 fn read_curve(path: &Path) -> Result<Vec<CurveRow>> {
     let mut rows = Vec::new();
-    for batch in batches(path)? {
+    for batch in batches(path, &CURVE)? {
         let columns = Columns(&batch);
         let (Some(steps), Some(splits)) = (columns.counts("step")?, columns.texts("split")?) else {
             bail!("it is no training curve: no column `step` or `split`");
@@ -278,14 +267,45 @@ fn read_curve(path: &Path) -> Result<Vec<CurveRow>> {
     Ok(rows)
 }
 
-/// Nothing for a table of predictions; an error for anything that is no result at all.
+/// Nothing for a table of predictions; an error for anything that is no result at all. Of tables by length only sweeps are
+/// read, of others only what they are about.
 fn read_tables(path: &Path) -> Result<Vec<Table>> {
-    let mut tables: Vec<Table> = Vec::new();
-    for batch in batches(path)? {
-        if batch.column_by_name("gold").is_some() {
-            return Ok(vec![]);
+    let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path)?)?;
+    let has = |name: &str| builder.schema().column_with_name(name).is_some();
+    if has("gold") {
+        return Ok(vec![]);
+    }
+    let needed = if has("loops") { &["task", "split"][..] } else { &["task", "split", "length", "last_accuracy"] };
+    if let Some(missing) = needed.iter().find(|name| !has(name)) {
+        bail!("it is no result table: it has no column `{missing}`");
+    }
+    let mut facts = Vec::new();
+    let mut wanted = if has("loops") { super::cells::METRICS.map(|m| m.name).to_vec() } else { LENGTHS.to_vec() };
+    for name in FACTS {
+        let same = if has(name) { constant(builder.metadata(), name) } else { Some(None) };
+        if same.is_none() {
+            wanted.push(name);
         }
-        append(&batch, &mut tables)?;
+        facts.push((name, same));
+    }
+    let is_total = has("loops");
+    let mut tables: Vec<Table> = Vec::new();
+    if let Some((_, Some(Some(split)))) = facts.iter().find(|(name, _)| *name == "split")
+        && !is_total
+        && split != "sweep"
+    {
+        wanted.retain(|name| !LENGTHS[1..].contains(name));
+    }
+    let mask = ProjectionMask::columns(builder.parquet_schema(), wanted);
+    for batch in builder.with_projection(mask).build()? {
+        let batch = batch?;
+        let columns = Columns(&batch);
+        let fact = |(name, same): &(&'static str, Option<Option<String>>)| match same {
+            Some(value) => Ok(Fact::Same(value.clone())),
+            None => Ok(columns.texts(name)?.map_or(Fact::Same(None), Fact::Rows)),
+        };
+        let facts: Vec<Fact> = facts.iter().map(fact).collect::<Result<_>>()?;
+        if is_total { append_totals(&columns, &facts, &mut tables)? } else { append(&columns, &facts, &mut tables)? }
     }
     for table in &mut tables {
         if let Rows::Lengths(rows) = &mut table.rows {
@@ -295,76 +315,99 @@ fn read_tables(path: &Path) -> Result<Vec<Table>> {
     Ok(tables)
 }
 
-fn append(batch: &RecordBatch, tables: &mut Vec<Table>) -> Result<()> {
-    let columns = Columns(batch);
-    let (task, split) = (columns.texts("task")?, columns.texts("split")?);
-    let (Some(task), Some(split)) = (task, split) else { bail!("it is no result table: no column `task` or `split`") };
-    let optional = ["arch", "positional_embedding", "precision"].map(|name| columns.texts(name));
-    let [arch, positional_embedding, precision] = optional;
-    let (arch, positional_embedding, precision) = (arch?, positional_embedding?, precision?);
-    let [layers, width, seed] = ["num_layers", "hidden_size", "seed"].map(|name| columns.counts(name));
-    let (layers, width, seed) = (layers?, width?, seed?);
-    let text = |column: &Option<StringArray>, row: usize| match column {
-        Some(column) if column.is_valid(row) => column.value(row).to_owned(),
-        _ => String::new(),
-    };
-    let count = |column: &Option<UInt64Array>, row: usize| {
-        column.as_ref().and_then(|column| column.is_valid(row).then(|| column.value(row)))
-    };
-    let facts = |row: usize| Facts {
-        task: task.value(row).to_owned(),
-        split: split.value(row).to_owned(),
-        arch: text(&arch, row),
-        positional_embedding: text(&positional_embedding, row),
-        num_layers: count(&layers, row),
-        hidden_size: count(&width, row),
-        seed: count(&seed, row),
-        precision: text(&precision, row),
-    };
+/// A column of [`FACTS`] as text.
+enum Fact {
+    /// One value for all rows.
+    Same(Option<String>),
+    /// A value for each.
+    Rows(StringArray),
+}
 
-    if columns.0.column_by_name("loops").is_some() {
-        let metrics: Vec<(&str, Option<Float64Array>)> =
-            super::cells::METRICS.iter().map(|m| Ok((m.name, columns.numbers(m.name)?))).collect::<Result<_>>()?;
-        for row in 0..batch.num_rows() {
-            let value = |(name, column): &(&str, Option<Float64Array>)| {
-                let column = column.as_ref().filter(|c| c.is_valid(row) && c.value(row).is_finite())?;
-                Some((name.to_string(), column.value(row)))
-            };
-            let values = metrics.iter().filter_map(value).collect();
-            tables.push(Table { facts: facts(row), rows: Rows::Total(values) });
+impl Fact {
+    fn at(&self, row: usize) -> Option<&str> {
+        match self {
+            Self::Same(value) => value.as_deref(),
+            Self::Rows(values) => values.is_valid(row).then(|| values.value(row)),
         }
-        return Ok(());
     }
+}
 
-    let lengths = columns.counts("length")?.context("it is no result table: no column `length`")?;
-    let accuracies = columns.numbers("last_accuracy")?.context("it is no result table: no column `last_accuracy`")?;
+/// What all rows have in a column, if the statistics in the file's footer say so: opening columns is what takes time.
+/// (Where a minimum or maximum was cut short, the maximum was rounded up, so that the two differ.)
+fn constant(metadata: &ParquetMetaData, name: &str) -> Option<Option<String>> {
+    let mut found: Option<Option<String>> = None;
+    for group in metadata.row_groups() {
+        let column = group.columns().iter().find(|column| column.column_path().string() == name)?;
+        let statistics = column.statistics()?;
+        let nulls = statistics.null_count_opt()?;
+        let number = |min: i64, max: i64| (min == max && min >= 0).then(|| min.to_string());
+        let value = match statistics {
+            _ if nulls == column.num_values() as u64 => None,
+            _ if nulls > 0 => return None,
+            Statistics::ByteArray(v) if v.min_opt()? == v.max_opt()? => Some(v.min_opt()?.as_utf8().ok()?.to_owned()),
+            Statistics::Int32(v) => Some(number((*v.min_opt()?).into(), (*v.max_opt()?).into())?),
+            Statistics::Int64(v) => Some(number(*v.min_opt()?, *v.max_opt()?)?),
+            _ => return None,
+        };
+        if found.as_ref().is_some_and(|other| *other != value) {
+            return None;
+        }
+        found = Some(value);
+    }
+    found
+}
+
+fn facts_at(facts: &[Fact], row: usize) -> Facts {
+    let text = |index: usize| facts.get(index).and_then(|fact| fact.at(row)).unwrap_or_default().to_owned();
+    let count = |index: usize| text(index).parse().ok();
+    Facts {
+        task: text(0),
+        split: text(1),
+        arch: text(2),
+        positional_embedding: text(3),
+        num_layers: count(4),
+        hidden_size: count(5),
+        seed: count(6),
+        precision: text(7),
+    }
+}
+
+fn append_totals(columns: &Columns, facts: &[Fact], tables: &mut Vec<Table>) -> Result<()> {
+    let metrics: Vec<(&str, Option<Float64Array>)> =
+        super::cells::METRICS.iter().map(|m| Ok((m.name, columns.numbers(m.name)?))).collect::<Result<_>>()?;
+    for row in 0..columns.0.num_rows() {
+        let value = |(name, column): &(&str, Option<Float64Array>)| {
+            let column = column.as_ref().filter(|c| c.is_valid(row) && c.value(row).is_finite())?;
+            Some((name.to_string(), column.value(row)))
+        };
+        let values = metrics.iter().filter_map(value).collect();
+        tables.push(Table { facts: facts_at(facts, row), rows: Rows::Total(values) });
+    }
+    Ok(())
+}
+
+fn append(columns: &Columns, facts: &[Fact], tables: &mut Vec<Table>) -> Result<()> {
+    let lengths = columns.counts("length")?.context("it has no column `length`")?;
+    let accuracies = columns.numbers("last_accuracy")?;
     let sequences = columns.counts("n_sequences")?;
     let trained = columns.flags("in_distribution")?;
     // All rows are nearly always about one model, so that only rows that differ from the one before are looked at.
-    let same = |row: usize| {
-        let text = |c: &StringArray| c.is_null(row) == c.is_null(row - 1) && c.value(row) == c.value(row - 1);
-        let optional = |c: &Option<StringArray>| c.as_ref().is_none_or(text);
-        let number = |c: &Option<UInt64Array>| count(c, row) == count(c, row - 1);
-        text(&task)
-            && text(&split)
-            && [&arch, &positional_embedding, &precision].into_iter().all(optional)
-            && [&layers, &width, &seed].into_iter().all(number)
-    };
+    let same = |row: usize| facts.iter().all(|fact| matches!(fact, Fact::Same(_)) || fact.at(row) == fact.at(row - 1));
     let mut current = None;
-    for row in 0..batch.num_rows() {
+    for row in 0..lengths.len() {
         if row == 0 || !same(row) {
-            let facts = facts(row);
+            let facts = facts_at(facts, row);
             let of_lengths = |t: &Table| t.facts == facts && matches!(t.rows, Rows::Lengths(_));
             current = Some(tables.iter().position(of_lengths).unwrap_or_else(|| {
-                tables.push(Table { facts, rows: Rows::Lengths(Vec::with_capacity(batch.num_rows())) });
+                tables.push(Table { facts, rows: Rows::Lengths(vec![]) });
                 tables.len() - 1
             }));
         }
         let Some(Rows::Lengths(rows)) = current.and_then(|i| tables.get_mut(i)).map(|t| &mut t.rows) else { continue };
-        let accuracy = accuracies.is_valid(row).then(|| accuracies.value(row)).filter(|a| (0.0..=1.0).contains(a));
+        let accuracy = accuracies.as_ref().and_then(|a| a.is_valid(row).then(|| a.value(row)));
         let length = lengths.is_valid(row).then(|| u32::try_from(lengths.value(row)).ok()).flatten();
-        if let (Some(last_accuracy), Some(length)) = (accuracy, length) {
-            let sequences = count(&sequences, row).unwrap_or(1);
+        if let (Some(last_accuracy), Some(length)) = (accuracy.filter(|a| (0.0..=1.0).contains(a)), length) {
+            let sequences = sequences.as_ref().and_then(|c| c.is_valid(row).then(|| c.value(row))).unwrap_or(1);
             let in_distribution = trained.as_ref().is_some_and(|t| t.is_valid(row) && t.value(row));
             rows.push(Length { length, sequences, last_accuracy, in_distribution });
         }

@@ -89,7 +89,8 @@ impl Reference {
     }
 
     /// The published value of the cell's model, over its seeds, and in what that model differs from ours. Rows of the same
-    /// width, heads and tying are preferred; without any, those of the width that was published most are taken.
+    /// width, heads and tying are preferred; without any, those of the width that was published most are taken
+    /// (of several, the largest).
     pub fn find(&self, cell: &Cell, split: &str, metric: &str) -> Option<(Estimate, Vec<String>)> {
         let ours = |key: &str| cell.settings.get(key).map_or("", String::as_str);
         let layers = ours("model.num_layers").to_owned();
@@ -118,7 +119,7 @@ impl Reference {
 fn most_common<'a>(values: impl Iterator<Item = &'a String>) -> Option<String> {
     let mut counts: BTreeMap<&String, usize> = BTreeMap::new();
     values.for_each(|value| *counts.entry(value).or_default() += 1);
-    counts.into_iter().max_by_key(|(_, n)| *n).map(|(value, _)| value.clone())
+    counts.into_iter().max_by_key(|(value, n)| (*n, value.len(), *value)).map(|(value, _)| value.clone())
 }
 
 /// The authors' name of the cell's positions; only Transformers are published.

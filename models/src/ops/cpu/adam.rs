@@ -33,7 +33,7 @@ pub fn adam_step<B: RunKernels, const D: usize>(
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct AdamKernel {
-    /// β₁ and β₂, in 64 bits: 1 − β₂ is small.
+    /// β₁ and β₂; in float32, 1 − 0.999 would be off by 1e-5.
     pub betas: [f64; 2],
     /// ε.
     pub epsilon: f32,
@@ -83,12 +83,13 @@ impl WithSimd for Block<'_> {
         let Self { rule, factor, gradient, p, m, v } = self;
         let lanes = V::<S>::LANES;
         let number = |x| V::splat(simd, x);
-        let [beta1, beta2] = rule.betas;
+        let [beta1, beta2] = rule.betas.map(|beta| beta as f32);
+        let [new1, new2] = rule.betas.map(|beta| (1.0 - beta) as f32);
         let numbers = p.chunks_mut(lanes).zip(m.chunks_mut(lanes)).zip(v.chunks_mut(lanes)).zip(gradient.chunks(lanes));
         for (((p, m), v), gradient) in numbers {
             let g = V::load(simd, gradient) * factor;
-            let first = V::load(simd, m).mul_add(number(beta1 as f32), g * (1.0 - beta1) as f32);
-            let second = V::load(simd, v).mul_add(number(beta2 as f32), g * g * (1.0 - beta2) as f32);
+            let first = V::load(simd, m).mul_add(number(beta1), g * new1);
+            let second = V::load(simd, v).mul_add(number(beta2), g * g * new2);
             let change = first * rule.rate / (second.sqrt() / number(rule.root) + number(rule.epsilon));
             first.store(m);
             second.store(v);

@@ -165,34 +165,30 @@ impl Group<'_> {
         (self.start..end).step_by(V::<S>::LANES).map(move |start| start..(start + V::<S>::LANES).min(end))
     }
 
-    /// The spectrum of a signal, or of a pair of them as one.
-    #[inline(always)]
-    fn spectrum<S: Simd>(self, simd: S, signal: impl Fn(usize) -> Complex<S>, out: &mut [Complex<S>]) {
-        let seq = self.convolution.shape[1];
-        out[seq..].fill([V::splat(simd, 0.0); 2]);
-        for (t, out) in out[..seq].iter_mut().enumerate() {
-            *out = signal(t);
-        }
-        transform(simd, out, self.roots);
-    }
-
     /// The spectrum of the kernels, over the number of samples.
     #[inline(always)]
     fn kernel<S: Simd>(self, simd: S, channels: std::ops::Range<usize>, out: &mut [Complex<S>]) {
-        let (width, scale) = (self.convolution.shape[2], 1.0 / out.len() as f32);
-        let tap = |t: usize| V::load(simd, &self.k[t * width..][channels.clone()]) * scale;
-        self.spectrum(simd, |t| [tap(t), V::splat(simd, 0.0)], out);
+        let [_, seq, width] = self.convolution.shape;
+        let (zero, scale) = (V::splat(simd, 0.0), 1.0 / out.len() as f32);
+        for (t, out) in out[..seq].iter_mut().enumerate() {
+            *out = [V::load(simd, &self.k[t * width..][channels.clone()]) * scale, zero];
+        }
+        out[seq..].fill([zero; 2]);
+        transform(simd, out, self.roots);
     }
 
-    /// The spectrum of two examples of `x` `[batch, seq, channels]`, or of the last one alone.
+    /// The spectrum of two examples of `x` `[batch, seq, channels]`, or of the last one alone, as one signal.
     #[inline(always)]
     fn pair<S: Simd>(self, simd: S, x: &[f32], first: usize, channels: std::ops::Range<usize>, out: &mut [Complex<S>]) {
         let [batch, seq, width] = self.convolution.shape;
-        let sample = |example: usize, t: usize| match example < batch {
-            true => V::load(simd, &x[(example * seq + t) * width..][channels.clone()]),
-            false => V::splat(simd, 0.0),
-        };
-        self.spectrum(simd, |t| [sample(first, t), sample(first + 1, t)], out);
+        let zero = V::splat(simd, 0.0);
+        out.fill([zero; 2]);
+        for example in first..batch.min(first + 2) {
+            for (t, out) in out[..seq].iter_mut().enumerate() {
+                out[example - first] = V::load(simd, &x[(example * seq + t) * width..][channels.clone()]);
+            }
+        }
+        transform(simd, out, self.roots);
     }
 
     /// Writes the real and imaginary parts of a signal as two examples of `rows`.

@@ -26,26 +26,26 @@ pub trait Cell: Clone + Debug + Send + Sync + 'static {
     const GATES: usize;
     /// The state is `STATES·hidden` elements, the output first.
     const STATES: usize;
-    /// Elements saved per step for the way back are `SAVED·hidden`.
-    const SAVED: usize;
+    /// Elements saved per step for the way back, beside the gates, are `EXTRA·hidden`; first the states but the output.
+    const EXTRA: usize;
     /// Whether gradients at the recurrent product are others than at the input's product.
     const RESETS: bool;
 
-    /// `input` and `product`: W_ih·x_t + b_ih and W_hh·h_{t−1} + b_hh; both may be overwritten. `state` goes from before
-    /// the step to after it.
-    fn forward(input: &mut [f32], product: &mut [f32], state: &mut [f32], saved: &mut [f32]);
+    /// `input` and `product`: W_ih·x_t + b_ih and W_hh·h_{t−1} + b_hh. `state` goes from before the step to after it;
+    /// `gates` and `extra` are what to save.
+    fn forward(input: &[f32], product: &[f32], state: &mut [f32], gates: &mut [f32], extra: &mut [f32]);
 
     /// Back through a step. `state`: the gradient by the state after the step, to be replaced by the part of that by the
-    /// state before which does not come through the product. `input` and (where [`Self::RESETS`]) `product` take the
-    /// gradients by those of [`Self::forward`].
-    fn backward(step: Step<'_>, state: &mut [f32], input: &mut [f32], product: &mut [f32]);
+    /// state before which does not come through the product. `gates`: what was saved, to be replaced by the gradient by
+    /// the input of [`Self::forward`]; `product` takes that by the product, where [`Self::RESETS`].
+    fn backward(step: Step<'_>, state: &mut [f32], gates: &mut [f32], product: &mut [f32]);
 }
 
 /// What the way back knows of a step.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
-    /// What was saved.
-    saved: &'a [f32],
+    /// What was saved beside the gates.
+    extra: &'a [f32],
     /// The output.
     output: &'a [f32],
     /// The output of the step before.
@@ -54,107 +54,100 @@ pub struct Step<'a> {
     rest_before: &'a [f32],
 }
 
-/// h = tanh(input + product).
+/// h = tanh(input + product); nothing needs to be saved.
 #[derive(Debug, Clone)]
 pub struct RnnCell;
 
 impl Cell for RnnCell {
     const GATES: usize = 1;
     const STATES: usize = 1;
-    const SAVED: usize = 0;
+    const EXTRA: usize = 0;
     const RESETS: bool = false;
 
     #[inline(always)]
-    fn forward(input: &mut [f32], product: &mut [f32], state: &mut [f32], _: &mut [f32]) {
+    fn forward(input: &[f32], product: &[f32], state: &mut [f32], _: &mut [f32], _: &mut [f32]) {
         for ((h, x), y) in state.iter_mut().zip(input).zip(product) {
-            *h = math::tanh(*x + *y);
+            *h = math::tanh(x + y);
         }
     }
 
     #[inline(always)]
-    fn backward(step: Step<'_>, state: &mut [f32], input: &mut [f32], _: &mut [f32]) {
-        for ((dx, dh), h) in input.iter_mut().zip(state).zip(step.output) {
+    fn backward(step: Step<'_>, state: &mut [f32], gates: &mut [f32], _: &mut [f32]) {
+        for ((dx, dh), h) in gates.iter_mut().zip(state).zip(step.output) {
             *dx = *dh * (1.0 - h * h);
             *dh = 0.0;
         }
     }
 }
 
-/// Gates i, f, g, o and the state c; saved are c, i, f, g, o.
+/// Gates i, f, g, o; the state c is saved.
 #[derive(Debug, Clone)]
 pub struct LstmCell;
 
 impl Cell for LstmCell {
     const GATES: usize = 4;
     const STATES: usize = 2;
-    const SAVED: usize = 5;
+    const EXTRA: usize = 1;
     const RESETS: bool = false;
 
     #[inline(always)]
-    fn forward(input: &mut [f32], product: &mut [f32], state: &mut [f32], saved: &mut [f32]) {
+    fn forward(input: &[f32], product: &[f32], state: &mut [f32], gates: &mut [f32], saved_c: &mut [f32]) {
         let (h, c) = state.split_at_mut(state.len() / 2);
-        let hidden = c.len();
-        let (saved_c, gates) = saved.split_at_mut(hidden);
         sum(gates, input, product);
-        gates[..2 * hidden].iter_mut().for_each(|x| *x = math::sigmoid(*x));
-        gates[2 * hidden..3 * hidden].iter_mut().for_each(|x| *x = math::tanh(*x));
-        gates[3 * hidden..].iter_mut().for_each(|x| *x = math::sigmoid(*x));
-        let [i, f, g, o] = pieces(gates, hidden);
+        let [i, f, g, o] = pieces(gates, c.len());
+        for x in [&mut *i, &mut *f, &mut *o] {
+            x.iter_mut().for_each(|x| *x = math::sigmoid(*x));
+        }
+        g.iter_mut().for_each(|x| *x = math::tanh(*x));
         for ((((c, saved_c), i), f), g) in c.iter_mut().zip(saved_c).zip(i).zip(f).zip(g) {
-            *c = f.mul_add(*c, i * g);
+            *c = f.mul_add(*c, *i * *g);
             *saved_c = *c;
         }
         for ((h, c), o) in h.iter_mut().zip(c).zip(o) {
-            *h = o * math::tanh(*c);
+            *h = *o * math::tanh(*c);
         }
     }
 
     #[inline(always)]
-    fn backward(step: Step<'_>, state: &mut [f32], input: &mut [f32], _: &mut [f32]) {
+    fn backward(step: Step<'_>, state: &mut [f32], gates: &mut [f32], _: &mut [f32]) {
         let (dh, dc) = state.split_at_mut(state.len() / 2);
-        let hidden = dc.len();
-        let [c, i, f, g, o] = pieces(step.saved, hidden);
-        let (di, rest) = input.split_at_mut(hidden);
-        let (df, rest) = rest.split_at_mut(hidden);
-        let (dg, d_o) = rest.split_at_mut(hidden);
-        for ((((dc, dh), d_o), o), c) in dc.iter_mut().zip(dh).zip(d_o).zip(o).zip(c) {
+        let [i, f, g, o] = pieces(gates, dc.len());
+        for (((dc, dh), o), c) in dc.iter_mut().zip(dh).zip(o).zip(step.extra) {
             let tanh = math::tanh(*c);
-            *d_o = *dh * tanh * o * (1.0 - o);
-            *dc += *dh * o * (1.0 - tanh * tanh);
+            *dc += *dh * *o * (1.0 - tanh * tanh);
+            *o = *dh * tanh * *o * (1.0 - *o);
             *dh = 0.0;
         }
-        for (((di, dc), i), g) in di.iter_mut().zip(&*dc).zip(i).zip(g) {
-            *di = dc * g * i * (1.0 - i);
+        for ((dc, i), g) in dc.iter().zip(i).zip(g) {
+            let (di, dg) = (dc * *g * *i * (1.0 - *i), dc * *i * (1.0 - *g * *g));
+            (*i, *g) = (di, dg);
         }
-        for (((dg, dc), i), g) in dg.iter_mut().zip(&*dc).zip(i).zip(g) {
-            *dg = dc * i * (1.0 - g * g);
-        }
-        for (((df, dc), f), c) in df.iter_mut().zip(dc).zip(f).zip(step.rest_before) {
-            *df = *dc * c * f * (1.0 - f);
-            *dc *= f;
+        for ((dc, f), c) in dc.iter_mut().zip(f).zip(step.rest_before) {
+            let df = *dc * c * *f * (1.0 - *f);
+            *dc *= *f;
+            *f = df;
         }
     }
 }
 
-/// Gates r, z, n; saved are r, z, n and n's recurrent product.
+/// Gates r, z, n; n's recurrent product is saved.
 #[derive(Debug, Clone)]
 pub struct GruCell;
 
 impl Cell for GruCell {
     const GATES: usize = 3;
     const STATES: usize = 1;
-    const SAVED: usize = 4;
+    const EXTRA: usize = 1;
     const RESETS: bool = true;
 
     #[inline(always)]
-    fn forward(input: &mut [f32], product: &mut [f32], state: &mut [f32], saved: &mut [f32]) {
+    fn forward(input: &[f32], product: &[f32], state: &mut [f32], gates: &mut [f32], reset: &mut [f32]) {
         let hidden = state.len();
-        let (gates, reset) = saved.split_at_mut(3 * hidden);
         let (rz, n) = gates.split_at_mut(2 * hidden);
-        reset.copy_from_slice(&product[2 * hidden..]);
         sum(rz, input, product);
         rz.iter_mut().for_each(|x| *x = math::sigmoid(*x));
         let (r, z) = rz.split_at(hidden);
+        reset.copy_from_slice(&product[2 * hidden..]);
         for (((n, x), r), reset) in n.iter_mut().zip(&input[2 * hidden..]).zip(r).zip(reset) {
             *n = math::tanh(r.mul_add(*reset, *x));
         }
@@ -164,31 +157,30 @@ impl Cell for GruCell {
     }
 
     #[inline(always)]
-    fn backward(step: Step<'_>, state: &mut [f32], input: &mut [f32], product: &mut [f32]) {
+    fn backward(step: Step<'_>, state: &mut [f32], gates: &mut [f32], product: &mut [f32]) {
         let hidden = state.len();
-        let [r, z, n, reset] = pieces(step.saved, hidden);
-        let (dr, rest) = input.split_at_mut(hidden);
-        let (dz, dn) = rest.split_at_mut(hidden);
-        for ((((dh, dz), z), n), h) in state.iter_mut().zip(dz).zip(z).zip(n).zip(step.output_before) {
-            *dz = *dh * (h - n) * z * (1.0 - z);
+        let [r, z, n] = pieces(gates, hidden);
+        for (((dh, z), n), h) in state.iter_mut().zip(&mut *z).zip(&mut *n).zip(step.output_before) {
+            let (dz, dn) = (*dh * (h - *n) * *z * (1.0 - *z), *dh * (1.0 - *z) * (1.0 - *n * *n));
+            *dh *= *z;
+            (*z, *n) = (dz, dn);
         }
-        for ((((dh, dn), z), n), dn_product) in state.iter_mut().zip(dn).zip(z).zip(n).zip(&mut product[2 * hidden..]) {
-            *dn = *dh * (1.0 - z) * (1.0 - n * n);
-            *dn_product = *dn;
-            *dh *= z;
+        let [product_r, product_z, product_n] = pieces(product, hidden);
+        for (((r, dn), product_n), reset) in r.iter_mut().zip(n).zip(product_n).zip(step.extra) {
+            let dr = *dn * reset * *r * (1.0 - *r);
+            *product_n = *dn * *r;
+            *r = dr;
         }
-        for (((dr, dn), r), reset) in dr.iter_mut().zip(&mut product[2 * hidden..]).zip(r).zip(reset) {
-            *dr = *dn * reset * r * (1.0 - r);
-            *dn *= r;
-        }
-        product[..2 * hidden].copy_from_slice(&input[..2 * hidden]);
+        product_r.copy_from_slice(r);
+        product_z.copy_from_slice(z);
     }
 }
 
 /// Consecutive pieces of this length.
 #[inline(always)]
-fn pieces<const N: usize>(row: &[f32], length: usize) -> [&[f32]; N] {
-    std::array::from_fn(|k| &row[k * length..(k + 1) * length])
+fn pieces<const N: usize>(row: &mut [f32], length: usize) -> [&mut [f32]; N] {
+    let mut pieces = row.chunks_exact_mut(length);
+    std::array::from_fn(|_| pieces.next().unwrap_or_default())
 }
 
 /// to = a + b, as far as `to` goes.
@@ -211,8 +203,10 @@ pub struct Recurrent<C> {
 /// What the forward pass leaves for the backward pass.
 #[derive(Debug, Clone)]
 pub struct Saved {
-    /// `[batch, seq, SAVED·hidden]`; begins with the states beyond the output.
-    steps: Vec<f32>,
+    /// `[batch, seq, gates·hidden]`.
+    gates: Vec<f32>,
+    /// `[batch, seq, EXTRA·hidden]`.
+    extra: Vec<f32>,
     outputs: FlexTensor,
     weight_hh: FlexTensor,
     state: FlexTensor,
@@ -220,19 +214,14 @@ pub struct Saved {
     vocab: usize,
 }
 
-/// The sizes of a layer.
-#[derive(Debug, Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    seq: usize,
-    hidden: usize,
+/// Examples that one thread takes.
+fn rows_per_thread(batch: usize) -> usize {
+    batch.div_ceil(rayon::current_num_threads()).max(1)
 }
 
-impl Sizes {
-    /// Examples that one thread takes.
-    fn rows_per_thread(&self) -> usize {
-        self.batch.div_ceil(rayon::current_num_threads()).max(1)
-    }
+/// Consecutive parts of this length (the last may be shorter), and then nothing for ever: of what is not needed, too.
+fn parts(values: &mut [f32], length: usize) -> impl Iterator<Item = &mut [f32]> {
+    values.chunks_mut(length.max(1)).chain(std::iter::repeat_with(Default::default))
 }
 
 impl<C: Cell> Kernel<5, 2> for Recurrent<C> {
@@ -241,26 +230,28 @@ impl<C: Cell> Kernel<5, 2> for Recurrent<C> {
     fn forward(&self, inputs: [FlexTensor; 5], save: bool) -> ([FlexTensor; 2], Option<Saved>) {
         let [input, weight_hh, bias_ih, bias_hh, state] = inputs;
         let [gates, hidden] = dims(&weight_hh);
-        let [batch, _] = dims(&state);
-        let steps = self.ids.as_ref().map_or(values(&input).len() / gates, |ids| ids.len());
-        let sizes = Sizes { batch, seq: steps / batch, hidden };
-        let seq = sizes.seq;
+        let [batch, states] = dims(&state);
+        let vocab = values(&input).len() / gates;
+        let seq = self.ids.as_ref().map_or(vocab, |ids| ids.len()) / batch;
         let recurrent = Panels::pack(values(&weight_hh), [hidden, gates], [1, hidden]);
-
-        let mut outputs = vec![0.0; batch * seq * hidden];
-        let mut last = values(&state).to_vec();
-        let mut steps = vec![0.0; if save { batch * seq * C::SAVED * hidden } else { 0 }];
-        let rows = sizes.rows_per_thread();
-        let blocks = (outputs.par_chunks_mut(rows * seq * hidden))
-            .zip(last.par_chunks_mut(rows * C::STATES * hidden))
-            .enumerate();
         let [bias_ih, bias_hh] = [values(&bias_ih), values(&bias_hh)];
         // Only a cell that resets treats them differently.
         let bias = if C::RESETS { bias_ih.to_vec() } else { bias_ih.iter().zip(bias_hh).map(|(a, b)| a + b).collect() };
         let bias_hh = if C::RESETS { bias_hh } else { &[] };
-        let run = |(index, (outputs, state)): (usize, (&mut [f32], &mut [f32])), saved| {
-            with_simd(Forward::<C> {
-                sizes,
+
+        let mut outputs = vec![0.0; batch * seq * hidden];
+        let mut last = values(&state).to_vec();
+        let steps = if save { batch * seq } else { 0 };
+        let (mut saved_gates, mut extra) = (vec![0.0; steps * gates], vec![0.0; steps * C::EXTRA * hidden]);
+        let rows = rows_per_thread(batch);
+        let blocks = (parts(&mut outputs, rows * seq * hidden).zip(parts(&mut last, rows * states)))
+            .zip(parts(&mut saved_gates, rows * seq * gates).zip(parts(&mut extra, rows * seq * C::EXTRA * hidden)))
+            .take(batch.div_ceil(rows))
+            .enumerate();
+        let blocks: Vec<_> = blocks
+            .map(|(index, ((outputs, state), (gates, extra)))| Forward::<C> {
+                seq,
+                hidden,
                 recurrent: &recurrent,
                 bias: &bias,
                 bias_hh,
@@ -269,26 +260,18 @@ impl<C: Cell> Kernel<5, 2> for Recurrent<C> {
                 input: values(&input),
                 outputs,
                 state,
-                saved,
+                gates,
+                extra,
                 cell: PhantomData,
-            });
-        };
-        match steps.len() {
-            0 => blocks.for_each(|block| run(block, &mut [][..])),
-            _ => blocks
-                .zip(steps.par_chunks_mut(rows * seq * C::SAVED * hidden))
-                .for_each(|(block, saved)| run(block, saved)),
-        }
+            })
+            .collect();
+        blocks.into_par_iter().for_each(with_simd);
 
         let outputs = tensor(outputs, [batch, seq, hidden]);
         let last = tensor(last, [batch, C::STATES * hidden]);
-        let saved = save.then(|| Saved {
-            steps,
-            outputs: outputs.clone(),
-            weight_hh,
-            state,
-            vocab: values(&input).len() / gates,
-        });
+        let outputs_saved = outputs.clone();
+        let saved =
+            save.then_some(Saved { gates: saved_gates, extra, outputs: outputs_saved, weight_hh, state, vocab });
         ([outputs, last], saved)
     }
 
@@ -298,9 +281,8 @@ impl<C: Cell> Kernel<5, 2> for Recurrent<C> {
         [d_outputs, d_last]: [Option<FlexTensor>; 2],
         wanted: [bool; 5],
     ) -> [Option<FlexTensor>; 5] {
-        let Saved { steps, outputs, weight_hh, state, vocab } = saved;
+        let Saved { gates: mut d_input, extra, outputs, weight_hh, state, vocab } = saved;
         let [batch, seq, hidden] = dims(&outputs);
-        let sizes = Sizes { batch, seq, hidden };
         let (gates, states) = (C::GATES * hidden, C::STATES * hidden);
         let recurrent = Panels::pack(values(&weight_hh), [gates, hidden], [hidden, 1]);
 
@@ -309,32 +291,29 @@ impl<C: Cell> Kernel<5, 2> for Recurrent<C> {
             Some(d_last) => values(d_last).to_vec(),
             None => vec![0.0; batch * states],
         };
-        let mut d_input = vec![0.0; batch * seq * gates];
         let mut d_product = vec![0.0; if C::RESETS { batch * seq * gates } else { 0 }];
-        let rows = sizes.rows_per_thread();
-        let block = |length: usize, block: usize| {
-            let size = rows * length;
-            block * size..((block + 1) * size).min(batch * length)
-        };
-        let run = |(index, ((d_state, d_input), d_product)): (usize, ((&mut [f32], &mut [f32]), &mut [f32]))| {
-            with_simd(BackwardSweep::<C> {
-                sizes,
+        let rows = rows_per_thread(batch);
+        let block = |length: usize, index: usize| index * rows * length..((index + 1) * rows).min(batch) * length;
+        let blocks = parts(&mut d_state, rows * states)
+            .zip(parts(&mut d_input, rows * seq * gates).zip(parts(&mut d_product, rows * seq * gates)))
+            .take(batch.div_ceil(rows))
+            .enumerate();
+        let blocks: Vec<_> = blocks
+            .map(|(index, (d_state, (gates, d_product)))| BackwardSweep::<C> {
+                seq,
+                hidden,
                 recurrent: &recurrent,
-                saved: &steps[block(seq * C::SAVED * hidden, index)],
+                extra: &extra[block(seq * C::EXTRA * hidden, index)],
                 outputs: &values(&outputs)[block(seq * hidden, index)],
                 state: &values(&state)[block(states, index)],
                 d_outputs: &values(&d_outputs)[block(seq * hidden, index)],
                 d_state,
-                d_input,
+                gates,
                 d_product,
                 cell: PhantomData,
-            });
-        };
-        let blocks = d_state.par_chunks_mut(rows * states).zip(d_input.par_chunks_mut(rows * seq * gates));
-        match C::RESETS {
-            true => blocks.zip(d_product.par_chunks_mut(rows * seq * gates)).enumerate().for_each(run),
-            false => blocks.enumerate().for_each(|(index, block)| run((index, (block, &mut [])))),
-        }
+            })
+            .collect();
+        blocks.into_par_iter().for_each(with_simd);
 
         let d_input = tensor(d_input, [batch, seq, gates]);
         let d_product = if C::RESETS { tensor(d_product, [batch, seq, gates]) } else { d_input.clone() };
@@ -420,7 +399,8 @@ fn add(to: &mut [f32], from: &[f32]) {
 
 /// All time steps of some examples.
 struct Forward<'a, C> {
-    sizes: Sizes,
+    seq: usize,
+    hidden: usize,
     recurrent: &'a Panels,
     /// Of the input.
     bias: &'a [f32],
@@ -435,8 +415,10 @@ struct Forward<'a, C> {
     outputs: &'a mut [f32],
     /// `[rows, states·hidden]`.
     state: &'a mut [f32],
-    /// `[rows, seq, SAVED·hidden]`, or nothing.
-    saved: &'a mut [f32],
+    /// `[rows, seq, gates·hidden]`, or nothing.
+    gates: &'a mut [f32],
+    /// `[rows, seq, EXTRA·hidden]`, or nothing.
+    extra: &'a mut [f32],
     cell: PhantomData<C>,
 }
 
@@ -445,14 +427,14 @@ impl<C: Cell> WithSimd for Forward<'_, C> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Sizes { seq, hidden, .. } = self.sizes;
-        let (gates, states, saved) = (C::GATES * hidden, C::STATES * hidden, C::SAVED * hidden);
+        let (seq, hidden) = (self.seq, self.hidden);
+        let (gates, states, extra) = (C::GATES * hidden, C::STATES * hidden, C::EXTRA * hidden);
         let rows = self.state.len() / states;
         let padded = self.recurrent.padded_columns();
         let mut h = vec![0.0; rows * hidden];
         let mut products = vec![0.0; rows * padded];
         let mut input = vec![0.0; gates];
-        let mut unsaved = vec![0.0; saved];
+        let mut unsaved = vec![0.0; gates + extra];
         for (h, state) in h.chunks_exact_mut(hidden).zip(self.state.chunks_exact(states)) {
             h.copy_from_slice(&state[..hidden]);
         }
@@ -465,11 +447,11 @@ impl<C: Cell> WithSimd for Forward<'_, C> {
                 let product = &mut products[r * padded..][..gates];
                 add(product, self.bias_hh);
                 let state = &mut self.state[r * states..][..states];
-                let saved = match self.saved.is_empty() {
-                    true => &mut unsaved,
-                    false => &mut self.saved[step * saved..][..saved],
+                let (gates, extra) = match self.gates.is_empty() {
+                    true => unsaved.split_at_mut(gates),
+                    false => (&mut self.gates[step * gates..][..gates], &mut self.extra[step * extra..][..extra]),
                 };
-                C::forward(&mut input, product, state, saved);
+                C::forward(&input, product, state, gates, extra);
                 h[r * hidden..][..hidden].copy_from_slice(&state[..hidden]);
                 self.outputs[step * hidden..][..hidden].copy_from_slice(&state[..hidden]);
             }
@@ -479,15 +461,17 @@ impl<C: Cell> WithSimd for Forward<'_, C> {
 
 /// All time steps of some examples, from the last to the first.
 struct BackwardSweep<'a, C> {
-    sizes: Sizes,
+    seq: usize,
+    hidden: usize,
     recurrent: &'a Panels,
-    saved: &'a [f32],
+    extra: &'a [f32],
     outputs: &'a [f32],
     state: &'a [f32],
     d_outputs: &'a [f32],
     d_state: &'a mut [f32],
-    d_input: &'a mut [f32],
-    /// Nothing where it is the same as `d_input`.
+    /// What was saved, and then its gradient.
+    gates: &'a mut [f32],
+    /// Nothing where it is the same as the gradient of the gates.
     d_product: &'a mut [f32],
     cell: PhantomData<C>,
 }
@@ -497,8 +481,8 @@ impl<C: Cell> WithSimd for BackwardSweep<'_, C> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Sizes { seq, hidden, .. } = self.sizes;
-        let (gates, states, saved) = (C::GATES * hidden, C::STATES * hidden, C::SAVED * hidden);
+        let (seq, hidden) = (self.seq, self.hidden);
+        let (gates, states, extra) = (C::GATES * hidden, C::STATES * hidden, C::EXTRA * hidden);
         let rest = states - hidden;
         let rows = self.d_state.len() / states;
         let padded = self.recurrent.padded_columns();
@@ -510,26 +494,26 @@ impl<C: Cell> WithSimd for BackwardSweep<'_, C> {
                 let state = &self.state[r * states..][..states];
                 let (output_before, rest_before) = match t {
                     0 => state.split_at(hidden),
-                    _ => (&self.outputs[(step - 1) * hidden..][..hidden], &self.saved[(step - 1) * saved..][..rest]),
+                    _ => (&self.outputs[(step - 1) * hidden..][..hidden], &self.extra[(step - 1) * extra..][..rest]),
                 };
                 let known = Step {
-                    saved: &self.saved[step * saved..][..saved],
+                    extra: &self.extra[step * extra..][..extra],
                     output: &self.outputs[step * hidden..][..hidden],
                     output_before,
                     rest_before,
                 };
                 let d_state = &mut self.d_state[r * states..][..states];
                 add(&mut d_state[..hidden], &self.d_outputs[step * hidden..][..hidden]);
-                let d_input = &mut self.d_input[step * gates..][..gates];
                 let at_product = &mut at_product[r * gates..][..gates];
+                let gates_row = &mut self.gates[step * gates..][..gates];
                 match C::RESETS {
                     true => {
-                        C::backward(known, d_state, d_input, at_product);
+                        C::backward(known, d_state, gates_row, at_product);
                         self.d_product[step * gates..][..gates].copy_from_slice(at_product);
                     }
                     false => {
-                        C::backward(known, d_state, d_input, &mut []);
-                        at_product.copy_from_slice(d_input);
+                        C::backward(known, d_state, gates_row, &mut []);
+                        at_product.copy_from_slice(gates_row);
                     }
                 }
             }

@@ -82,7 +82,8 @@ impl<S: Simd> V<S> {
         sum
     }
 
-    /// 2ˣ to 2e-7, and 2^±126 beyond ±126: 2 to the nearest integer n times a polynomial of the rest (a minimax fit).
+    /// 2ˣ to 1e-7, and 2^±126 beyond ±126: 2 to the nearest integer n times a polynomial of the rest, a minimax fit that
+    /// is 1 at 0, so that a state that hardly decays does not grow instead.
     #[inline(always)]
     pub fn exp2(self) -> Self {
         let simd = self.0;
@@ -91,8 +92,15 @@ impl<S: Simd> V<S> {
         let x = self.max(-126.0).min(126.0);
         let shifted = x + magic;
         let rest = x - (shifted - magic);
-        let power =
-            rest.polynomial([1.000_000_1, 0.693_146_97, 0.240_221_2, 0.055_507_134, 0.009_675_541, 0.001_327_647_1]);
+        let power = rest.polynomial([
+            1.0,
+            0.693_147_2,
+            0.240_226_48,
+            0.055_503_324,
+            0.009_618_437,
+            0.001_339_887_5,
+            0.000_153_533_6,
+        ]);
         // n, added to the exponent's bits
         let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted.1), simd.splat_u32s(23));
         let bits = simd.add_u32s(simd.transmute_u32s_f32s(power.1), n);
