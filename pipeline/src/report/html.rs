@@ -180,7 +180,7 @@ fn repeat_section(report: &Report, runs: &str) -> String {
         let _ = writeln!(text, "<details><summary>{}</summary>", escape(&task.name));
         for cell in report.cells.iter().filter(|c| c.task == task.name) {
             let commands: String = repeat::commands(cell, runs).iter().map(|c| escape(c) + "\n").collect();
-            let _ = write!(text, "<p class=\"note\">{}</p><pre>{commands}</pre>\n", escape(&cell.model));
+            let _ = writeln!(text, "<p class=\"note\">{}</p><pre>{commands}</pre>", escape(&cell.model));
         }
         text += "</details>\n";
     }
