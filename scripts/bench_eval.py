@@ -12,7 +12,8 @@ exports, and then times, `--repeat` times in turn, so that a busy moment hits al
 - `pipeline eval`: one pass over the longest sequences, as a whole process and the sweep alone.
 
 Reported are medians. `overhead` is the time of the exhaustive sweep over the time its sessions spent in ONNX Runtime.
-Run it on an idle machine. Needs nothing but Python 3 for itself.
+On a GPU (`--provider cuda` or `tensorrt`, where the baseline runs on CUDA) it also prints how busy `nvidia-smi` saw the
+GPU during the exhaustive sweeps. Run it on an idle machine. Needs nothing but Python 3 for itself.
 """
 
 import argparse
@@ -40,6 +41,7 @@ def options():
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--provider", default="cpu", choices=["cpu", "cuda", "tensorrt"])
     parser.add_argument("--target", default="portable", help="what `pipeline export` writes for: portable or ort")
     return parser.parse_args()
 
@@ -51,6 +53,25 @@ def run(command, folder):
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
     return json.loads(done.stdout.strip().splitlines()[-1]), time.perf_counter() - start
+
+
+class Utilisation:
+    """Samples of how busy the GPU is, in percent, while a block runs; none without a GPU."""
+
+    def __init__(self, o):
+        self.samples, self.wanted = [], o.provider != "cpu"
+
+    def __enter__(self):
+        if self.wanted:
+            query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
+            self.process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_):
+        if self.wanted:
+            self.process.terminate()
+            lines = self.process.communicate()[0].split()
+            self.samples += [int(line) for line in lines if line.isdigit()]
 
 
 def exported(o, arch, folder):
@@ -75,16 +96,19 @@ def main():
 def row(o, arch, folder):
     handle = exported(o, arch, folder)
     sweep = [o.pipeline, "eval", "--handle", handle, "--lengths", f"1..{o.longest}", "--samples", str(o.samples)]
-    sweep += ["--provider", "cpu", "--threads", str(o.threads), "--json", "--quiet"]
+    sweep += ["--provider", o.provider, "--threads", str(o.threads), "--json", "--quiet"]
     seconds = {key: [] for key in ("baseline", "exhaustive", "process", "alone", "overhead")}
+    busy = Utilisation(o)
     for _ in range(o.repeat):
         if o.baseline:
             baseline = [o.python, Path(o.baseline).resolve(), "eval", "--arch", arch, "--hidden", str(o.width)]
             baseline += ["--lengths", f"1..{o.longest}", "--per-length", str(o.samples), "--threads", str(o.threads)]
+            baseline += ["--device", "cpu" if o.provider == "cpu" else "cuda"]
             # time per sequence, so that a task with fewer different sequences is compared fairly
             report, _ = run(baseline, folder)
             seconds["baseline"].append(report["seconds"] / report["sequences"])
-        report, _ = run([*sweep, "--exhaustive"], folder)
+        with busy:
+            report, _ = run([*sweep, "--exhaustive"], folder)
         sequences = sum(length["n_sequences"] for length in report["lengths"])
         seconds["exhaustive"].append(report["seconds"] / sequences)
         seconds["overhead"].append(report["seconds"] / report["session_seconds"])
@@ -98,6 +122,8 @@ def row(o, arch, folder):
     for key in ("exhaustive", "process", "alone"):
         cells += [total(key), ratio(key)]
     print("| " + " | ".join([*cells, f"{median['overhead']:.3f}"]) + " |", flush=True)
+    if busy.samples:
+        print(f"{arch}: the GPU was {statistics.mean(busy.samples):.0f} % busy on average", file=sys.stderr)
 
 
 main()

@@ -6,6 +6,7 @@
 #
 # Needs the NVIDIA driver, CUDA's NVRTC and headers (CUDA_PATH), Python 3, and for the providers `pip install
 # onnxruntime-gpu` or ORT_DYLIB_PATH. Without a binary as argument it builds one and also runs the tests (Rust).
+# How fast it is, is measured by scripts/bench_eval.py --provider cuda and scripts/bench_train.py --device cuda.
 # A provider that this machine's ONNX Runtime was built without is reported as absent, and so is a TensorRT provider that
 # cannot be loaded (its libraries come separately), each with the reason; a CUDA provider that is there must run.
 set -euo pipefail
@@ -59,6 +60,21 @@ for provider in ("cuda", "tensorrt"):
     print(f"{config}: provider {provider} against cpu: {'ok' if not differing else f'DIFFERS at lengths {differing[:10]}'}")
 sys.exit(bad)
 PY
+done
+# Every other architecture, untrained: logits on each provider against the CPU's, and which nodes fell back to the CPU.
+for config in gru mingru deltanet s4 mamba rwkv5 rwkv6; do
+  "$pipeline" train --config "$root/configs/$config.toml" --device cpu --json --quiet \
+    --set task.train_examples=500 --set train.max_steps=1 --set model.hidden_size=64 >"$config.json"
+done
+"$pipeline" export --all --quiet
+for provider in cuda tensorrt; do
+  if ! python3 -c "import onnxruntime as o, sys; sys.exit(not any(p.lower().startswith('$provider') for p in o.get_available_providers()))"; then
+    echo "nodes on $provider: not checked: Python has no onnxruntime-gpu (pip install onnxruntime-gpu numpy)"
+  elif [ $provider = tensorrt ] && ! python3 -c "import tensorrt" 2>/dev/null; then
+    echo "nodes on tensorrt: absent: Python has no TensorRT (pip install tensorrt)"
+  else
+    python3 "$root/scripts/check_providers.py" --provider $provider runs/*/model.onnx || failed=1
+  fi
 done
 if [ $failed -ne 0 ]; then
   echo "GPU check failed" >&2
