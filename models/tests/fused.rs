@@ -1,7 +1,6 @@
 //! The CPU kernels against the plain definitions: outputs and all gradients, at any size, with any number of threads.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[allow(dead_code)]
 mod common;
 
 use burn::prelude::*;

@@ -306,7 +306,7 @@ pub struct ReportArgs {
     /// Published values to set beside the measured ones: CSV with one row per model, seed and split
     #[arg(long, value_name = "CSV", value_hint = ValueHint::FilePath)]
     pub reference: Option<PathBuf>,
-    /// Also write every figure as SVG and PNG into this folder. Default for .md: <OUTPUT>-figures
+    /// Also write every figure as SVG and PNG into this folder. Default for .md: OUTPUT-figures
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
     pub figures: Option<PathBuf>,
 }

@@ -2,7 +2,7 @@
 //!
 //! Vectors run along the channels, so that every channel's state is updated by plain multiply-adds, and no number that
 //! is `[batch, seq, channels, state]` big is ever in memory: the way back recomputes the states from those at every
-//! [`CHUNK`]th time step, as section 3.3.2 of the paper does for a whole sequence (Gu & Dao, arXiv 2312.00752).
+//! `CHUNK`th time step, as section 3.3.2 of the paper does for a whole sequence (Gu & Dao, arXiv 2312.00752).
 
 use super::simd::{FROM_EXP2, TO_EXP2, V, sum_blocks, tiles, transpose};
 use super::{dims, like, tensor, values, with_simd};

@@ -92,15 +92,8 @@ impl<S: Simd> V<S> {
         let x = self.max(-126.0).min(126.0);
         let shifted = x + magic;
         let rest = x - (shifted - magic);
-        let power = rest.polynomial([
-            1.0,
-            0.693_147_2,
-            0.240_226_47,
-            0.055_503_288,
-            0.009_618_489,
-            0.001_339_993_1,
-            0.000_153_458_11,
-        ]);
+        let power =
+            rest.polynomial([1.0, LN_2, 0.240_226_47, 0.055_503_288, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_11]);
         // n, added to the exponent's bits
         let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted.1), simd.splat_u32s(23));
         let bits = simd.add_u32s(simd.transmute_u32s_f32s(power.1), n);
@@ -136,7 +129,7 @@ impl<S: Simd> V<S> {
         let one = Self::splat(self.0, 1.0);
         let bell = (self * self * -0.5).exp();
         let t = one / (self.abs() * (0.327_591_1 * FRAC_1_SQRT_2) + one);
-        let series = t.polynomial([0.0, 0.254_829_592, -0.284_496_736, 1.421_413_741, -1.453_152_027, 1.061_405_429]);
+        let series = t.polynomial([0.0, 0.254_829_6, -0.284_496_72, 1.421_413_8, -1.453_152_1, 1.061_405_4]);
         let tail = series * bell * 0.5; // of the side that x is on
         let distribution =
             self.0.select_f32s(self.0.less_than_f32s(self.1, self.0.splat_f32s(0.0)), tail.1, (one - tail).1);
