@@ -23,6 +23,7 @@ TRANSFORMER = ["optimizer.lr=1e-3", "optimizer.warmup_steps=100", "model.hidden_
 MODELS = {
     "RNN": ("rnn", RECURRENT),
     "LSTM": ("lstm", RECURRENT),
+    "Mamba": ("mamba", RECURRENT),
     "Transformer, no positions": ("transformer-nope", TRANSFORMER),
     "Transformer, rotary": ("transformer-rope", TRANSFORMER),
 }

@@ -166,8 +166,10 @@ fn read_run(folder: &Path) -> (Run, usize, Vec<String>) {
     }
     let entries = fs::read_dir(folder.join("eval")).into_iter().flatten().filter_map(Result::ok);
     let is_table = |path: &PathBuf| {
-        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        !hidden && path.extension().is_some_and(|e| e == "parquet")
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // What was found of every checkpoint is no result of the run.
+        let passed_over = name.starts_with('.') || name.starts_with("checkpoints");
+        !passed_over && path.extension().is_some_and(|e| e == "parquet")
     };
     let mut paths: Vec<PathBuf> = entries.map(|e| e.path()).filter(is_table).collect();
     // The newest first, so that the first table of a kind is the one that counts.
