@@ -20,8 +20,21 @@ use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+/// Which layer a [`RecurrentKernel`] computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// Elman's.
+    Rnn,
+    /// Long short-term memory.
+    Lstm,
+    /// Gated recurrent unit.
+    Gru,
+}
+
 /// One time step of one example. Rows of gates are `GATES` pieces of `hidden` elements.
 pub trait Cell: Clone + Debug + Send + Sync + 'static {
+    /// The layer that it makes.
+    const LAYER: Layer;
     /// Gates: the rows of the weights are `GATES·hidden`.
     const GATES: usize;
     /// The state is `STATES·hidden` elements, the output first.
@@ -59,6 +72,7 @@ pub struct Step<'a> {
 pub struct RnnCell;
 
 impl Cell for RnnCell {
+    const LAYER: Layer = Layer::Rnn;
     const GATES: usize = 1;
     const STATES: usize = 1;
     const EXTRA: usize = 0;
@@ -85,6 +99,7 @@ impl Cell for RnnCell {
 pub struct LstmCell;
 
 impl Cell for LstmCell {
+    const LAYER: Layer = Layer::Lstm;
     const GATES: usize = 4;
     const STATES: usize = 2;
     const EXTRA: usize = 1;
@@ -135,6 +150,7 @@ impl Cell for LstmCell {
 pub struct GruCell;
 
 impl Cell for GruCell {
+    const LAYER: Layer = Layer::Gru;
     const GATES: usize = 3;
     const STATES: usize = 1;
     const EXTRA: usize = 1;
@@ -193,11 +209,34 @@ fn sum(to: &mut [f32], a: &[f32], b: &[f32]) {
 
 /// The kernel of a recurrent layer. In: W_ih·x, weight_hh, bias_ih, bias_hh and the state `[batch, states·hidden]`. Out: the
 /// outputs `[batch, seq, hidden]` and the last state.
+///
+/// It is no generic type, so that its loops are compiled here, with this crate's optimisations, and not where a backend is
+/// chosen.
 #[derive(Debug, Clone)]
-pub struct Recurrent<C> {
+pub struct RecurrentKernel {
+    layer: Layer,
     /// W_ih·x is `[batch, seq, gates·hidden]`; or, where this says which row of it each step takes, `[vocab, gates·hidden]`.
     ids: Option<Arc<[usize]>>,
-    cell: PhantomData<C>,
+}
+
+impl Kernel<5, 2> for RecurrentKernel {
+    type Saved = Saved;
+
+    fn forward(&self, inputs: [FlexTensor; 5], save: bool) -> ([FlexTensor; 2], Option<Saved>) {
+        match self.layer {
+            Layer::Rnn => forward::<RnnCell>(self.ids.as_deref(), inputs, save),
+            Layer::Lstm => forward::<LstmCell>(self.ids.as_deref(), inputs, save),
+            Layer::Gru => forward::<GruCell>(self.ids.as_deref(), inputs, save),
+        }
+    }
+
+    fn backward(&self, saved: Saved, gradients: [Option<FlexTensor>; 2], wanted: [bool; 5]) -> [Option<FlexTensor>; 5] {
+        match self.layer {
+            Layer::Rnn => backward::<RnnCell>(self.ids.as_deref(), saved, gradients, wanted),
+            Layer::Lstm => backward::<LstmCell>(self.ids.as_deref(), saved, gradients, wanted),
+            Layer::Gru => backward::<GruCell>(self.ids.as_deref(), saved, gradients, wanted),
+        }
+    }
 }
 
 /// What the forward pass leaves for the backward pass.
@@ -224,111 +263,106 @@ fn parts(values: &mut [f32], length: usize) -> impl Iterator<Item = &mut [f32]> 
     values.chunks_mut(length.max(1)).chain(std::iter::repeat_with(Default::default))
 }
 
-impl<C: Cell> Kernel<5, 2> for Recurrent<C> {
-    type Saved = Saved;
+fn forward<C: Cell>(ids: Option<&[usize]>, inputs: [FlexTensor; 5], save: bool) -> ([FlexTensor; 2], Option<Saved>) {
+    let [input, weight_hh, bias_ih, bias_hh, state] = inputs;
+    let [gates, hidden] = dims(&weight_hh);
+    let [batch, states] = dims(&state);
+    let vocab = values(&input).len() / gates;
+    let seq = ids.map_or(vocab, <[usize]>::len) / batch;
+    let recurrent = Panels::pack(values(&weight_hh), [hidden, gates], [1, hidden]);
+    let [bias_ih, bias_hh] = [values(&bias_ih), values(&bias_hh)];
+    // Only a cell that resets treats them differently.
+    let bias = if C::RESETS { bias_ih.to_vec() } else { bias_ih.iter().zip(bias_hh).map(|(a, b)| a + b).collect() };
+    let bias_hh = if C::RESETS { bias_hh } else { &[] };
 
-    fn forward(&self, inputs: [FlexTensor; 5], save: bool) -> ([FlexTensor; 2], Option<Saved>) {
-        let [input, weight_hh, bias_ih, bias_hh, state] = inputs;
-        let [gates, hidden] = dims(&weight_hh);
-        let [batch, states] = dims(&state);
-        let vocab = values(&input).len() / gates;
-        let seq = self.ids.as_ref().map_or(vocab, |ids| ids.len()) / batch;
-        let recurrent = Panels::pack(values(&weight_hh), [hidden, gates], [1, hidden]);
-        let [bias_ih, bias_hh] = [values(&bias_ih), values(&bias_hh)];
-        // Only a cell that resets treats them differently.
-        let bias = if C::RESETS { bias_ih.to_vec() } else { bias_ih.iter().zip(bias_hh).map(|(a, b)| a + b).collect() };
-        let bias_hh = if C::RESETS { bias_hh } else { &[] };
+    let mut outputs = vec![0.0; batch * seq * hidden];
+    let mut last = values(&state).to_vec();
+    let steps = if save { batch * seq } else { 0 };
+    let (mut saved_gates, mut extra) = (vec![0.0; steps * gates], vec![0.0; steps * C::EXTRA * hidden]);
+    let rows = rows_per_thread(batch);
+    let blocks = (parts(&mut outputs, rows * seq * hidden).zip(parts(&mut last, rows * states)))
+        .zip(parts(&mut saved_gates, rows * seq * gates).zip(parts(&mut extra, rows * seq * C::EXTRA * hidden)))
+        .take(batch.div_ceil(rows))
+        .enumerate();
+    let blocks: Vec<_> = blocks
+        .map(|(index, ((outputs, state), (gates, extra)))| Forward::<C> {
+            seq,
+            hidden,
+            recurrent: &recurrent,
+            bias: &bias,
+            bias_hh,
+            first: index * rows * seq,
+            ids,
+            input: values(&input),
+            outputs,
+            state,
+            gates,
+            extra,
+            cell: PhantomData,
+        })
+        .collect();
+    blocks.into_par_iter().for_each(with_simd);
 
-        let mut outputs = vec![0.0; batch * seq * hidden];
-        let mut last = values(&state).to_vec();
-        let steps = if save { batch * seq } else { 0 };
-        let (mut saved_gates, mut extra) = (vec![0.0; steps * gates], vec![0.0; steps * C::EXTRA * hidden]);
-        let rows = rows_per_thread(batch);
-        let blocks = (parts(&mut outputs, rows * seq * hidden).zip(parts(&mut last, rows * states)))
-            .zip(parts(&mut saved_gates, rows * seq * gates).zip(parts(&mut extra, rows * seq * C::EXTRA * hidden)))
-            .take(batch.div_ceil(rows))
-            .enumerate();
-        let blocks: Vec<_> = blocks
-            .map(|(index, ((outputs, state), (gates, extra)))| Forward::<C> {
-                seq,
-                hidden,
-                recurrent: &recurrent,
-                bias: &bias,
-                bias_hh,
-                first: index * rows * seq,
-                ids: self.ids.as_deref(),
-                input: values(&input),
-                outputs,
-                state,
-                gates,
-                extra,
-                cell: PhantomData,
-            })
-            .collect();
-        blocks.into_par_iter().for_each(with_simd);
+    let outputs = tensor(outputs, [batch, seq, hidden]);
+    let last = tensor(last, [batch, C::STATES * hidden]);
+    let outputs_saved = outputs.clone();
+    let saved = save.then_some(Saved { gates: saved_gates, extra, outputs: outputs_saved, weight_hh, state, vocab });
+    ([outputs, last], saved)
+}
 
-        let outputs = tensor(outputs, [batch, seq, hidden]);
-        let last = tensor(last, [batch, C::STATES * hidden]);
-        let outputs_saved = outputs.clone();
-        let saved =
-            save.then_some(Saved { gates: saved_gates, extra, outputs: outputs_saved, weight_hh, state, vocab });
-        ([outputs, last], saved)
-    }
+fn backward<C: Cell>(
+    ids: Option<&[usize]>,
+    saved: Saved,
+    [d_outputs, d_last]: [Option<FlexTensor>; 2],
+    wanted: [bool; 5],
+) -> [Option<FlexTensor>; 5] {
+    let Saved { gates: mut d_input, extra, outputs, weight_hh, state, vocab } = saved;
+    let [batch, seq, hidden] = dims(&outputs);
+    let (gates, states) = (C::GATES * hidden, C::STATES * hidden);
+    let recurrent = Panels::pack(values(&weight_hh), [gates, hidden], [hidden, 1]);
 
-    fn backward(
-        &self,
-        saved: Saved,
-        [d_outputs, d_last]: [Option<FlexTensor>; 2],
-        wanted: [bool; 5],
-    ) -> [Option<FlexTensor>; 5] {
-        let Saved { gates: mut d_input, extra, outputs, weight_hh, state, vocab } = saved;
-        let [batch, seq, hidden] = dims(&outputs);
-        let (gates, states) = (C::GATES * hidden, C::STATES * hidden);
-        let recurrent = Panels::pack(values(&weight_hh), [gates, hidden], [hidden, 1]);
+    let d_outputs = d_outputs.unwrap_or_else(|| tensor(vec![0.0; batch * seq * hidden], [batch, seq, hidden]));
+    let mut d_state = match &d_last {
+        Some(d_last) => values(d_last).to_vec(),
+        None => vec![0.0; batch * states],
+    };
+    let mut d_product = vec![0.0; if C::RESETS { batch * seq * gates } else { 0 }];
+    let rows = rows_per_thread(batch);
+    let block = |length: usize, index: usize| index * rows * length..((index + 1) * rows).min(batch) * length;
+    let blocks = parts(&mut d_state, rows * states)
+        .zip(parts(&mut d_input, rows * seq * gates).zip(parts(&mut d_product, rows * seq * gates)))
+        .take(batch.div_ceil(rows))
+        .enumerate();
+    let blocks: Vec<_> = blocks
+        .map(|(index, (d_state, (gates, d_product)))| BackwardSweep::<C> {
+            seq,
+            hidden,
+            recurrent: &recurrent,
+            extra: &extra[block(seq * C::EXTRA * hidden, index)],
+            outputs: &values(&outputs)[block(seq * hidden, index)],
+            state: &values(&state)[block(states, index)],
+            d_outputs: &values(&d_outputs)[block(seq * hidden, index)],
+            d_state,
+            gates,
+            d_product,
+            cell: PhantomData,
+        })
+        .collect();
+    blocks.into_par_iter().for_each(with_simd);
 
-        let d_outputs = d_outputs.unwrap_or_else(|| tensor(vec![0.0; batch * seq * hidden], [batch, seq, hidden]));
-        let mut d_state = match &d_last {
-            Some(d_last) => values(d_last).to_vec(),
-            None => vec![0.0; batch * states],
-        };
-        let mut d_product = vec![0.0; if C::RESETS { batch * seq * gates } else { 0 }];
-        let rows = rows_per_thread(batch);
-        let block = |length: usize, index: usize| index * rows * length..((index + 1) * rows).min(batch) * length;
-        let blocks = parts(&mut d_state, rows * states)
-            .zip(parts(&mut d_input, rows * seq * gates).zip(parts(&mut d_product, rows * seq * gates)))
-            .take(batch.div_ceil(rows))
-            .enumerate();
-        let blocks: Vec<_> = blocks
-            .map(|(index, (d_state, (gates, d_product)))| BackwardSweep::<C> {
-                seq,
-                hidden,
-                recurrent: &recurrent,
-                extra: &extra[block(seq * C::EXTRA * hidden, index)],
-                outputs: &values(&outputs)[block(seq * hidden, index)],
-                state: &values(&state)[block(states, index)],
-                d_outputs: &values(&d_outputs)[block(seq * hidden, index)],
-                d_state,
-                gates,
-                d_product,
-                cell: PhantomData,
-            })
-            .collect();
-        blocks.into_par_iter().for_each(with_simd);
-
-        let d_input = tensor(d_input, [batch, seq, gates]);
-        let d_product = if C::RESETS { tensor(d_product, [batch, seq, gates]) } else { d_input.clone() };
-        let d_weight = wanted[1].then(|| weight_gradient(&d_product, before(&outputs, &state)));
-        let d_input = match &self.ids {
-            Some(ids) => row_sums(&d_input, ids, vocab),
-            None => d_input,
-        };
-        let d_bias_ih = wanted[2].then(|| column_sums(&d_input));
-        let d_bias_hh = match (C::RESETS, &d_bias_ih) {
-            (false, Some(sums)) => Some(sums.clone()),
-            _ => wanted[3].then(|| column_sums(&d_product)),
-        };
-        [Some(d_input), d_weight, d_bias_ih, d_bias_hh, Some(tensor(d_state, [batch, states]))]
-    }
+    let d_input = tensor(d_input, [batch, seq, gates]);
+    let d_product = if C::RESETS { tensor(d_product, [batch, seq, gates]) } else { d_input.clone() };
+    let d_weight = wanted[1].then(|| weight_gradient(&d_product, before(&outputs, &state)));
+    let d_input = match ids {
+        Some(ids) => row_sums(&d_input, ids, vocab),
+        None => d_input,
+    };
+    let d_bias_ih = wanted[2].then(|| column_sums(&d_input));
+    let d_bias_hh = match (C::RESETS, &d_bias_ih) {
+        (false, Some(sums)) => Some(sums.clone()),
+        _ => wanted[3].then(|| column_sums(&d_product)),
+    };
+    [Some(d_input), d_weight, d_bias_ih, d_bias_hh, Some(tensor(d_state, [batch, states]))]
 }
 
 /// The output before every step, `[batch, seq, hidden]`: the outputs one step later, after the state's.
@@ -583,6 +617,6 @@ fn layer<B: RunKernels, C: Cell>(
     let state = state.unwrap_or_else(|| Tensor::zeros([batch, states], options));
     let inputs =
         [projected, float(&weights.weight_hh), float(&weights.bias_ih), float(&weights.bias_hh), float(&state)];
-    let [outputs, last] = B::run(Recurrent::<C> { ids, cell: PhantomData }, inputs)?;
+    let [outputs, last] = B::run(RecurrentKernel { layer: C::LAYER, ids }, inputs)?;
     Some((kernel::tensor(outputs), kernel::tensor(last)))
 }
