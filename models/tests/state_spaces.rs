@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "reference/npz.rs"]
-#[allow(dead_code)]
+#[allow(dead_code)] // the parity tests use the rest of it
 mod npz;
 
 use burn::prelude::*;

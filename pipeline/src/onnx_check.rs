@@ -345,7 +345,8 @@ mod tests {
         let chaotic = scaled(&scaled(&fresh(&config, 1), "decoder.weight", 50.0), "lstm.weight_hh_l0", 6.0);
         let lengths = [1, 2, 50, 1000];
         let worst = compare(&config, &chaotic, &chaotic, &lengths, Precision::Fp32).unwrap();
-        assert!(worst.difference > TOLERANCE && worst.length > 50 && worst.rounding.is_some(), "{worst}");
+        assert!(worst.difference > TOLERANCE && worst.rounding.is_some(), "{worst}");
+        assert!(worst.length == 1000 || worst.piece.is_some(), "{worst}"); // short pieces of an unlike shape round apart too
 
         let wrong = scaled(&chaotic, "decoder.weight", 1.001);
         let error = compare(&config, &chaotic, &wrong, &lengths, Precision::Fp32).unwrap_err().to_string();
