@@ -9,6 +9,7 @@ use crate::error::{ConfigError, InputError};
 use crate::layers::{
     Conv1d, DropoutSource, Embedding, LayerNorm, Linear, SinusoidalTable, TokenEmbedding, dropout, tied_decoder,
 };
+use crate::ops::autocast::product;
 use crate::ops::{KeyMask, Rotation, SequenceOps, plain};
 use crate::{Init, ModelInput, Positions};
 use burn::module::Module;
@@ -426,7 +427,7 @@ impl<B: SequenceOps> Attention<B> {
         let y = if p > 0.0 && pass.dropout.is_some() {
             let [q, k, v] = plain::heads(qkv, heads, pass.rotation.as_ref());
             let probabilities = plain::attention_probabilities(q, k, mask, scale);
-            plain::side_by_side(dropout(probabilities, p, pass.dropout, place).matmul(v))
+            plain::side_by_side(product(dropout(probabilities, p, pass.dropout, place), v))
         } else {
             B::packed_attention(qkv, heads, pass.rotation.clone(), mask, scale)
         };

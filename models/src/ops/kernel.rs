@@ -25,7 +25,8 @@
 //! 3. Compare both in `tests/fused.rs`, at awkward sizes.
 //!
 //! [`RunKernels::run`] answers `None` where no kernel can run: on a GPU, for 16- or 64-bit floats, and wherever
-//! [`use_kernels`]`(false)` was said. The plain definition then does the work. (Work before it that only the kernel needs
+//! [`use_kernels`]`(false)` was said; and those that multiply matrices in 32 bits decline where
+//! [`autocast`](super::autocast) asks for half precision. The plain definition then does the work. (Work before it that only the kernel needs
 //! asks [`RunKernels::has_kernels`] first.)
 
 use burn::backend::Autodiff;

@@ -1,7 +1,9 @@
 //! The costly sequence operations, behind one trait so that a backend can bring a faster version of any of them
 //! without a model changing. The defaults in [`plain`] are ordinary tensor operations: the readable definition. On the
-//! CPU, operations have hand-written forward and backward passes as well: see [`kernel`].
+//! CPU, operations have hand-written forward and backward passes as well: see [`kernel`]. Products in half precision, for
+//! mixed-precision training, are those of [`autocast`].
 
+pub mod autocast;
 pub mod cpu;
 pub mod delta;
 pub mod kernel;

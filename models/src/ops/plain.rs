@@ -1,5 +1,6 @@
 //! Plain-tensor definitions of the sequence operations.
 
+use super::autocast::product;
 use super::cpu::adam::AdamKernel;
 use super::{Gate, KeyMask, RecurrentWeights, Rotation};
 use crate::layers::split_heads;
@@ -18,7 +19,7 @@ pub fn rnn_layer<B: Backend>(
     let mut h = h.unwrap_or_else(|| Tensor::zeros([batch, hidden], (&x.device(), x.dtype())));
     let mut states = Vec::new();
     for input in unbind_time(input_product(x, weights)) {
-        h = tanh(input + h.matmul(recurrent.clone())); // [batch, hidden]
+        h = tanh(input + product(h, recurrent.clone())); // [batch, hidden]
         states.push(h.clone());
     }
     (Tensor::stack(states, 1), h)
@@ -39,7 +40,7 @@ pub fn lstm_layer<B: Backend>(
     let (mut h, mut c) = state.unwrap_or_else(|| (zero(), zero()));
     let mut states = Vec::new();
     for input in unbind_time(input_product(x, weights)) {
-        let gates = input + h.matmul(recurrent.clone()); // [batch, 4·hidden]
+        let gates = input + product(h, recurrent.clone()); // [batch, 4·hidden]
         let gate = |k: usize| gates.clone().slice([0..batch, k * hidden..(k + 1) * hidden]);
         c = sigmoid(gate(1)) * c + sigmoid(gate(0)) * tanh(gate(2));
         h = sigmoid(gate(3)) * tanh(c.clone());
@@ -63,11 +64,11 @@ pub fn gru_layer<B: Backend>(
     let mut h = h.unwrap_or_else(|| Tensor::zeros([batch, hidden], (&x.device(), x.dtype())));
     let mut states = Vec::new();
     for input in unbind_time(inputs) {
-        let product = h.clone().matmul(recurrent.clone()) + bias.clone(); // [batch, 3·hidden]
+        let recalled = product(h.clone(), recurrent.clone()) + bias.clone(); // [batch, 3·hidden]
         let gate = |x: &Tensor<B, 2>, k: usize| x.clone().narrow(1, k * hidden, hidden);
-        let r = sigmoid(gate(&input, 0) + gate(&product, 0));
-        let z = sigmoid(gate(&input, 1) + gate(&product, 1));
-        let n = tanh(gate(&input, 2) + r * gate(&product, 2));
+        let r = sigmoid(gate(&input, 0) + gate(&recalled, 0));
+        let z = sigmoid(gate(&input, 1) + gate(&recalled, 1));
+        let n = tanh(gate(&input, 2) + r * gate(&recalled, 2));
         h = n.clone() + z * (h - n);
         states.push(h.clone());
     }
@@ -100,7 +101,7 @@ fn input_product<B: Backend>(x: Tensor<B, 3>, weights: RecurrentWeights<B>) -> T
 pub(crate) fn matmul_rows<B: Backend>(x: Tensor<B, 3>, weight: Tensor<B, 2>) -> Tensor<B, 3> {
     let [batch, seq, input] = x.dims();
     let output = weight.dims()[1];
-    x.reshape([batch * seq, input]).matmul(weight).reshape([batch, seq, output])
+    product(x.reshape([batch * seq, input]), weight).reshape([batch, seq, output])
 }
 
 /// The time steps of `[batch, seq, channels]`, each `[batch, channels]`.
@@ -126,7 +127,7 @@ pub fn causal_attention<B: Backend>(
     mask: Option<KeyMask<B>>,
     scale: f64,
 ) -> Tensor<B, 4> {
-    attention_probabilities(q, k, mask, scale).matmul(v)
+    product(attention_probabilities(q, k, mask, scale), v)
 }
 
 /// softmax(scale·q·kᵀ + masks), `[batch, heads, query, key]`.
@@ -143,7 +144,7 @@ pub fn attention_probabilities<B: Backend>(
     let device = q.device();
     let lowest = f32::MIN;
     let future = Tensor::<B, 2, Bool>::tril_mask([seq, seq], 0, &device).unsqueeze(); // true where key > query
-    let mut scores = (q.matmul(k.transpose()) * scale).mask_fill(future, lowest); // [batch, heads, query, key]
+    let mut scores = (product(q, k.transpose()) * scale).mask_fill(future, lowest); // [batch, heads, query, key]
     if let Some(KeyMask { keys, identity }) = mask {
         let [batch, _] = keys.dims();
         let mut hidden = keys.neg().add_scalar(1.0).reshape([batch, 1, 1, seq]);

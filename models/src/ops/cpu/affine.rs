@@ -4,6 +4,7 @@
 use super::product::{Matrix, Threads, product};
 use super::simd::{V, sum_blocks};
 use super::{dims, like, tensor, values, with_simd};
+use crate::ops::autocast::is_autocast;
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use burn::prelude::*;
 use burn_flex::FlexTensor;
@@ -20,6 +21,9 @@ pub fn affine<B: RunKernels>(
     bias: &Tensor<B, 1>,
     relu: bool,
 ) -> Option<Tensor<B, 3>> {
+    if is_autocast() {
+        return None;
+    }
     let [y] = B::run(AffineKernel { relu }, [float(x), float(weight), float(bias)])?;
     Some(kernel::tensor(y))
 }

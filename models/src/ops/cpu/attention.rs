@@ -6,6 +6,7 @@
 use super::product::{Matrix, Threads, product};
 use super::simd::{V, tiles};
 use super::{dims, like, tensor, values, with_simd};
+use crate::ops::autocast::is_autocast;
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use crate::ops::{KeyMask, Rotation};
 use burn::prelude::*;
@@ -25,7 +26,7 @@ pub fn packed_attention<B: RunKernels>(
     mask: Option<&KeyMask<B>>,
     scale: f64,
 ) -> Option<Tensor<B, 3>> {
-    if !B::has_kernels() {
+    if !B::has_kernels() || is_autocast() {
         return None;
     }
     let absent = || float(&Tensor::<B, 1>::zeros([1], (&qkv.device(), qkv.dtype())));

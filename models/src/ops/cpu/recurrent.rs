@@ -8,6 +8,7 @@
 use super::panels::Panels;
 use super::{dims, math, tensor, values, with_simd};
 use crate::Cpu;
+use crate::ops::autocast::is_autocast;
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use crate::ops::{LayerInput, RecurrentWeights, plain};
 use burn::prelude::*;
@@ -597,7 +598,7 @@ fn layer<B: RunKernels, C: Cell>(
     state: Option<Tensor<B, 2>>,
 ) -> Option<(Tensor<B, 3>, Tensor<B, 2>)> {
     let weight_ih = weights.weight_ih.clone().transpose();
-    if !B::has_kernels() || weight_ih.dtype() != DType::F32 {
+    if !B::has_kernels() || is_autocast() || weight_ih.dtype() != DType::F32 {
         return None;
     }
     let ([batch, _], projected, ids) = match x {
