@@ -1,10 +1,11 @@
 //! `checkpoints/epoch-0003-step-93750/`: everything that training needs to go on as if it had never stopped.
 //!
 //! Batch order, random positions and dropout are functions of the seed and the step, so a checkpoint is the weights, the
-//! optimiser's moments and two numbers. It is written under a temporary name and renamed, and `state.json` holds a checksum
+//! optimiser's moments and two numbers (and in fp16 the scale of the loss). It is written under a temporary name and renamed, and `state.json` holds a checksum
 //! of every file: a checkpoint that was torn, cut off or changed by a failing disk is recognised and never trained from.
 
 use crate::checksum::crc32c;
+use crate::loss_scale::LossScale;
 use anyhow::{Context, Result, bail};
 use models::Weights;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,9 @@ pub struct State {
     /// Loss on validation, where it was evaluated at this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
+    /// The factor on the loss, where training is in fp16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// CRC-32C of every other file, in hexadecimal; filled in when the checkpoint is written.
     #[serde(default)]
     pub files: BTreeMap<String, String>,

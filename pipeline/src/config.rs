@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use data::suggest::nearest;
 use data::{Task, TaskConfig};
 use models::ModelConfig;
+use models::ops::autocast::HalfPrecision;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -50,6 +51,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// `fp32`, `tf32`, `bf16` or `fp16`.
+    pub precision: Precision,
     /// Start from the weights in this safetensors file instead of random ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
@@ -79,6 +82,7 @@ impl Default for TrainConfig {
             fold: true,
             seed: 1234,
             device: "auto".into(),
+            precision: Precision::Fp32,
             init_from: None,
             checkpoint_every: None,
             keep: None,
@@ -98,6 +102,44 @@ impl TrainConfig {
     /// Optimisation steps of a whole run.
     pub fn total_steps(&self, examples: usize) -> u64 {
         self.max_steps.unwrap_or(u64::MAX).min(self.epochs * self.steps_per_epoch(examples))
+    }
+}
+
+/// The type in which training multiplies matrices. Parameters, the optimiser's moments, the residual stream, norms, softmax
+/// and loss have 32 bits in all of them, checkpoints and exports too; see [`models::ops::autocast`]. Evaluation while
+/// training is in `fp32`, as the export is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits. On a CPU that is exact; on CUDA, from compute capability 8.0 on, `tf32` all the same, since burn 0.21
+    /// chooses among kernels with and without TF32 by their time, and has no switch to leave the former out.
+    Fp32,
+    /// CUDA only: 32-bit inputs that are rounded to 11 bits of precision where that is faster.
+    Tf32,
+    /// bfloat16 inputs, summed in 32 bits.
+    Bf16,
+    /// IEEE half precision inputs, summed in 32 bits, with [dynamic loss scaling](crate::loss_scale).
+    Fp16,
+}
+
+impl Precision {
+    /// The type of products, where it is not the parameters'.
+    pub fn half(self) -> Option<HalfPrecision> {
+        match self {
+            Self::Fp32 | Self::Tf32 => None,
+            Self::Bf16 => Some(HalfPrecision::Bf16),
+            Self::Fp16 => Some(HalfPrecision::Fp16),
+        }
+    }
+
+    /// As it is written in configs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+            Self::Fp16 => "fp16",
+        }
     }
 }
 
@@ -437,6 +479,7 @@ mod tests {
         assert_eq!(difference(&["train.epochs=9", "train.keep=2", "train.max_steps=3"], &["train.device=cpu"]), "");
         assert_eq!(difference(&["optimizer.lr=0.5"], &[]), "optimizer.lr");
         assert_eq!(difference(&[], &["train.pad_to=128"]), "train.pad_to");
+        assert_eq!(difference(&["train.precision=bf16"], &[]), "train.precision");
         let cosine = "optimizer.schedule=cosine";
         assert_eq!(difference(&[cosine, "train.epochs=9"], &[cosine]), "train.epochs");
     }
@@ -474,6 +517,7 @@ mod tests {
             (vec!["train.accumulate=5"], "train.accumulate is 5, which does not divide train.batch_size = 32"),
             (vec!["optimizer.name=adam", "optimizer.weight_decay=0.1"], "adam has none"),
             (vec!["optimizer.name=sgd"], "unknown variant `sgd`, expected `adam` or `adamw`"),
+            (vec!["train.precision=fp8"], "unknown variant `fp8`, expected one of `fp32`, `tf32`, `bf16`, `fp16`"),
             (vec!["optimizer.beta2=1.0"], "optimizer.beta2 must be at least 0 and less than 1"),
             (
                 vec!["optimizer.schedule=cosine", "optimizer.warmup_steps=10", "train.max_steps=10"],

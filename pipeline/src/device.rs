@@ -1,5 +1,6 @@
 //! Choosing where to train.
 
+use crate::config::{Precision, TrainConfig};
 use anyhow::{Result, bail};
 
 /// A device that training can run on.
@@ -13,7 +14,43 @@ pub enum Device {
 }
 
 impl Device {
-    /// `auto` takes CUDA where a driver and a device are found; an explicit `cuda` without them is an error.
+    /// The device that the config names, if it has the precision that the config asks for.
+    pub fn of(config: &TrainConfig) -> Result<Self> {
+        let device = Self::parse(&config.device)?;
+        device.check(config.precision)?;
+        Ok(device)
+    }
+
+    fn check(self, precision: Precision) -> Result<()> {
+        match self {
+            Self::Cpu if precision == Precision::Tf32 => bail!(
+                "train.precision=tf32 is for CUDA: processors have no TF32\n  \
+                 hint: set train.precision=fp32, or choose a GPU with --device cuda"
+            ),
+            Self::Cpu => Ok(()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => {
+                let driver = crate::cuda::driver().map_err(anyhow::Error::msg)?;
+                match driver.devices.get(index) {
+                    Some(gpu)
+                        if gpu.compute_capability < (8, 0)
+                            && matches!(precision, Precision::Tf32 | Precision::Bf16) =>
+                    {
+                        let (major, minor) = gpu.compute_capability;
+                        bail!(
+                            "train.precision={} needs compute capability 8.0, but {self} ({}) has {major}.{minor}\n  \
+                             hint: set train.precision to fp32 or fp16",
+                            precision.name(),
+                            gpu.name
+                        )
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// `auto` takes CUDA where a driver, a device and NVRTC are found; an explicit `cuda` without them is an error.
     pub fn parse(name: &str) -> Result<Self> {
         match name {
             "cpu" => Ok(Self::Cpu),
@@ -43,10 +80,14 @@ impl Device {
         let devices = crate::cuda::driver().map(|d| d.devices).map_err(|reason| {
             anyhow::anyhow!("cannot train on cuda: {reason}\n  hint: install the NVIDIA driver, or use --device cpu")
         })?;
-        if index < devices.len() {
-            return Ok(Self::Cuda(index));
+        if index >= devices.len() {
+            bail!(
+                "there is no device cuda:{index}; the driver lists {}\n  hint: use --device cuda:0 or cpu",
+                devices.len()
+            );
         }
-        bail!("there is no device cuda:{index}; the driver lists {}\n  hint: use --device cuda:0 or cpu", devices.len())
+        crate::cuda::compiler().map_err(|reason| anyhow::anyhow!("cannot train on cuda:{index}: {reason}"))?;
+        Ok(Self::Cuda(index))
     }
 
     #[cfg(not(feature = "cuda"))]
@@ -74,6 +115,14 @@ impl std::fmt::Display for Device {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_processor_has_all_precisions_but_tf32() {
+        for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16] {
+            Device::Cpu.check(precision).unwrap();
+        }
+        assert!(Device::Cpu.check(Precision::Tf32).unwrap_err().to_string().contains("hint:"));
+    }
 
     #[test]
     fn names() {

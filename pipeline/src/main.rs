@@ -19,6 +19,8 @@ mod device;
 #[cfg(feature = "train")]
 mod evaluation;
 #[cfg(feature = "train")]
+mod loss_scale;
+#[cfg(feature = "train")]
 mod metrics_log;
 #[cfg(feature = "train")]
 mod onnx_check;

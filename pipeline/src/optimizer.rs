@@ -57,18 +57,21 @@ where
         }
     }
 
-    /// Optimisation step number `step`, from 0. Parameters without a gradient stay as they are. Returns the model and the
-    /// gradient's global L2 norm before clipping, `[1]`, still on the device.
+    /// Optimisation step number `step`, from 0, with the gradients of the loss times `scale` (a power of two, 1 for those of
+    /// the loss itself), and their norm `[1]` (see [`global_norm`]). Parameters without a gradient stay as they are. Returns
+    /// the model and the norm of the gradient of the loss itself before clipping, `[1]`, still on the device.
     pub fn step(
         &mut self,
         step: u64,
         model: Model<B>,
         gradients: GradientsParams,
+        norm: Tensor<B::InnerBackend, 1>,
+        scale: f32,
     ) -> (Model<B>, Tensor<B::InnerBackend, 1>) {
-        let norm = global_norm(&model, &gradients);
+        let norm = norm / scale;
         // As torch.nn.utils.clip_grad_norm_ (Pascanu et al., arXiv 1211.5063); without a branch, so that the device need
         // not be waited for.
-        let clip = ((norm.clone() + 1e-6).recip() * self.config.grad_clip).clamp_max(1.0);
+        let clip = ((norm.clone() + 1e-6).recip() * self.config.grad_clip).clamp_max(1.0) / scale;
         let time = (step + 1) as f64;
         let mut update = Update {
             lr_factor: lr_factor(&self.config, step, self.total_steps),
@@ -137,8 +140,8 @@ fn lr_factor(config: &OptimizerConfig, step: u64, total_steps: u64) -> f64 {
     }
 }
 
-/// The L2 norm of all gradients together, `[1]`.
-fn global_norm<B: AutodiffBackend + SequenceOps>(
+/// The L2 norm of all gradients together, `[1]`, still on the device.
+pub fn global_norm<B: AutodiffBackend + SequenceOps>(
     model: &Model<B>,
     gradients: &GradientsParams,
 ) -> Tensor<B::InnerBackend, 1>
@@ -168,6 +171,7 @@ where
 struct Update<'a, B: AutodiffBackend> {
     adam: &'a mut Adam<B>,
     gradients: GradientsParams,
+    /// The factor on the gradients, `[1]`.
     clip: Tensor<B::InnerBackend, 1>,
     lr_factor: f64,
     correction1: f64,

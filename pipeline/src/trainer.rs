@@ -1,10 +1,11 @@
 //! The training loop.
 
 use crate::checkpoint::{Checkpoint, State};
-use crate::config::Config;
+use crate::config::{Config, Precision};
 use crate::evaluation::{Evaluation, evaluate, groups};
+use crate::loss_scale::LossScale;
 use crate::metrics_log::{self, MetricsRow};
-use crate::optimizer::Adam;
+use crate::optimizer::{Adam, global_norm};
 use crate::progress::Progress;
 use crate::run_dir::{RunDir, RunProgress, Status};
 use crate::stop;
@@ -13,10 +14,11 @@ use anyhow::{Context, Result, bail};
 use burn::module::{AutodiffModule, Module};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{ElementConversion, Int, Tensor, TensorData};
 use data::{Batch, Collation, Dataset, EpochOrder, Folded, Task};
 use models::layers::DropoutSource;
 use models::ops::SequenceOps;
+use models::ops::autocast::autocast;
 use models::{Model, ModelConfig, ModelInput, Weights, weighted_cross_entropy, weighted_l2_wrap};
 use std::time::Instant;
 
@@ -88,6 +90,7 @@ where
     let max_seen = splits.evaluated.first().map_or(0, |(_, val)| val.max_seen_len());
     let (mut model, mut optimizer) = start::<B>(job, total, device)?;
     let first = job.resume.as_ref().map_or(0, |c| c.state().step);
+    let mut loss_scale = job.resume.as_ref().and_then(|c| c.state().loss_scale).or_else(|| loss_scale(config));
     let mut curve = Curve::begin(job)?;
     let mut evaluations = Vec::new();
     let mut evaluation_seconds = 0.0;
@@ -139,7 +142,8 @@ where
         folding.add(&pieces);
         tokens += rows.iter().map(|&i| splits.train.get(i as usize).input_ids.len()).sum::<usize>();
 
-        let (updated, step_loss, grad_norm) = optimisation_step(config, model, &mut optimizer, &pieces, step, device);
+        let (updated, step_loss, grad_norm) =
+            optimisation_step(config, model, &mut optimizer, &mut loss_scale, &pieces, step, device);
         model = updated;
         recent.push(step_loss, grad_norm);
         step += 1;
@@ -185,6 +189,7 @@ where
                 seconds: curve.seconds(),
                 val_accuracy: val.and_then(|v| v.score.accuracy()),
                 val_loss: val.and_then(|v| v.loss),
+                loss_scale,
                 ..Default::default()
             };
             let weights = Weights::of(&model)?;
@@ -227,12 +232,13 @@ where
         job.progress.note(format!("starting from the weights in {}", path.display()));
     }
     job.progress.note(format!(
-        "{}: {} layer(s) of width {}, {} parameters, {total_steps} steps of {} examples",
+        "{}: {} layer(s) of width {}, {} parameters, {total_steps} steps of {} examples in {}",
         config.model.arch(),
         config.model.num_layers(),
         config.model.hidden_size(),
         model.num_params(),
         config.train.batch_size,
+        config.train.precision.name(),
     ));
     let optimizer = Adam::new(&config.optimizer, config.model.arch(), &model, total_steps);
     Ok((model, optimizer))
@@ -273,13 +279,19 @@ fn pulls_logits(model: &ModelConfig) -> bool {
     matches!(model, ModelConfig::Rwkv5(_) | ModelConfig::Rwkv6(_))
 }
 
-/// One step: the model after it, and the loss and the gradient's norm before it, each `[1]`, still on the device. See
-/// [`gradients`] and [`Adam::step`].
+/// The scale of the loss before the first step: none but in fp16, the only type that gradients can be too small for.
+pub fn loss_scale(config: &Config) -> Option<LossScale> {
+    (config.train.precision == Precision::Fp16).then(LossScale::default)
+}
+
+/// One step: the model after it, and the loss and the gradient's norm before it, each `[1]`, still on the device. With a
+/// `loss_scale`, gradients that overflow are computed again with a smaller one. See [`gradients`] and [`Adam::step`].
 #[allow(clippy::type_complexity)] // the inner backend's tensors have no shorter name
 pub fn optimisation_step<B>(
     config: &Config,
     model: Model<B>,
     optimizer: &mut Adam<B>,
+    loss_scale: &mut Option<LossScale>,
     pieces: &[Folded],
     step: u64,
     device: &B::Device,
@@ -288,18 +300,30 @@ where
     B: AutodiffBackend + SequenceOps,
     B::InnerBackend: SequenceOps,
 {
-    let (gradients, loss) = gradients(config, &model, pieces, step, device);
-    let (model, grad_norm) = optimizer.step(step, model, gradients);
-    (model, loss, grad_norm)
+    loop {
+        let scale = loss_scale.map_or(1.0, |s| s.scale);
+        let (gradients, loss) = gradients(config, &model, pieces, step, scale, device);
+        let norm = global_norm(&model, &gradients);
+        if let Some(loss_scale) = loss_scale {
+            if norm.clone().into_scalar().elem::<f64>().is_finite() {
+                loss_scale.succeeded();
+            } else if loss_scale.overflowed() {
+                continue;
+            }
+        }
+        let (model, grad_norm) = optimizer.step(step, model, gradients, norm, scale);
+        return (model, loss, grad_norm);
+    }
 }
 
-/// The gradient of the mean loss over all labelled tokens of the pieces, and that loss `[1]`, still on the device. RWKV's
-/// gradient has the term of [`weighted_l2_wrap`] as well, as its recipe says.
+/// The gradient of `scale` times the mean loss over all labelled tokens of the pieces, and that loss `[1]`, still on the
+/// device. RWKV's gradient has the term of [`weighted_l2_wrap`] as well, as its recipe says.
 fn gradients<B>(
     config: &Config,
     model: &Model<B>,
     pieces: &[Folded],
     step: u64,
+    scale: f32,
     device: &B::Device,
 ) -> (GradientsParams, Tensor<B::InnerBackend, 1>)
 where
@@ -316,7 +340,8 @@ where
         let labels = Tensor::<B, 2, Int>::from_data(labels, device);
         let share = |counts: &[u32], of: u64| counts.iter().map(|&n| n as f32 / of as f32).collect::<Vec<f32>>();
         let weights = TensorData::new(share(&piece.counts, labelled), [batch.batch, batch.seq]);
-        let logits = model.forward(ModelInput::new(batch, device).training(dropout));
+        let input = ModelInput::new(batch, device).training(dropout);
+        let logits = autocast(config.train.precision.half(), || model.forward(input));
         let pull = pulls_logits(&config.model).then(|| {
             let weights = Tensor::from_floats(share(&piece.examples, cells).as_slice(), device);
             weighted_l2_wrap(logits.clone(), weights)
@@ -325,8 +350,8 @@ where
         if let Some(pull) = pull {
             piece_loss = piece_loss + pull;
         }
-        sum.accumulate(model, GradientsParams::from_grads(piece_loss.backward(), model));
-        loss = loss + piece_loss.inner();
+        loss = loss + piece_loss.clone().inner();
+        sum.accumulate(model, GradientsParams::from_grads((piece_loss * scale).backward(), model));
     }
     (sum.grads(), loss)
 }
@@ -503,7 +528,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use burn::backend::Autodiff;
-    use burn::tensor::ElementConversion;
     use data::Example;
     use serde::Deserialize;
     use std::collections::BTreeMap;
@@ -554,8 +578,8 @@ mod tests {
             let mut optimizer = Adam::new(&config.optimizer, &arch, &model, 20);
             for step in 0..20 {
                 let pieces = [Folded::unfolded(batch(step, &task))];
-                let (gradients, loss) = gradients(&config, &model, &pieces, step as u64, &device);
-                let (updated, norm) = optimizer.step(step as u64, model, gradients);
+                let (updated, loss, norm) =
+                    optimisation_step(&config, model, &mut optimizer, &mut None, &pieces, step as u64, &device);
                 model = updated;
                 let (loss, norm) = (loss.into_scalar().elem::<f64>(), norm.into_scalar().elem::<f64>());
                 let (expected, expected_norm) = (reference.loss[step], reference.grad_norm[step]);
@@ -564,5 +588,71 @@ mod tests {
             }
             assert!(reference.loss[19] < 0.9 * reference.loss[0], "{arch} has learnt something");
         }
+    }
+
+    fn small(arch: &str, precision: &str) -> Config {
+        let extra = match arch {
+            "transformer" => "num_heads = 2\npositional_embedding = 'rope'",
+            "rwkv5" | "rwkv6" | "deltanet" => "head_size = 8\ndropout = 0.0",
+            "mamba" => "",
+            _ => "dropout = 0.0",
+        };
+        let config = format!(
+            "[task]\nname = 'counting_samesymbol_mod10bos'\n\
+             [model]\narch = '{arch}'\nhidden_size = 16\nnum_layers = 1\n{extra}\n\
+             [train]\nprecision = '{precision}'\n[optimizer]\nlr = 1e-2\n"
+        );
+        Config::parse(&config, &[]).unwrap()
+    }
+
+    /// Loss before every step, and the weights and the scale of the loss after the last.
+    fn train_from(
+        config: &Config,
+        mut scale: Option<LossScale>,
+        steps: usize,
+    ) -> (Vec<f64>, Weights, Option<LossScale>) {
+        type B = Autodiff<models::Cpu>;
+        let task = Task::by_name(&config.task.name).unwrap();
+        let device = Default::default();
+        let mut model: Model<B> = config.model.init(task.vocabulary.len(), 0, &device);
+        let mut optimizer = Adam::new(&config.optimizer, config.model.arch(), &model, steps as u64);
+        let mut losses = Vec::new();
+        for step in 0..steps {
+            let pieces = [Folded::unfolded(batch(step, &task))];
+            let (updated, loss, norm) =
+                optimisation_step(config, model, &mut optimizer, &mut scale, &pieces, step as u64, &device);
+            model = updated;
+            assert!(norm.into_scalar().is_finite());
+            losses.push(loss.into_scalar().elem());
+        }
+        (losses, Weights::of(&model).unwrap(), scale)
+    }
+
+    #[test]
+    fn every_architecture_learns_in_half_precision_as_in_single() {
+        let steps = 12;
+        for arch in ModelConfig::ARCHITECTURES {
+            let (exact, _, _) = train_from(&small(arch, "fp32"), None, steps);
+            assert!(exact[steps - 1] < 0.9 * exact[0], "{arch}: {exact:?}");
+            for precision in ["bf16", "fp16"] {
+                let config = small(arch, precision);
+                let (losses, _, _) = train_from(&config, loss_scale(&config), steps);
+                let off = losses.iter().zip(&exact).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
+                assert!(off > 0.0 && off < 0.05, "{arch}, {precision}: off by {off}: {losses:?}, not {exact:?}");
+            }
+        }
+    }
+
+    /// Gradients that overflow cost attempts and nothing else: the scale that is left gives the same weights from the start.
+    #[test]
+    fn a_loss_that_is_scaled_too_much_is_scaled_less() {
+        let config = small("lstm", "fp16");
+        let scale = |scale| Some(LossScale { scale, good_steps: 0 });
+        let (losses, weights, left) = train_from(&config, scale((1u64 << 40) as f32), 3);
+        let left = left.unwrap();
+        assert!(left.scale < (1u64 << 30) as f32 && left.good_steps >= 1, "{left:?}");
+        let (expected, expected_weights, after) = train_from(&config, scale(left.scale), 3);
+        assert_eq!((losses, weights), (expected, expected_weights));
+        assert_eq!(after.unwrap().scale, left.scale);
     }
 }

@@ -125,6 +125,7 @@ mod training {
         train(&["--init-from", "gone.safetensors"], &["there is no such file"]);
         train(&["--init-from", "1123_9"], &["--init-from 1123_9 is not a file", "there is no run"]);
         train(&["--device", "gpu"], &["unknown device `gpu`", "auto, cpu, cuda"]);
+        train(&["--device", "cpu", "--set", "train.precision=tf32"], &["train.precision=tf32", "for CUDA", "hint:"]);
         fails(dir.path(), &["train", "--config", "gone.toml"], 1, &["gone.toml", "configs/"]);
         std::fs::write(dir.path().join("bad.toml"), "[task\nname=1").unwrap();
         fails(dir.path(), &["train", "--config", "bad.toml"], 1, &["bad.toml", "line 1"]);

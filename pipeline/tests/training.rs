@@ -332,3 +332,36 @@ fn every_architecture_resumes_to_the_same_bytes() {
         assert_eq!(curve(&run), rows, "{config}");
     }
 }
+
+/// In fp16, the scale of the loss and its age are part of what a checkpoint has to bring back.
+#[test]
+fn half_precision_goes_on_where_it_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let fp16 = |steps: &'static str| {
+        [
+            "--set",
+            "train.precision=fp16",
+            "--set",
+            "optimizer.schedule=constant",
+            "--set",
+            "train.epochs=1",
+            "--set",
+            steps,
+        ]
+    };
+    let (_, whole) = train(folder.path(), &fp16("train.max_steps=40"));
+    let (handle, parts) = train(folder.path(), &fp16("train.max_steps=17"));
+    ok(folder.path(), &["train", "--resume", &handle, "--set", "train.max_steps=40", "--quiet"]);
+    let files = |run: &Path| {
+        let checkpoint = run.join("checkpoints/epoch-0001-step-40");
+        let state: Value = serde_json::from_slice(&fs::read(checkpoint.join("state.json")).unwrap()).unwrap();
+        let weights =
+            ["model.safetensors", "optimizer.safetensors"].map(|name| fs::read(checkpoint.join(name)).unwrap());
+        (state["loss_scale"].clone(), weights)
+    };
+    let (scale, weights) = files(&whole);
+    assert_eq!(scale["good_steps"], 40);
+    assert!((scale, weights) == files(&parts), "what is resumed differs");
+    let config = fs::read_to_string(parts.join("config.toml")).unwrap();
+    assert!(config.contains("precision = \"fp16\""));
+}

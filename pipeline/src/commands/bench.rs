@@ -5,7 +5,7 @@ use crate::cli::{BenchCommand, BenchTrainArgs};
 use crate::config::{Config, parse_override};
 use crate::device::Device;
 use crate::optimizer::Adam;
-use crate::trainer::{optimisation_step, pieces};
+use crate::trainer::{loss_scale, optimisation_step, pieces};
 use anyhow::{Result, bail};
 use burn::backend::Autodiff;
 use burn::module::Module;
@@ -47,7 +47,7 @@ impl Timing {
 fn train(context: &Context, args: &BenchTrainArgs) -> Result<()> {
     let config = config(args)?;
     let task = config.task.task()?;
-    let device = Device::parse(&config.train.device)?;
+    let device = Device::of(&config.train)?;
     let timing = match device {
         Device::Cpu => {
             keep_freed_memory();
@@ -73,6 +73,7 @@ fn train(context: &Context, args: &BenchTrainArgs) -> Result<()> {
             "batch": batch,
             "seq": seq,
             "device": device.to_string(),
+            "precision": config.train.precision.name(),
             "parameters": timing.parameters,
             "steps": timing.seconds.len(),
             "loss": timing.loss,
@@ -172,13 +173,15 @@ where
     let mut model: Model<B> = config.model.init(task.vocabulary.len(), config.train.seed, device);
     let parameters = model.num_params();
     let mut optimizer = Adam::new(&config.optimizer, config.model.arch(), &model, steps);
+    let mut loss_scale = loss_scale(config);
     let mut timing = Timing { parameters, seconds: vec![], loss: f64::NAN };
     let bar = context.progress.bar(config.model.arch(), steps, "steps");
     for step in 0..steps {
         let examples = random_examples(args, task, step);
         let start = Instant::now();
         let pieces = pieces(config, task, &examples, &rows, step)?;
-        let (updated, loss, grad_norm) = optimisation_step(config, model, &mut optimizer, &pieces, step, device);
+        let (updated, loss, grad_norm) =
+            optimisation_step(config, model, &mut optimizer, &mut loss_scale, &pieces, step, device);
         timing.loss = loss.into_scalar().elem::<f64>();
         grad_norm.into_data();
         B::sync(device).map_err(|e| anyhow::anyhow!("the device failed in step {step}: {e}"))?;

@@ -1,7 +1,7 @@
 //! `pipeline doctor`: what this machine offers.
 
 use super::Context;
-use crate::cuda;
+use crate::cuda::{self, Gpu};
 use anyhow::Result;
 use evaluators::RuntimeLibrary;
 use serde_json::json;
@@ -14,6 +14,7 @@ pub fn run(context: &Context) -> Result<()> {
         Err(e) => Err(e.to_string()),
     };
     let gpu = cuda::driver();
+    let compiler = cuda::compiler();
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let features = cpu_features();
     let training = match (cfg!(feature = "train"), cfg!(feature = "cuda")) {
@@ -35,7 +36,13 @@ pub fn run(context: &Context) -> Result<()> {
             "onnx_runtime": runtime,
             "providers": providers.as_ref().ok(),
             "cuda": match &gpu {
-                Ok(d) => json!({ "cuda_version": d.cuda_version, "devices": d.devices }),
+                Ok(d) => json!({
+                    "cuda_version": d.cuda_version,
+                    "devices": d.devices.iter().map(|gpu| &gpu.name).collect::<Vec<_>>(),
+                    "compute_capabilities": d.devices.iter().map(capability).collect::<Vec<_>>(),
+                    "headers": compiler.as_ref().ok(),
+                    "compiler_error": compiler.as_ref().err(),
+                }),
                 Err(reason) => json!({ "error": reason }),
             },
             "cpu": { "arch": std::env::consts::ARCH, "cores": cores, "features": features },
@@ -59,13 +66,31 @@ pub fn run(context: &Context) -> Result<()> {
             Err(reason) => format!("providers     unknown: {reason}"),
         });
         lines.push(match &gpu {
-            Ok(d) => format!("CUDA          driver for CUDA {}; {}", d.cuda_version, d.devices.join(", ")),
+            Ok(d) => {
+                let name = |gpu: &Gpu| format!("{} (compute capability {})", gpu.name, capability(gpu));
+                let devices: Vec<String> = d.devices.iter().map(name).collect();
+                let compiler = match &compiler {
+                    Ok(headers) => format!("NVRTC, headers in {}", headers.display()),
+                    Err(reason) => format!("no training: {}", reason.replace("\n", "\n            ")),
+                };
+                format!(
+                    "CUDA          driver for CUDA {}; {}\n              {compiler}",
+                    d.cuda_version,
+                    devices.join(", ")
+                )
+            }
             Err(reason) => format!("CUDA          none: {reason}"),
         });
         lines.push(format!("CPU           {cores} core(s); {}", features.join(" ")));
         lines.join("\n")
     };
     context.print(as_json, as_text)
+}
+
+/// `9.0`
+fn capability(gpu: &Gpu) -> String {
+    let (major, minor) = gpu.compute_capability;
+    format!("{major}.{minor}")
 }
 
 /// Those that the products and the runtime make use of.

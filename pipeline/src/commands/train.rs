@@ -169,7 +169,7 @@ pub fn train_config(
 ) -> Result<(RunDir, Outcome)> {
     let task = Task::by_name(&config.task.name)?;
     config.model.check_vocabulary(&task.vocabulary)?;
-    let device = Device::parse(&config.train.device)?;
+    let device = Device::of(&config.train)?;
     let initial = initial_weights(&config, &task)?;
     let splits = splits(context, &config, &task)?;
     let run = RunDir::create(&context.global.runs_dir)?;
@@ -205,7 +205,7 @@ fn resume(context: &Context, run: &RunDir, args: &TrainArgs, overrides: &[(Strin
     }
 
     let task = Task::by_name(&config.task.name)?;
-    let device = Device::parse(&config.train.device)?;
+    let device = Device::of(&config.train)?;
     let _lock = run.lock()?;
     run.remove_partial_files();
     let resume = match run.last_checkpoint(|note| context.progress.note(note)) {
