@@ -630,7 +630,7 @@ mod tests {
 
     #[test]
     fn every_architecture_learns_in_half_precision_as_in_single() {
-        let steps = 12;
+        let steps = 20;
         for arch in ModelConfig::ARCHITECTURES {
             let (exact, _, _) = train_from(&small(arch, "fp32"), None, steps);
             assert!(exact[steps - 1] < 0.9 * exact[0], "{arch}: {exact:?}");
