@@ -1,7 +1,6 @@
 //! The layers that architectures share, with parameters named and laid out as in the PyTorch checkpoints.
 
 use crate::Init;
-use crate::ops::plain::matmul_rows;
 use crate::ops::{LayerInput, RecurrentWeights, SequenceOps};
 use burn::module::{Module, Param};
 use burn::prelude::*;
@@ -104,9 +103,9 @@ impl<B: Backend> SinusoidalTable<B> {
 
 /// y = x·Wᵀ/√hidden, where W `[vocab, hidden]` is the embedding's table: the decoder of a model with tied embeddings
 /// (Press & Wolf, arXiv 1608.05859).
-pub fn tied_decoder<B: Backend>(x: Tensor<B, 3>, table: Tensor<B, 2>) -> Tensor<B, 3> {
+pub fn tied_decoder<B: SequenceOps>(x: Tensor<B, 3>, table: Tensor<B, 2>) -> Tensor<B, 3> {
     let [_, hidden] = table.dims();
-    matmul_rows(x / (hidden as f64).sqrt(), table.transpose())
+    B::projection(x / (hidden as f64).sqrt(), table)
 }
 
 /// y = x·Wᵀ, `weight` `[out, in]`: PyTorch's `Linear` without a bias.
@@ -121,10 +120,12 @@ impl<B: Backend> Linear<B> {
     pub fn new(init: &mut Init<'_, B>, input: usize, output: usize, std: f64) -> Self {
         Self { weight: init.normal([output, input], std) }
     }
+}
 
+impl<B: SequenceOps> Linear<B> {
     /// `[batch, seq, in]` → `[batch, seq, out]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        matmul_rows(x, self.weight.val().transpose())
+        B::projection(x, self.weight.val())
     }
 }
 

@@ -7,7 +7,6 @@
 
 use crate::layers::{Embedding, Linear};
 use crate::ops::SequenceOps;
-use crate::ops::plain::matmul_rows;
 use crate::ops::scan::SelectiveScan;
 use crate::{ConfigError, Init, ModelInput};
 use burn::module::{Module, Param};
@@ -117,7 +116,7 @@ impl<B: SequenceOps> Mamba<B> {
             x = x + y;
             after.push(state);
         }
-        (matmul_rows(norm_f.forward(x), embedding.weight.val().transpose()), after)
+        (B::projection(norm_f.forward(x), embedding.weight.val()), after)
     }
 }
 
@@ -177,14 +176,14 @@ impl<B: SequenceOps> Mixer<B> {
     fn forward(&self, x: Tensor<B, 3>, state: Option<MambaState<B>>) -> (Tensor<B, 3>, MambaState<B>) {
         let (conv, ssm) = state.map(|s| (s.conv, s.ssm)).unzip();
         let channels = self.D.dims()[0];
-        let half = |i: usize| self.in_proj.weight.val().narrow(0, i * channels, channels).transpose();
-        let [u, z] = [0, 1].map(|i| matmul_rows(x.clone(), half(i))); // [batch, seq, channels]
+        let half = |i: usize| self.in_proj.weight.val().narrow(0, i * channels, channels);
+        let [u, z] = [0, 1].map(|i| B::projection(x.clone(), half(i))); // [batch, seq, channels]
         let (u, conv) = self.conv1d.forward(u, conv);
         let (rank, state) = (self.dt_proj.weight.dims()[1], self.A_log.dims()[1]);
         let [delta, b, c] = split(self.x_proj.forward(u.clone()), [rank, state, state]);
         let inputs = SelectiveScan {
             u,
-            delta: matmul_rows(delta, self.dt_proj.weight.val().transpose()), // [batch, seq, channels]
+            delta: B::projection(delta, self.dt_proj.weight.val()), // [batch, seq, channels]
             delta_bias: self.dt_proj.bias.val(),
             a: -self.A_log.val().exp(),
             b,

@@ -125,6 +125,18 @@ fn affine() {
     }
 }
 
+/// With more rows than the gradient of the weight sums at a time, too.
+#[test]
+fn projection() {
+    for [batch, seq, input, output] in [[1, 1, 1, 1], [2, 5, 3, 7], [1, 33, 17, 9], [3, 100, 96, 130], [3, 701, 9, 5]] {
+        check(&format!("{batch} × {seq}, {input} → {output}"), &[batch * seq * input, input * output], |inputs| {
+            let [x, weight] = [0, 1].map(|i| inputs[i].clone());
+            let y = Training::projection(x.reshape([batch, seq, input]), weight.reshape([output, input]));
+            vec![y.reshape([batch * seq * output])]
+        });
+    }
+}
+
 #[test]
 fn optimiser() {
     let rule = AdamKernel { betas: [0.9, 0.999], epsilon: 1e-8, rate: 0.01, root: 0.1, keep: 0.99 };

@@ -145,6 +145,11 @@ pub trait SequenceOps: RunKernels {
         })
     }
 
+    /// y = x·Wᵀ: `x` `[batch, seq, in]`, `weight` `[out, in]` → `[batch, seq, out]`.
+    fn projection(x: Tensor<Self, 3>, weight: Tensor<Self, 2>) -> Tensor<Self, 3> {
+        cpu::affine::projection(&x, &weight).unwrap_or_else(|| plain::matmul_rows(x, weight.transpose()))
+    }
+
     /// y = x·W + b, and max(y, 0) with `relu`: `x` `[batch, seq, in]`, `weight` `[in, out]`, `bias` `[out]` →
     /// `[batch, seq, out]`.
     fn affine(x: Tensor<Self, 3>, weight: Tensor<Self, 2>, bias: Tensor<Self, 1>, relu: bool) -> Tensor<Self, 3> {

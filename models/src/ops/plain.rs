@@ -98,7 +98,7 @@ fn input_product<B: Backend>(x: Tensor<B, 3>, weights: RecurrentWeights<B>) -> T
 }
 
 /// One product over all rows of all examples, `[batch, seq, in] · [in, out]`.
-pub(crate) fn matmul_rows<B: Backend>(x: Tensor<B, 3>, weight: Tensor<B, 2>) -> Tensor<B, 3> {
+pub fn matmul_rows<B: Backend>(x: Tensor<B, 3>, weight: Tensor<B, 2>) -> Tensor<B, 3> {
     let [batch, seq, input] = x.dims();
     let output = weight.dims()[1];
     product(x.reshape([batch * seq, input]), weight).reshape([batch, seq, output])

@@ -1,7 +1,7 @@
-//! y = x·W + b, with or without a ReLU: the sum and the ReLU in one pass over the product, and on the way back one pass over
-//! the gradient before the two products.
+//! Linear layers: y = x·Wᵀ, which is three products; and y = x·W + b, with or without a ReLU: the sum and the ReLU in one pass
+//! over the product, and on the way back one pass over the gradient before the two products.
 
-use super::product::{Matrix, Threads, product};
+use super::product::{Matrix, Threads, new_product, product};
 use super::simd::{V, sum_blocks};
 use super::{dims, like, tensor, values, with_simd};
 use crate::ops::autocast::is_autocast;
@@ -13,6 +13,49 @@ use rayon::prelude::*;
 
 /// Numbers that one unit of work takes, about.
 const BLOCK: usize = 1 << 15;
+
+/// [`SequenceOps::projection`](crate::ops::SequenceOps::projection), where kernels can run.
+pub fn projection<B: RunKernels>(x: &Tensor<B, 3>, weight: &Tensor<B, 2>) -> Option<Tensor<B, 3>> {
+    let [y] = B::run(ProjectionKernel, [float(x), float(weight)])?;
+    Some(kernel::tensor(y))
+}
+
+/// The operation on tensors: x `[batch, seq, in]`, W `[out, in]` → `[batch, seq, out]`.
+#[derive(Debug, Clone, Copy)]
+pub struct ProjectionKernel;
+
+impl Kernel<2, 1> for ProjectionKernel {
+    /// x and W.
+    type Saved = [FlexTensor; 2];
+
+    fn forward(&self, [x, weight]: [FlexTensor; 2], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
+        let ([batch, seq, _], [outputs, inputs]) = (dims(&x), dims(&weight));
+        let (a, b) = (Matrix::rows(values(&x), inputs), Matrix::rows(values(&weight), inputs));
+        let y = new_product([batch * seq, inputs, outputs], a, b.transposed());
+        ([tensor(y, [batch, seq, outputs])], save.then_some([x, weight]))
+    }
+
+    fn backward(
+        &self,
+        [x, weight]: Self::Saved,
+        [dy]: [Option<FlexTensor>; 1],
+        wanted: [bool; 2],
+    ) -> [Option<FlexTensor>; 2] {
+        let Some(dy) = dy else { return [None, None] };
+        let ([batch, seq, _], [outputs, inputs]) = (dims(&x), dims(&weight));
+        let rows = batch * seq;
+        let gradient = Matrix::rows(values(&dy), outputs);
+        let dx = wanted[0].then(|| {
+            let weight = Matrix::rows(values(&weight), inputs);
+            like(&x, new_product([rows, outputs, inputs], gradient, weight))
+        });
+        let dweight = wanted[1].then(|| {
+            let x = Matrix::rows(values(&x), inputs);
+            like(&weight, new_product([outputs, rows, inputs], gradient.transposed(), x))
+        });
+        [dx, dweight]
+    }
+}
 
 /// [`SequenceOps::affine`](crate::ops::SequenceOps::affine), where kernels can run.
 pub fn affine<B: RunKernels>(
@@ -75,16 +118,12 @@ impl Kernel<3, 1> for AffineKernel {
         });
         let gradient = Matrix::rows(values(&dy), outputs);
         let dx = wanted[0].then(|| {
-            let mut dx = vec![0.0; rows * inputs];
             let weight = Matrix::rows(values(&weight), outputs);
-            product(&mut dx, [rows, outputs, inputs], gradient, weight.transposed(), false, Threads::All);
-            like(&x, dx)
+            like(&x, new_product([rows, outputs, inputs], gradient, weight.transposed()))
         });
         let dweight = wanted[1].then(|| {
-            let mut dweight = vec![0.0; inputs * outputs];
             let x = Matrix::rows(values(&x), inputs);
-            product(&mut dweight, [inputs, rows, outputs], x.transposed(), gradient, false, Threads::All);
-            like(&weight, dweight)
+            like(&weight, new_product([inputs, rows, outputs], x.transposed(), gradient))
         });
         [dx, dweight, Some(tensor(sum_blocks(&bias, outputs), [outputs]))]
     }

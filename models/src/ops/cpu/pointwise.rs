@@ -1,4 +1,5 @@
-//! Functions of single numbers, several inputs and outputs in one pass over memory.
+//! Functions of single numbers, several inputs and outputs in one pass over memory. (The kernels are not generic: generic
+//! code would be compiled where it is used, with another crate's optimisations.)
 
 use super::simd::V;
 use super::{like, values, with_simd};
@@ -55,45 +56,6 @@ impl<P: Pointwise<IN, OUT>, const IN: usize, const OUT: usize> WithSimd for Bloc
                 value.store(&mut output[start..]);
             }
         }
-    }
-}
-
-/// The operation on tensors of one shape: a function and that of its gradients, from its inputs and the gradient of its
-/// output.
-#[derive(Debug, Clone, Copy)]
-pub struct PointwiseKernel<F, G>(pub F, pub G);
-
-impl<F, G> Kernel<1, 1> for PointwiseKernel<F, G>
-where
-    F: Pointwise<1, 1>,
-    G: Pointwise<2, 1>,
-{
-    type Saved = FlexTensor;
-
-    fn forward(&self, [x]: [FlexTensor; 1], save: bool) -> ([FlexTensor; 1], Option<FlexTensor>) {
-        (map(self.0, [values(&x)]).map(|y| like(&x, y)), save.then_some(x))
-    }
-
-    fn backward(&self, x: FlexTensor, [dy]: [Option<FlexTensor>; 1], _: [bool; 1]) -> [Option<FlexTensor>; 1] {
-        let Some(dy) = dy else { return [None] };
-        map(self.1, [values(&x), values(&dy)]).map(|dx| Some(like(&x, dx)))
-    }
-}
-
-impl<F, G> Kernel<2, 1> for PointwiseKernel<F, G>
-where
-    F: Pointwise<2, 1>,
-    G: Pointwise<3, 2>,
-{
-    type Saved = [FlexTensor; 2];
-
-    fn forward(&self, [x, z]: [FlexTensor; 2], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
-        (map(self.0, [values(&x), values(&z)]).map(|y| like(&x, y)), save.then_some([x, z]))
-    }
-
-    fn backward(&self, [x, z]: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        let Some(dy) = dy else { return [None, None] };
-        map(self.1, [values(&x), values(&z), values(&dy)]).map(|gradient| Some(like(&x, gradient)))
     }
 }
 
@@ -175,18 +137,56 @@ impl Pointwise<2, 1> for SquaredReluGradient {
     }
 }
 
+impl Kernel<2, 1> for Gated {
+    type Saved = [FlexTensor; 2];
+
+    fn forward(&self, [x, z]: [FlexTensor; 2], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
+        (map(*self, [values(&x), values(&z)]).map(|y| like(&x, y)), save.then_some([x, z]))
+    }
+
+    fn backward(&self, [x, z]: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let Some(dy) = dy else { return [None, None] };
+        map(GatedGradient(self.0), [values(&x), values(&z), values(&dy)]).map(|gradient| Some(like(&x, gradient)))
+    }
+}
+
+impl Kernel<1, 1> for Gelu {
+    type Saved = FlexTensor;
+
+    fn forward(&self, [x]: [FlexTensor; 1], save: bool) -> ([FlexTensor; 1], Option<FlexTensor>) {
+        (map(*self, [values(&x)]).map(|y| like(&x, y)), save.then_some(x))
+    }
+
+    fn backward(&self, x: FlexTensor, [dy]: [Option<FlexTensor>; 1], _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let Some(dy) = dy else { return [None] };
+        map(GeluGradient, [values(&x), values(&dy)]).map(|dx| Some(like(&x, dx)))
+    }
+}
+
+impl Kernel<1, 1> for SquaredRelu {
+    type Saved = FlexTensor;
+
+    fn forward(&self, [x]: [FlexTensor; 1], save: bool) -> ([FlexTensor; 1], Option<FlexTensor>) {
+        (map(*self, [values(&x)]).map(|y| like(&x, y)), save.then_some(x))
+    }
+
+    fn backward(&self, x: FlexTensor, [dy]: [Option<FlexTensor>; 1], _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let Some(dy) = dy else { return [None] };
+        map(SquaredReluGradient, [values(&x), values(&dy)]).map(|dx| Some(like(&x, dx)))
+    }
+}
+
 /// The kernel's version of [`gated`](crate::ops::plain::gated).
 pub fn gated<B: RunKernels>(x: &Tensor<B, 3>, z: &Tensor<B, 3>, gate: Gate) -> Option<Tensor<B, 3>> {
-    let kernel = PointwiseKernel(Gated(gate), GatedGradient(gate));
-    B::run(kernel, [float(x), float(z)]).map(|[y]| kernel::tensor(y))
+    B::run(Gated(gate), [float(x), float(z)]).map(|[y]| kernel::tensor(y))
 }
 
 /// The kernel's version of burn's `gelu`.
 pub fn gelu<B: RunKernels>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
-    B::run(PointwiseKernel(Gelu, GeluGradient), [float(x)]).map(|[y]| kernel::tensor(y))
+    B::run(Gelu, [float(x)]).map(|[y]| kernel::tensor(y))
 }
 
 /// The kernel's version of [`squared_relu`](crate::ops::plain::squared_relu).
 pub fn squared_relu<B: RunKernels>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
-    B::run(PointwiseKernel(SquaredRelu, SquaredReluGradient), [float(x)]).map(|[y]| kernel::tensor(y))
+    B::run(SquaredRelu, [float(x)]).map(|[y]| kernel::tensor(y))
 }

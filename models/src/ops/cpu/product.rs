@@ -1,6 +1,7 @@
 //! Products of matrices in slices.
 
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// A matrix in a slice: element (row, column) is `values[row·strides[0] + column·strides[1]]`.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +21,11 @@ impl<'a> Matrix<'a> {
         Self { values: self.values, strides: [self.strides[1], self.strides[0]] }
     }
 
+    /// What is left without the rows and columns before these.
+    fn from(self, row: usize, column: usize) -> Self {
+        Self { values: &self.values[row * self.strides[0] + column * self.strides[1]..], strides: self.strides }
+    }
+
     /// Whether all elements of a matrix of this size are in the slice.
     fn holds(&self, rows: usize, columns: usize) -> bool {
         rows * columns == 0 || (rows - 1) * self.strides[0] + (columns - 1) * self.strides[1] < self.values.len()
@@ -35,13 +41,66 @@ pub enum Threads {
     All,
 }
 
+/// Terms that are summed at a time where a product is small for the number of its terms, as gradients of weights are: the
+/// elements are too few to be shared between threads, so the sums are.
+const TERMS: usize = 1024;
+
+/// Numbers that such a product has at most.
+const SMALL: usize = 1 << 17;
+
 /// `out = a·b`, or with `add` `out += a·b`: `a` `[m, k]`, `b` `[k, n]`, `out` `[m, n]`, row-major.
 ///
 /// # Panics
 /// A slice is too short for its matrix.
 #[allow(unsafe_code)]
-pub fn product(out: &mut [f32], [m, k, n]: [usize; 3], a: Matrix<'_>, b: Matrix<'_>, add: bool, threads: Threads) {
+pub fn product(out: &mut [f32], size: [usize; 3], a: Matrix<'_>, b: Matrix<'_>, add: bool, threads: Threads) {
+    let [m, k, n] = size;
     assert!(m * n <= out.len() && a.holds(m, k) && b.holds(k, n), "{m} × {k} × {n}: a slice is too short");
+    // SAFETY: the assertion is what `multiply` asks for. `out` is borrowed exclusively, so it overlaps neither.
+    unsafe { multiply(out.as_mut_ptr(), size, a, b, add, threads) }
+}
+
+/// a·b, `[m, n]`, by all threads, in memory that nobody has to clear before.
+///
+/// # Panics
+/// A slice is too short for its matrix.
+#[allow(unsafe_code)]
+pub fn new_product(size: [usize; 3], a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
+    let [m, k, n] = size;
+    if k == 0 {
+        return vec![0.0; m * n];
+    }
+    if k > 2 * TERMS && m * n <= SMALL {
+        let parts = (0..k.div_ceil(TERMS)).into_par_iter().map(|part| {
+            let first = part * TERMS;
+            let mut out = vec![0.0; m * n];
+            let size = [m, TERMS.min(k - first), n];
+            product(&mut out, size, a.from(0, first), b.from(first, 0), false, Threads::One);
+            out
+        });
+        let parts: Vec<_> = parts.collect();
+        let mut parts = parts.into_iter();
+        let mut sum = parts.next().unwrap_or_default();
+        parts.for_each(|part| sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x));
+        return sum;
+    }
+    assert!(a.holds(m, k) && b.holds(k, n), "{m} × {k} × {n}: a slice is too short");
+    let mut out = Vec::with_capacity(m * n);
+    // SAFETY: the assertion and the capacity are what `multiply` asks for; the memory is new, so it overlaps nothing. It has
+    // written all m × n numbers when it returns.
+    unsafe {
+        multiply(out.as_mut_ptr(), size, a, b, false, Threads::All);
+        out.set_len(m * n);
+    }
+    out
+}
+
+/// See [`product`].
+///
+/// # Safety
+/// `a` holds m × k numbers and `b` k × n. `out` has room for m × n, overlaps neither, and with `add` has been written.
+#[allow(unsafe_code)]
+unsafe fn multiply(out: *mut f32, [m, k, n]: [usize; 3], a: Matrix<'_>, b: Matrix<'_>, add: bool, threads: Threads) {
     if m * n == 0 {
         return;
     }
@@ -50,15 +109,14 @@ pub fn product(out: &mut [f32], [m, k, n]: [usize; 3], a: Matrix<'_>, b: Matrix<
     let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
     let stride = |stride: usize| stride as isize;
     let [[a_row, a_column], [b_row, b_column]] = [a, b].map(|x| x.strides.map(stride));
-    // SAFETY: `gemm` reads `a` at row·a_row + column·a_column for all m × k (row, column), `b` likewise for k × n, and reads
-    // and writes `out` at row·n + column for all m × n. The assertion above says that the largest of each lies in its
-    // slice. `out` is borrowed exclusively, so it overlaps neither.
+    // SAFETY: `gemm` reads `a` at row·a_row + column·a_column for all m × k (row, column), `b` likewise for k × n, and writes
+    // `out`, with `add` after reading it, at row·n + column for all m × n: that is what the caller promises to be there.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out,
             1,
             stride(n),
             add,

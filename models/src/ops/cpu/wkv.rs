@@ -266,7 +266,7 @@ impl WithSimd for Backward<'_> {
         let width = size.div_ceil(lanes);
         let zero = V::splat(simd, 0.0);
         let mut dstate = vec![zero; size * width];
-        pack(simd, dmatrix, &mut dstate, size);
+        pack_columns(simd, dmatrix, &mut dstate, size);
         let mut states = vec![zero; CHUNK * size * width]; // before each time step of a chunk
         let mut token = vec![[zero; 3]; width];
         let mut dvalues = vec![zero; size];
@@ -276,16 +276,15 @@ impl WithSimd for Backward<'_> {
             let start = chunk * CHUNK;
             let length = CHUNK.min(seq - start);
             let checkpoint = &checkpoints[(unit * chunks + chunk) * size * size..][..size * size];
-            pack(simd, checkpoint, &mut states[..size * width], size);
+            pack_columns(simd, checkpoint, &mut states[..size * width], size);
             for i in 1..length {
                 load_token(wkv, unit, start + i - 1, bonus, &mut token);
                 let v = wkv.row(wkv.v, unit, start + i - 1);
                 let (before, after) = states[(i - 1) * size * width..][..2 * size * width].split_at_mut(size * width);
-                let rows = before.chunks_exact(width).zip(after.chunks_exact_mut(width));
-                for ((before, after), &v) in rows.zip(v) {
-                    let value = V::splat(simd, v);
-                    for ((before, after), &[_, k, decay]) in before.iter().zip(after).zip(&token) {
-                        *after = decay.mul_add(*before, k * value);
+                let columns = before.chunks_exact(size).zip(after.chunks_exact_mut(size));
+                for ((before, after), &[_, k, decay]) in columns.zip(&token) {
+                    for ((before, after), &v) in before.iter().zip(after).zip(v) {
+                        *after = decay.mul_add(*before, k * V::splat(simd, v));
                     }
                 }
             }
@@ -297,10 +296,11 @@ impl WithSimd for Backward<'_> {
                 let down = V::splat(simd, down);
                 dvalues.fill(zero);
                 let before = &states[i * size * width..][..size * width];
-                for (j, &[r, k, decay]) in token.iter().enumerate() {
+                let columns = before.chunks_exact(size).zip(dstate.chunks_exact_mut(size)).zip(&token);
+                for (j, ((before, dstate), &[r, k, decay])) in columns.enumerate() {
                     let (mut dr_j, mut dk_j, mut ddecay_j) = (zero, zero, zero);
-                    let columns = before[j..].iter().step_by(width).zip(dstate[j..].iter_mut().step_by(width));
-                    for (((state, dstate), dvalue), (&v, &dy)) in columns.zip(&mut dvalues).zip(v.iter().zip(dy)) {
+                    let rows = before.iter().zip(dstate).zip(&mut dvalues).zip(v.iter().zip(dy));
+                    for (((state, dstate), dvalue), (&v, &dy)) in rows {
                         let dy = V::splat(simd, dy);
                         dr_j = state.mul_add(dy, dr_j);
                         dk_j = dstate.mul_add(V::splat(simd, v), dk_j);
@@ -325,7 +325,7 @@ impl WithSimd for Backward<'_> {
                 }
             }
         }
-        unpack(&dstate, dmatrix, size);
+        unpack_columns(&dstate, dmatrix, size);
         for (x, sum) in dbonus.chunks_mut(lanes).zip(&dbonus_sum) {
             sum.store(x);
         }
@@ -333,6 +333,26 @@ impl WithSimd for Backward<'_> {
             for (x, sum) in ddecay[0].chunks_mut(lanes).zip(&ddecay_sum) {
                 sum.store(x);
             }
+        }
+    }
+}
+
+/// `[value, key]` → vectors of keys, `[key vector, value]`: what is summed over the values is then one after another.
+#[inline(always)]
+fn pack_columns<S: Simd>(simd: S, matrix: &[f32], vectors: &mut [V<S>], size: usize) {
+    for (value, row) in matrix.chunks_exact(size).enumerate() {
+        for (x, column) in row.chunks(V::<S>::LANES).zip(vectors.chunks_exact_mut(size)) {
+            column[value] = V::load(simd, x);
+        }
+    }
+}
+
+/// The way back from [`pack_columns`].
+#[inline(always)]
+fn unpack_columns<S: Simd>(vectors: &[V<S>], matrix: &mut [f32], size: usize) {
+    for (value, row) in matrix.chunks_exact_mut(size).enumerate() {
+        for (x, column) in row.chunks_mut(V::<S>::LANES).zip(vectors.chunks_exact(size)) {
+            column[value].store(x);
         }
     }
 }
