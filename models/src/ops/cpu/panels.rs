@@ -1,11 +1,13 @@
 //! Products of a few rows with a matrix that stays the same: the recurrent product of every time step.
 
-use pulp::Simd;
+use super::with_simd;
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
 
 /// Columns of a panel.
-const WIDTH: usize = 16;
+pub const WIDTH: usize = 16;
 /// Rows of the matrix that are used for all rows of the left side before going on, so that they stay in the cache.
-const DEPTH: usize = 256;
+const DEPTH: usize = 512;
 
 /// A matrix `[depth, columns]` in panels of 16 columns, each of them row after row, filled up with zeros.
 #[derive(Debug, Clone)]
@@ -18,14 +20,27 @@ impl Panels {
     /// The matrix whose element (k, c) is `matrix[k·strides[0] + c·strides[1]]`.
     pub fn pack(matrix: &[f32], [depth, columns]: [usize; 2], strides: [usize; 2]) -> Self {
         let mut values = vec![0.0; columns.div_ceil(WIDTH) * depth * WIDTH];
-        for (panel, first) in values.chunks_exact_mut(depth * WIDTH).zip((0..columns).step_by(WIDTH)) {
-            for (k, row) in panel.chunks_exact_mut(WIDTH).enumerate() {
-                for (value, c) in row.iter_mut().zip(first..columns) {
-                    *value = matrix[k * strides[0] + c * strides[1]];
+        values.par_chunks_exact_mut(depth * WIDTH).zip((0..columns).into_par_iter().step_by(WIDTH)).for_each(
+            |(panel, first)| {
+                for (k, row) in panel.chunks_exact_mut(WIDTH).enumerate() {
+                    for (value, c) in row.iter_mut().zip(first..columns) {
+                        *value = matrix[k * strides[0] + c * strides[1]];
+                    }
                 }
-            }
-        }
+            },
+        );
         Self { depth, values }
+    }
+
+    /// Whether the matrix is larger than what a core's cache keeps (2 MB), so that it is worth reading it but once for all
+    /// rows: [`Self::product_by_all`].
+    pub fn is_large(&self) -> bool {
+        self.values.len() > 1 << 19
+    }
+
+    /// Rows of the matrix.
+    pub fn depth(&self) -> usize {
+        self.depth
     }
 
     /// Columns with those filled up.
@@ -33,65 +48,98 @@ impl Panels {
         self.values.len() / self.depth
     }
 
-    /// `out = left · matrix`: `left` `[rows, depth]` → `out` `[rows, padded_columns]`. Every element is one chain of fused
-    /// multiply-adds in the order of the depth, however the rows are split.
+    /// `out = left · matrix`: `left` `[rows, depth]` → `out` `[panels, rows, 16]`, of which [`row`] makes rows. Every element
+    /// is one chain of fused multiply-adds in the order of the depth, however rows and panels are split over threads.
     #[inline(always)]
     pub fn product<S: Simd>(&self, simd: S, left: &[f32], out: &mut [f32]) {
-        match S::F32_LANES {
-            16 => self.product_in::<S, 1>(simd, left, out),
-            8 => self.product_in::<S, 2>(simd, left, out),
-            4 => self.product_in::<S, 4>(simd, left, out),
-            2 => self.product_in::<S, 8>(simd, left, out),
-            _ => self.product_in::<S, 16>(simd, left, out),
+        let rows = left.len() / self.depth;
+        for (panel, out) in self.values.chunks_exact(self.depth * WIDTH).zip(out.chunks_exact_mut(rows * WIDTH)) {
+            Panel { depth: self.depth, panel, left, out }.with_simd(simd);
         }
     }
 
-    /// [`Self::product`] where a panel is V vectors wide.
+    /// [`Self::product`] by all threads, each of them some of the panels.
+    pub fn product_by_all(&self, left: &[f32], out: &mut [f32]) {
+        let (depth, rows) = (self.depth, left.len() / self.depth);
+        let panels = self.values.par_chunks_exact(depth * WIDTH).zip(out.par_chunks_exact_mut(rows * WIDTH));
+        panels.for_each(|(panel, out)| with_simd(Panel { depth, panel, left, out }));
+    }
+}
+
+/// Row r of a [`Panels::product`] of so many rows, in pieces of 16.
+#[inline(always)]
+pub fn row(product: &[f32], rows: usize, r: usize) -> impl Iterator<Item = &[f32]> {
+    product.chunks_exact(rows * WIDTH).map(move |panel| &panel[r * WIDTH..][..WIDTH])
+}
+
+/// The product of all rows with one panel.
+struct Panel<'a> {
+    depth: usize,
+    panel: &'a [f32],
+    left: &'a [f32],
+    /// `[rows, 16]`.
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Panel<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn product_in<S: Simd, const V: usize>(&self, simd: S, left: &[f32], out: &mut [f32]) {
-        let columns = self.padded_columns();
-        out.fill(0.0);
-        for (p, panel) in self.values.chunks_exact(self.depth * WIDTH).enumerate() {
-            for (first, block) in (0..self.depth).step_by(DEPTH).zip(panel.chunks(DEPTH * WIDTH)) {
-                let (block, _) = S::as_simd_f32s(block).0.as_chunks::<V>();
-                let mut left = &left[first..];
-                let mut out = &mut out[p * WIDTH..];
-                let mut rows = out.len().div_ceil(columns);
-                while rows > 0 {
-                    let taken = match rows {
-                        1 => tile::<S, 1, V>(simd, self.depth, left, block, columns, out),
-                        2 => tile::<S, 2, V>(simd, self.depth, left, block, columns, out),
-                        3 => tile::<S, 3, V>(simd, self.depth, left, block, columns, out),
-                        4 | 8 => tile::<S, 4, V>(simd, self.depth, left, block, columns, out),
-                        5 | 9 | 10 => tile::<S, 5, V>(simd, self.depth, left, block, columns, out),
-                        _ => tile::<S, 6, V>(simd, self.depth, left, block, columns, out),
-                    };
-                    rows -= taken;
-                    if rows > 0 {
-                        left = &left[taken * self.depth..];
-                        out = &mut out[taken * columns..];
-                    }
+    fn with_simd<S: Simd>(self, simd: S) {
+        match S::F32_LANES {
+            16 => self.product::<S, 1>(simd),
+            8 => self.product::<S, 2>(simd),
+            4 => self.product::<S, 4>(simd),
+            2 => self.product::<S, 8>(simd),
+            _ => self.product::<S, 16>(simd),
+        }
+    }
+}
+
+impl Panel<'_> {
+    /// The product where a panel is V vectors wide.
+    #[inline(always)]
+    fn product<S: Simd, const V: usize>(self, simd: S) {
+        let depth = self.depth;
+        for (first, block) in (0..depth).step_by(DEPTH).zip(self.panel.chunks(DEPTH * WIDTH)) {
+            let (block, _) = S::as_simd_f32s(block).0.as_chunks::<V>();
+            let mut left = &self.left[first..];
+            let mut out = &mut *self.out;
+            while !out.is_empty() {
+                let add = first > 0;
+                let taken = match out.len() / WIDTH {
+                    1 => tile::<S, 1, V>(simd, add, depth, left, block, out),
+                    2 => tile::<S, 2, V>(simd, add, depth, left, block, out),
+                    3 => tile::<S, 3, V>(simd, add, depth, left, block, out),
+                    4 | 8 => tile::<S, 4, V>(simd, add, depth, left, block, out),
+                    5 | 9 | 10 => tile::<S, 5, V>(simd, add, depth, left, block, out),
+                    _ => tile::<S, 6, V>(simd, add, depth, left, block, out),
+                };
+                out = &mut out[taken * WIDTH..];
+                if !out.is_empty() {
+                    left = &left[taken * depth..];
                 }
             }
         }
     }
 }
 
-/// Adds the product of R rows with part of a panel, `[depth, V vectors]`, and says R. All sums are in registers.
+/// The product of R rows with part of a panel, `[depth, V vectors]`, added to `out` where it should be; says R. All sums are
+/// in registers.
 #[inline(always)]
 fn tile<S: Simd, const R: usize, const V: usize>(
     simd: S,
+    add: bool,
     left_stride: usize,
     left: &[f32],
     panel: &[[S::f32s; V]],
-    out_stride: usize,
     out: &mut [f32],
 ) -> usize {
     let rows: [&[f32]; R] = std::array::from_fn(|r| &left[r * left_stride..][..panel.len()]);
+    let (out, _) = S::as_mut_simd_f32s(&mut out[..R * WIDTH]).0.as_chunks_mut::<V>();
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
-    for r in 0..R {
-        let row = S::as_simd_f32s(&out[r * out_stride..][..V * S::F32_LANES]).0;
-        sums[r].copy_from_slice(row);
+    if add {
+        sums.copy_from_slice(out);
     }
     for (k, columns) in panel.iter().enumerate() {
         for r in 0..R {
@@ -101,18 +149,13 @@ fn tile<S: Simd, const R: usize, const V: usize>(
             }
         }
     }
-    for r in 0..R {
-        let row = S::as_mut_simd_f32s(&mut out[r * out_stride..][..V * S::F32_LANES]).0;
-        row.copy_from_slice(&sums[r]);
-    }
+    out.copy_from_slice(&sums);
     R
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cpu::with_simd;
-    use pulp::WithSimd;
 
     struct Product<'a>(&'a Panels, &'a [f32], &'a mut [f32]);
 
@@ -128,7 +171,7 @@ mod tests {
     #[test]
     fn product_of_awkward_sizes() {
         for rows in 1..20 {
-            for [depth, columns] in [[1, 1], [3, 16], [17, 5], [257, 33]] {
+            for [depth, columns] in [[1, 1], [3, 16], [17, 5], [513, 33]] {
                 let value = |i: usize, m: usize| (i * 7 % m) as f32 - (m / 2) as f32; // small integers: sums are exact
                 let left: Vec<f32> = (0..rows * depth).map(|i| value(i, 5)).collect();
                 let matrix: Vec<f32> = (0..depth * columns).map(|i| value(i, 11)).collect();
@@ -136,10 +179,14 @@ mod tests {
                 let padded = panels.padded_columns();
                 let mut out = vec![f32::NAN; rows * padded];
                 with_simd(Product(&panels, &left, &mut out));
+                let mut by_all = vec![f32::NAN; rows * padded];
+                panels.product_by_all(&left, &mut by_all);
+                assert_eq!(out, by_all);
                 for r in 0..rows {
+                    let out: Vec<f32> = row(&out, rows, r).flatten().copied().collect();
                     for c in 0..columns {
                         let want: f32 = (0..depth).map(|k| left[r * depth + k] * matrix[k * columns + c]).sum();
-                        assert_eq!(out[r * padded + c], want, "{rows}×{depth}×{columns} at {r}, {c}");
+                        assert_eq!(out[c], want, "{rows}×{depth}×{columns} at {r}, {c}");
                     }
                 }
             }

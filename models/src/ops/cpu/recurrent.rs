@@ -2,18 +2,19 @@
 //! time in one sweep.
 //!
 //! What does not depend on the state, `W_ih·x`, comes in ready. The examples are split over the threads, and every thread
-//! takes its examples through all time steps: no thread waits for another. The gradient of the recurrent weight is one
-//! product at the end.
+//! takes its examples through all time steps: no thread waits for another. Only where the recurrent weight is larger than a
+//! core's cache, the threads share it out at every time step, and each multiplies all examples by its part. What is saved
+//! has the time first, so that a step finds all of its own in one place. The gradient of the recurrent weight is one product
+//! at the end.
 
-use super::panels::Panels;
+use super::panels::{self, Panels};
+use super::product::{Matrix, Threads, product};
 use super::{dims, math, tensor, values, with_simd};
-use crate::Cpu;
 use crate::ops::autocast::is_autocast;
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use crate::ops::{LayerInput, RecurrentWeights, plain};
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn::tensor::ops::FloatTensorOps;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -56,10 +57,10 @@ pub trait Cell: Clone + Debug + Send + Sync + 'static {
 }
 
 /// What the way back knows of a step.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Step<'a> {
-    /// What was saved beside the gates.
-    extra: &'a [f32],
+    /// What was saved beside the gates. It is not needed again.
+    extra: &'a mut [f32],
     /// The output.
     output: &'a [f32],
     /// The output of the step before.
@@ -128,12 +129,16 @@ impl Cell for LstmCell {
     fn backward(step: Step<'_>, state: &mut [f32], gates: &mut [f32], _: &mut [f32]) {
         let (dh, dc) = state.split_at_mut(state.len() / 2);
         let [i, f, g, o] = pieces(gates, dc.len());
-        for (((dc, dh), o), c) in dc.iter_mut().zip(dh).zip(o).zip(step.extra) {
-            let tanh = math::tanh(*c);
-            *dc += *dh * *o * (1.0 - tanh * tanh);
-            *o = *dh * tanh * *o * (1.0 - *o);
-            *dh = 0.0;
+        // One array is written per loop: the compiler vectorises that.
+        let tanh_c = step.extra;
+        tanh_c.iter_mut().for_each(|c| *c = math::tanh(*c));
+        for (((dc, dh), o), tanh) in dc.iter_mut().zip(&*dh).zip(&*o).zip(&*tanh_c) {
+            *dc += dh * o * (1.0 - tanh * tanh);
         }
+        for ((o, dh), tanh) in o.iter_mut().zip(&*dh).zip(&*tanh_c) {
+            *o = dh * tanh * *o * (1.0 - *o);
+        }
+        dh.fill(0.0);
         for ((dc, i), g) in dc.iter().zip(i).zip(g) {
             let (di, dg) = (dc * *g * *i * (1.0 - *i), dc * *i * (1.0 - *g * *g));
             (*i, *g) = (di, dg);
@@ -183,7 +188,7 @@ impl Cell for GruCell {
             (*z, *n) = (dz, dn);
         }
         let [product_r, product_z, product_n] = pieces(product, hidden);
-        for (((r, dn), product_n), reset) in r.iter_mut().zip(n).zip(product_n).zip(step.extra) {
+        for (((r, dn), product_n), reset) in r.iter_mut().zip(n).zip(product_n).zip(&*step.extra) {
             let dr = *dn * reset * *r * (1.0 - *r);
             *product_n = *dn * *r;
             *r = dr;
@@ -243,11 +248,12 @@ impl Kernel<5, 2> for RecurrentKernel {
 /// What the forward pass leaves for the backward pass.
 #[derive(Debug, Clone)]
 pub struct Saved {
-    /// `[batch, seq, gates·hidden]`.
+    /// `[seq, batch, gates·hidden]`.
     gates: Vec<f32>,
-    /// `[batch, seq, EXTRA·hidden]`.
+    /// `[seq, batch, EXTRA·hidden]`.
     extra: Vec<f32>,
-    outputs: FlexTensor,
+    /// The output before the first step and after every step, `[1 + seq, batch, hidden]`.
+    outputs: Vec<f32>,
     weight_hh: FlexTensor,
     state: FlexTensor,
     /// Rows of W_ih·x.
@@ -259,9 +265,15 @@ fn rows_per_thread(batch: usize) -> usize {
     batch.div_ceil(rayon::current_num_threads()).max(1)
 }
 
-/// Consecutive parts of this length (the last may be shorter), and then nothing for ever: of what is not needed, too.
-fn parts(values: &mut [f32], length: usize) -> impl Iterator<Item = &mut [f32]> {
-    values.chunks_mut(length.max(1)).chain(std::iter::repeat_with(Default::default))
+/// `[steps, batch, width]` → for every block of so many examples, theirs at each step; no steps, where there is nothing.
+fn blocks(values: &mut [f32], batch: usize, rows: usize, width: usize) -> Vec<Vec<&mut [f32]>> {
+    let mut blocks: Vec<Vec<&mut [f32]>> = (0..batch.div_ceil(rows)).map(|_| Vec::new()).collect();
+    for step in values.chunks_mut((batch * width).max(1)) {
+        for (block, rows) in blocks.iter_mut().zip(step.chunks_mut(rows * width)) {
+            block.push(rows);
+        }
+    }
+    blocks
 }
 
 fn forward<C: Cell>(ids: Option<&[usize]>, inputs: [FlexTensor; 5], save: bool) -> ([FlexTensor; 2], Option<Saved>) {
@@ -280,35 +292,40 @@ fn forward<C: Cell>(ids: Option<&[usize]>, inputs: [FlexTensor; 5], save: bool) 
     let mut last = values(&state).to_vec();
     let steps = if save { batch * seq } else { 0 };
     let (mut saved_gates, mut extra) = (vec![0.0; steps * gates], vec![0.0; steps * C::EXTRA * hidden]);
+    let mut saved_outputs = vec![0.0; if save { (1 + seq) * batch * hidden } else { 0 }];
+    for (h, state) in saved_outputs.chunks_exact_mut(hidden).zip(last.chunks_exact(states)) {
+        h.copy_from_slice(&state[..hidden]);
+    }
+    let scratch = [gates, gates, gates + C::EXTRA * hidden].map(|length| vec![0.0; length]);
     let rows = rows_per_thread(batch);
-    let blocks = (parts(&mut outputs, rows * seq * hidden).zip(parts(&mut last, rows * states)))
-        .zip(parts(&mut saved_gates, rows * seq * gates).zip(parts(&mut extra, rows * seq * C::EXTRA * hidden)))
-        .take(batch.div_ceil(rows))
-        .enumerate();
-    let blocks: Vec<_> = blocks
-        .map(|(index, ((outputs, state), (gates, extra)))| Forward::<C> {
+    let examples = outputs.chunks_mut((rows * seq * hidden).max(1)).zip(last.chunks_mut(rows * states)).enumerate();
+    let saved = (blocks(&mut saved_gates, batch, rows, gates).into_iter())
+        .zip(blocks(&mut extra, batch, rows, C::EXTRA * hidden))
+        .zip(blocks(saved_outputs.get_mut(batch * hidden..).unwrap_or_default(), batch, rows, hidden));
+    let blocks: Vec<_> = examples
+        .zip(saved)
+        .map(|((index, (outputs, state)), ((gates, extra), saved_outputs))| Forward::<C> {
             seq,
             hidden,
-            recurrent: &recurrent,
             bias: &bias,
             bias_hh,
-            first: index * rows * seq,
+            first: index * rows,
             ids,
             input: values(&input),
             outputs,
+            h: state.chunks_exact(states).flat_map(|state| &state[..hidden]).copied().collect(),
             state,
             gates,
             extra,
+            saved_outputs,
+            scratch: scratch.clone(),
             cell: PhantomData,
         })
         .collect();
-    blocks.into_par_iter().for_each(with_simd);
+    run(blocks, rows, &recurrent, 0..seq);
 
-    let outputs = tensor(outputs, [batch, seq, hidden]);
-    let last = tensor(last, [batch, C::STATES * hidden]);
-    let outputs_saved = outputs.clone();
-    let saved = save.then_some(Saved { gates: saved_gates, extra, outputs: outputs_saved, weight_hh, state, vocab });
-    ([outputs, last], saved)
+    let saved = Saved { gates: saved_gates, extra, outputs: saved_outputs, weight_hh, state, vocab };
+    ([tensor(outputs, [batch, seq, hidden]), tensor(last, [batch, states])], save.then_some(saved))
 }
 
 fn backward<C: Cell>(
@@ -317,9 +334,10 @@ fn backward<C: Cell>(
     [d_outputs, d_last]: [Option<FlexTensor>; 2],
     wanted: [bool; 5],
 ) -> [Option<FlexTensor>; 5] {
-    let Saved { gates: mut d_input, extra, outputs, weight_hh, state, vocab } = saved;
-    let [batch, seq, hidden] = dims(&outputs);
-    let (gates, states) = (C::GATES * hidden, C::STATES * hidden);
+    let Saved { gates: mut d_input, mut extra, outputs, weight_hh, state, vocab } = saved;
+    let [gates, hidden] = dims(&weight_hh);
+    let [batch, states] = dims(&state);
+    let seq = d_input.len() / (batch * gates);
     let recurrent = Panels::pack(values(&weight_hh), [gates, hidden], [hidden, 1]);
 
     let d_outputs = d_outputs.unwrap_or_else(|| tensor(vec![0.0; batch * seq * hidden], [batch, seq, hidden]));
@@ -329,91 +347,80 @@ fn backward<C: Cell>(
     };
     let mut d_product = vec![0.0; if C::RESETS { batch * seq * gates } else { 0 }];
     let rows = rows_per_thread(batch);
-    let block = |length: usize, index: usize| index * rows * length..((index + 1) * rows).min(batch) * length;
-    let blocks = parts(&mut d_state, rows * states)
-        .zip(parts(&mut d_input, rows * seq * gates).zip(parts(&mut d_product, rows * seq * gates)))
-        .take(batch.div_ceil(rows))
-        .enumerate();
-    let blocks: Vec<_> = blocks
-        .map(|(index, (d_state, (gates, d_product)))| BackwardSweep::<C> {
+    let gradients = (blocks(&mut d_input, batch, rows, gates).into_iter())
+        .zip(blocks(&mut d_product, batch, rows, gates))
+        .zip(blocks(&mut extra, batch, rows, C::EXTRA * hidden));
+    let blocks: Vec<_> = (d_state.chunks_mut(rows * states).zip(gradients).enumerate())
+        .map(|(index, (d_state, ((gates, d_product), extra)))| Backward::<C> {
             seq,
             hidden,
-            recurrent: &recurrent,
-            extra: &extra[block(seq * C::EXTRA * hidden, index)],
-            outputs: &values(&outputs)[block(seq * hidden, index)],
-            state: &values(&state)[block(states, index)],
-            d_outputs: &values(&d_outputs)[block(seq * hidden, index)],
+            batch,
+            first: index * rows,
+            extra,
+            outputs: &outputs,
+            state: values(&state),
+            d_outputs: values(&d_outputs),
             d_state,
             gates,
             d_product,
             cell: PhantomData,
         })
         .collect();
-    blocks.into_par_iter().for_each(with_simd);
+    run(blocks, rows, &recurrent, (0..seq).rev());
 
-    let d_input = tensor(d_input, [batch, seq, gates]);
-    let d_product = if C::RESETS { tensor(d_product, [batch, seq, gates]) } else { d_input.clone() };
-    let d_weight = wanted[1].then(|| weight_gradient(&d_product, before(&outputs, &state)));
+    let d_product = if C::RESETS { &d_product } else { &d_input };
+    let d_weight = wanted[1].then(|| {
+        // Σ d·hᵀ over all steps of all examples
+        let mut d_weight = vec![0.0; gates * hidden];
+        let (d, h) = (Matrix::rows(d_product, gates), Matrix::rows(&outputs, hidden));
+        product(&mut d_weight, [gates, seq * batch, hidden], d.transposed(), h, false, Threads::All);
+        tensor(d_weight, [gates, hidden])
+    });
+    let d_bias_hh = (C::RESETS && wanted[3]).then(|| column_sums(d_product, gates));
     let d_input = match ids {
-        Some(ids) => row_sums(&d_input, ids, vocab),
-        None => d_input,
+        Some(ids) => tensor(row_sums(&d_input, ids, [batch, seq, vocab]), [vocab, gates]),
+        None => tensor(batch_first(&d_input, [batch, seq, gates]), [batch, seq, gates]),
     };
-    let d_bias_ih = wanted[2].then(|| column_sums(&d_input));
-    let d_bias_hh = match (C::RESETS, &d_bias_ih) {
-        (false, Some(sums)) => Some(sums.clone()),
-        _ => wanted[3].then(|| column_sums(&d_product)),
+    let d_bias_ih = wanted[2].then(|| column_sums(values(&d_input), gates));
+    let d_bias_hh = match C::RESETS {
+        true => d_bias_hh,
+        false => d_bias_ih.clone().or_else(|| wanted[3].then(|| column_sums(values(&d_input), gates))),
     };
     [Some(d_input), d_weight, d_bias_ih, d_bias_hh, Some(tensor(d_state, [batch, states]))]
 }
 
-/// The output before every step, `[batch, seq, hidden]`: the outputs one step later, after the state's.
-fn before(outputs: &FlexTensor, state: &FlexTensor) -> FlexTensor {
-    let [batch, seq, hidden] = dims(outputs);
-    let [_, states] = dims(state);
-    let mut before = vec![0.0; batch * seq * hidden];
-    (before.par_chunks_mut(seq * hidden))
-        .zip(values(outputs).par_chunks(seq * hidden))
-        .zip(values(state).par_chunks(states))
-        .for_each(|((before, outputs), state)| {
-            let (first, rest) = before.split_at_mut(hidden);
-            first.copy_from_slice(&state[..hidden]);
-            rest.copy_from_slice(&outputs[..(seq - 1) * hidden]);
-        });
-    tensor(before, [batch, seq, hidden])
+/// `[seq, batch, width]` → `[batch, seq, width]`.
+fn batch_first(x: &[f32], [batch, seq, width]: [usize; 3]) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    out.par_chunks_mut(seq * width).enumerate().for_each(|(example, out)| {
+        for (out, step) in out.chunks_exact_mut(width).zip(x.chunks_exact(batch * width)) {
+            out.copy_from_slice(&step[example * width..][..width]);
+        }
+    });
+    out
 }
 
-/// Σ d·hᵀ over all steps of all examples: `[batch, seq, gates·hidden]` and `[batch, seq, hidden]` →
-/// `[gates·hidden, hidden]`.
-fn weight_gradient(d_product: &FlexTensor, before: FlexTensor) -> FlexTensor {
-    let [batch, seq, gates] = dims(d_product);
-    let [_, _, hidden] = dims(&before);
-    let d_product = Cpu::float_reshape(d_product.clone(), [batch * seq, gates].into());
-    let before = Cpu::float_reshape(before, [batch * seq, hidden].into());
-    Cpu::float_matmul(Cpu::float_transpose(d_product), before)
-}
-
-/// The sums of the rows with the same id: `[batch, seq, columns]` → `[vocab, columns]`.
-fn row_sums(x: &FlexTensor, ids: &[usize], vocab: usize) -> FlexTensor {
-    let [_, _, columns] = dims(x);
+/// The sums of the rows with the same id: `[seq, batch, columns]` with ids `[batch, seq]` → `[vocab, columns]`.
+fn row_sums(x: &[f32], ids: &[usize], [batch, seq, vocab]: [usize; 3]) -> Vec<f32> {
+    let columns = x.len() / (batch * seq);
     let mut places = vec![Vec::new(); vocab];
-    for (place, &id) in ids.iter().enumerate() {
-        places[id].push(place);
+    for place in 0..batch * seq {
+        places[ids[place % batch * seq + place / batch]].push(place);
     }
     let mut sums = vec![0.0; vocab * columns];
     sums.par_chunks_mut(columns).zip(places).for_each(|(sums, places)| {
         for place in places {
-            add(sums, &values(x)[place * columns..][..columns]);
+            add(sums, &x[place * columns..][..columns]);
         }
     });
-    tensor(sums, [vocab, columns])
+    sums
 }
 
 /// Rows that are summed at once.
 const BLOCK: usize = 128;
 
 /// The sums over all rows: `[.., columns]` → `[columns]`.
-fn column_sums(x: &FlexTensor) -> FlexTensor {
-    let columns = x.layout().shape()[x.layout().num_dims() - 1];
+fn column_sums(x: &[f32], columns: usize) -> FlexTensor {
     let sum = |rows: &[f32]| {
         let mut sums = vec![0.0; columns];
         for row in rows.chunks_exact(columns) {
@@ -421,7 +428,7 @@ fn column_sums(x: &FlexTensor) -> FlexTensor {
         }
         sums
     };
-    let partial: Vec<Vec<f32>> = values(x).par_chunks(BLOCK * columns).map(sum).collect();
+    let partial: Vec<Vec<f32>> = x.par_chunks(BLOCK * columns).map(sum).collect();
     tensor(sum(&partial.concat()), [columns])
 }
 
@@ -432,129 +439,226 @@ fn add(to: &mut [f32], from: &[f32]) {
     }
 }
 
-/// All time steps of some examples.
+/// Some examples on their way through time, in either direction. Every step takes the product of something of each example
+/// with the recurrent weight.
+trait Sweep: Send + Sync {
+    /// What comes before the product at step t.
+    fn before_product(&mut self, t: usize);
+
+    /// The left side of the product at step t, `[rows, depth]`.
+    fn left(&self, t: usize) -> &[f32];
+
+    /// What comes after it: `product` is a [`Panels::product`] of so many rows, this sweep's from `first` on.
+    fn after_product(&mut self, t: usize, product: &[f32], rows: usize, first: usize);
+}
+
+/// Takes all examples, `rows` at most in each sweep, through these time steps.
+fn run<W: Sweep>(
+    mut sweeps: Vec<W>,
+    rows: usize,
+    recurrent: &Panels,
+    times: impl Iterator<Item = usize> + Clone + Sync,
+) {
+    if sweeps.len() < 2 || !recurrent.is_large() {
+        let times = &times;
+        sweeps.into_par_iter().for_each(|sweep| with_simd(Alone { sweep, recurrent, times: times.clone() }));
+        return;
+    }
+    let (mut left, mut product) = (Vec::new(), Vec::new());
+    for t in times {
+        sweeps.par_iter_mut().for_each(|sweep| with_simd(BeforeProduct { sweep, t }));
+        left.clear();
+        sweeps.iter().for_each(|sweep| left.extend_from_slice(sweep.left(t)));
+        product.resize(left.len() / recurrent.depth() * recurrent.padded_columns(), 0.0);
+        recurrent.product_by_all(&left, &mut product);
+        let (product, all) = (&product, left.len() / recurrent.depth());
+        sweeps.par_iter_mut().enumerate().for_each(|(index, sweep)| {
+            with_simd(AfterProduct { sweep, t, product, rows: all, first: index * rows });
+        });
+    }
+}
+
+/// A sweep that waits for no other.
+struct Alone<'a, W, I> {
+    sweep: W,
+    recurrent: &'a Panels,
+    times: I,
+}
+
+impl<W: Sweep, I: Iterator<Item = usize>> WithSimd for Alone<'_, W, I> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let mut product = Vec::new();
+        for t in self.times {
+            self.sweep.before_product(t);
+            let left = self.sweep.left(t);
+            let rows = left.len() / self.recurrent.depth();
+            product.resize(rows * self.recurrent.padded_columns(), 0.0);
+            self.recurrent.product(simd, left, &mut product);
+            self.sweep.after_product(t, &product, rows, 0);
+        }
+    }
+}
+
+struct BeforeProduct<'a, W> {
+    sweep: &'a mut W,
+    t: usize,
+}
+
+impl<W: Sweep> WithSimd for BeforeProduct<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.sweep.before_product(self.t);
+    }
+}
+
+struct AfterProduct<'a, W> {
+    sweep: &'a mut W,
+    t: usize,
+    product: &'a [f32],
+    rows: usize,
+    first: usize,
+}
+
+impl<W: Sweep> WithSimd for AfterProduct<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.sweep.after_product(self.t, self.product, self.rows, self.first);
+    }
+}
+
+/// The way there of some examples.
 struct Forward<'a, C> {
     seq: usize,
     hidden: usize,
-    recurrent: &'a Panels,
     /// Of the input.
     bias: &'a [f32],
     /// Of the product, or nothing.
     bias_hh: &'a [f32],
-    /// The place of the first step in the batch.
+    /// Which example of the batch is the first.
     first: usize,
     ids: Option<&'a [usize]>,
     /// As the kernel has it: of the whole batch, or of the vocabulary.
     input: &'a [f32],
     /// `[rows, seq, hidden]`.
     outputs: &'a mut [f32],
+    /// The output of the step before, `[rows, hidden]`.
+    h: Vec<f32>,
     /// `[rows, states·hidden]`.
     state: &'a mut [f32],
-    /// `[rows, seq, gates·hidden]`, or nothing.
-    gates: &'a mut [f32],
-    /// `[rows, seq, EXTRA·hidden]`, or nothing.
-    extra: &'a mut [f32],
+    /// At every step `[rows, gates·hidden]`; or no steps.
+    gates: Vec<&'a mut [f32]>,
+    /// At every step `[rows, EXTRA·hidden]`; or no steps.
+    extra: Vec<&'a mut [f32]>,
+    /// At every step `[rows, hidden]`; or no steps.
+    saved_outputs: Vec<&'a mut [f32]>,
+    /// Of one row: the input, the product, and what is not saved.
+    scratch: [Vec<f32>; 3],
     cell: PhantomData<C>,
 }
 
-impl<C: Cell> WithSimd for Forward<'_, C> {
-    type Output = ();
+impl<C: Cell> Sweep for Forward<'_, C> {
+    #[inline(always)]
+    fn before_product(&mut self, _: usize) {}
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn left(&self, _: usize) -> &[f32] {
+        &self.h
+    }
+
+    #[inline(always)]
+    fn after_product(&mut self, t: usize, product: &[f32], rows: usize, first: usize) {
         let (seq, hidden) = (self.seq, self.hidden);
         let (gates, states, extra) = (C::GATES * hidden, C::STATES * hidden, C::EXTRA * hidden);
-        let rows = self.state.len() / states;
-        let padded = self.recurrent.padded_columns();
-        let mut h = vec![0.0; rows * hidden];
-        let mut products = vec![0.0; rows * padded];
-        let mut input = vec![0.0; gates];
-        let mut unsaved = vec![0.0; gates + extra];
-        for (h, state) in h.chunks_exact_mut(hidden).zip(self.state.chunks_exact(states)) {
-            h.copy_from_slice(&state[..hidden]);
-        }
-        for t in 0..seq {
-            self.recurrent.product(simd, &h, &mut products);
-            for r in 0..rows {
-                let step = r * seq + t;
-                let row = self.ids.map_or(self.first + step, |ids| ids[self.first + step]);
-                sum(&mut input, &self.input[row * gates..], self.bias);
-                let product = &mut products[r * padded..][..gates];
-                add(product, self.bias_hh);
-                let state = &mut self.state[r * states..][..states];
-                let (gates, extra) = match self.gates.is_empty() {
-                    true => unsaved.split_at_mut(gates),
-                    false => (&mut self.gates[step * gates..][..gates], &mut self.extra[step * extra..][..extra]),
-                };
-                C::forward(&input, product, state, gates, extra);
-                h[r * hidden..][..hidden].copy_from_slice(&state[..hidden]);
-                self.outputs[step * hidden..][..hidden].copy_from_slice(&state[..hidden]);
+        let [input, product_row, unsaved] = &mut self.scratch;
+        for (r, (state, h)) in self.state.chunks_exact_mut(states).zip(self.h.chunks_exact_mut(hidden)).enumerate() {
+            let step = (self.first + r) * seq + t;
+            let row = self.ids.map_or(step, |ids| ids[step]);
+            sum(input, &self.input[row * gates..], self.bias);
+            for (to, from) in product_row.chunks_mut(panels::WIDTH).zip(panels::row(product, rows, first + r)) {
+                to.copy_from_slice(&from[..to.len()]);
+            }
+            add(product_row, self.bias_hh);
+            let (no_gates, no_extra) = unsaved.split_at_mut(gates);
+            let gates = self.gates.get_mut(t).map_or(no_gates, |saved| &mut saved[r * gates..][..gates]);
+            let extra = self.extra.get_mut(t).map_or(no_extra, |saved| &mut saved[r * extra..][..extra]);
+            C::forward(input, product_row, state, gates, extra);
+            let output = &state[..hidden];
+            h.copy_from_slice(output);
+            self.outputs[(r * seq + t) * hidden..][..hidden].copy_from_slice(output);
+            if let Some(saved) = self.saved_outputs.get_mut(t) {
+                saved[r * hidden..][..hidden].copy_from_slice(output);
             }
         }
     }
 }
 
-/// All time steps of some examples, from the last to the first.
-struct BackwardSweep<'a, C> {
+/// The way back of some examples.
+struct Backward<'a, C> {
     seq: usize,
     hidden: usize,
-    recurrent: &'a Panels,
-    extra: &'a [f32],
+    batch: usize,
+    /// Which example of the batch is the first.
+    first: usize,
+    /// At every step `[rows, EXTRA·hidden]`.
+    extra: Vec<&'a mut [f32]>,
+    /// Of the whole batch, as they were saved.
     outputs: &'a [f32],
+    /// Before the first step, of the whole batch.
     state: &'a [f32],
+    /// Of the whole batch, `[batch, seq, hidden]`.
     d_outputs: &'a [f32],
     d_state: &'a mut [f32],
-    /// What was saved, and then its gradient.
-    gates: &'a mut [f32],
-    /// Nothing where it is the same as the gradient of the gates.
-    d_product: &'a mut [f32],
+    /// What was saved, and then its gradient: at every step `[rows, gates·hidden]`.
+    gates: Vec<&'a mut [f32]>,
+    /// Likewise; no steps where it is the same as the gradient of the gates.
+    d_product: Vec<&'a mut [f32]>,
     cell: PhantomData<C>,
 }
 
-impl<C: Cell> WithSimd for BackwardSweep<'_, C> {
-    type Output = ();
-
+impl<C: Cell> Sweep for Backward<'_, C> {
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn before_product(&mut self, t: usize) {
         let (seq, hidden) = (self.seq, self.hidden);
         let (gates, states, extra) = (C::GATES * hidden, C::STATES * hidden, C::EXTRA * hidden);
         let rest = states - hidden;
-        let rows = self.d_state.len() / states;
-        let padded = self.recurrent.padded_columns();
-        let mut at_product = vec![0.0; rows * gates];
-        let mut through_product = vec![0.0; rows * padded];
-        for t in (0..seq).rev() {
-            for r in 0..rows {
-                let step = r * seq + t;
-                let state = &self.state[r * states..][..states];
-                let (output_before, rest_before) = match t {
-                    0 => state.split_at(hidden),
-                    _ => (&self.outputs[(step - 1) * hidden..][..hidden], &self.extra[(step - 1) * extra..][..rest]),
-                };
-                let known = Step {
-                    extra: &self.extra[step * extra..][..extra],
-                    output: &self.outputs[step * hidden..][..hidden],
-                    output_before,
-                    rest_before,
-                };
-                let d_state = &mut self.d_state[r * states..][..states];
-                add(&mut d_state[..hidden], &self.d_outputs[step * hidden..][..hidden]);
-                let at_product = &mut at_product[r * gates..][..gates];
-                let gates_row = &mut self.gates[step * gates..][..gates];
-                match C::RESETS {
-                    true => {
-                        C::backward(known, d_state, gates_row, at_product);
-                        self.d_product[step * gates..][..gates].copy_from_slice(at_product);
-                    }
-                    false => {
-                        C::backward(known, d_state, gates_row, &mut []);
-                        at_product.copy_from_slice(gates_row);
-                    }
-                }
-            }
-            self.recurrent.product(simd, &at_product, &mut through_product);
-            for (d_state, through) in self.d_state.chunks_exact_mut(states).zip(through_product.chunks_exact(padded)) {
-                add(&mut d_state[..hidden], &through[..hidden]);
+        let now = t.min(self.extra.len());
+        let (extra_before, extra_now) = self.extra.split_at_mut(now);
+        for (r, d_state) in self.d_state.chunks_exact_mut(states).enumerate() {
+            let example = self.first + r;
+            let output = |t: usize| &self.outputs[(t * self.batch + example) * hidden..][..hidden];
+            let known = Step {
+                extra: extra_now.first_mut().map_or(&mut [], |extra_now| &mut extra_now[r * extra..][..extra]),
+                output: output(t + 1),
+                output_before: output(t),
+                rest_before: match extra_before.last() {
+                    Some(before) => &before[r * extra..][..rest],
+                    None => &self.state[example * states..][hidden..states],
+                },
+            };
+            add(&mut d_state[..hidden], &self.d_outputs[(example * seq + t) * hidden..][..hidden]);
+            let d_product = self.d_product.get_mut(t).map_or(&mut [][..], |d| &mut d[r * gates..][..gates]);
+            C::backward(known, d_state, &mut self.gates[t][r * gates..][..gates], d_product);
+        }
+    }
+
+    #[inline(always)]
+    fn left(&self, t: usize) -> &[f32] {
+        self.d_product.get(t).unwrap_or(&self.gates[t])
+    }
+
+    #[inline(always)]
+    fn after_product(&mut self, _: usize, product: &[f32], rows: usize, first: usize) {
+        for (r, d_state) in self.d_state.chunks_exact_mut(C::STATES * self.hidden).enumerate() {
+            let d_h = d_state[..self.hidden].chunks_mut(panels::WIDTH);
+            for (d_h, through) in d_h.zip(panels::row(product, rows, first + r)) {
+                add(d_h, through);
             }
         }
     }
