@@ -25,7 +25,7 @@ pub fn packed_attention<B: RunKernels>(
     mask: Option<&KeyMask<B>>,
     scale: f64,
 ) -> Option<Tensor<B, 3>> {
-    if !B::has_kernels() {
+    if !B::has_kernel::<AttentionKernel, 4, 1>() {
         return None;
     }
     let absent = || float(&Tensor::<B, 1>::zeros([1], (&qkv.device(), qkv.dtype())));

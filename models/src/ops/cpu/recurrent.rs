@@ -597,7 +597,7 @@ fn layer<B: RunKernels, C: Cell>(
     state: Option<Tensor<B, 2>>,
 ) -> Option<(Tensor<B, 3>, Tensor<B, 2>)> {
     let weight_ih = weights.weight_ih.clone().transpose();
-    if !B::has_kernels() || weight_ih.dtype() != DType::F32 {
+    if !B::has_kernel::<RecurrentKernel, 5, 2>() || weight_ih.dtype() != DType::F32 {
         return None;
     }
     let ([batch, _], projected, ids) = match x {

@@ -1,0 +1,170 @@
+//! The GPU kernels of a backend against the plain definitions in float64 on the CPU: outputs and every gradient, at awkward
+//! sizes.
+#![allow(dead_code)] // each test uses a part
+
+use burn::backend::Autodiff;
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, TensorData};
+use data::stream_rng;
+use models::Cpu;
+use models::ops::scan::{self, SelectiveScan};
+use models::ops::{SequenceOps, cpu, wkv as definition};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use rand::RngExt;
+
+type Exact = Autodiff<Cpu>;
+type Flat<B> = Tensor<B, 1>;
+
+/// Relative to the largest entry of an output or gradient.
+const TOLERANCE: f64 = 1e-5;
+
+/// Every new size is compiled anew.
+const CASES: u32 = 8;
+
+/// An argument: its size and the range of its numbers.
+type Argument = (usize, [f64; 2]);
+
+const UNIT: [f64; 2] = [-1.0, 1.0];
+
+/// Numbers uniform on `from..to`, different for each `index`, that float32 can hold.
+fn random(n: usize, [from, to]: [f64; 2], index: u64) -> Vec<f64> {
+    let mut rng = stream_rng(1, "test values", index);
+    (0..n).map(|_| f64::from(rng.random_range(from..to) as f32)).collect()
+}
+
+fn flat<B: Backend, const D: usize>(x: Tensor<B, D>) -> Flat<B> {
+    x.reshape([-1])
+}
+
+/// The outputs, and the gradient of every argument of Σ c·outputs with fixed c.
+fn results<B: AutodiffBackend>(
+    arguments: &[Vec<f64>],
+    dtype: DType,
+    f: impl Fn(&[Flat<B>]) -> Vec<Flat<B>>,
+) -> Vec<Vec<f64>> {
+    let tensor = |values: &[f64]| -> Flat<B> {
+        let data = TensorData::from(values).convert_dtype(dtype);
+        Tensor::from_data(data, (&Default::default(), dtype))
+    };
+    let inputs: Vec<Flat<B>> = arguments.iter().map(|a| tensor(a).require_grad()).collect();
+    let outputs = f(&inputs);
+    let weighted = outputs.iter().zip(90..).map(|(y, i)| (y.clone() * tensor(&random(y.dims()[0], UNIT, i))).sum());
+    let gradients = weighted.reduce(|a, b| a + b).unwrap().backward();
+    let values = |x: TensorData| x.iter::<f64>().collect();
+    let gradients: Vec<Vec<f64>> = inputs.iter().map(|x| values(x.grad(&gradients).unwrap().into_data())).collect();
+    outputs.into_iter().map(|y| values(y.into_data())).chain(gradients).collect()
+}
+
+/// Compares a kernel with its definition.
+fn check<B: SequenceOps>(
+    what: &str,
+    arguments: &[Argument],
+    kernel: impl Fn(&[Flat<Autodiff<B>>]) -> Vec<Flat<Autodiff<B>>>,
+    definition: impl Fn(&[Flat<Exact>]) -> Vec<Flat<Exact>>,
+) {
+    let arguments: Vec<_> = arguments.iter().zip(0..).map(|(&(n, range), i)| random(n, range, i)).collect();
+    let expected = results::<Exact>(&arguments, DType::F64, definition);
+    let found = results::<Autodiff<B>>(&arguments, DType::F32, &kernel);
+    assert_eq!(found, results::<Autodiff<B>>(&arguments, DType::F32, &kernel), "{what}: not the same twice");
+    let first = found.len() - arguments.len();
+    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let part = if i < first { format!("output {i}") } else { format!("gradient {}", i - first) };
+        assert_eq!(found.len(), expected.len(), "{what}: {part}");
+        let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        for (found, expected) in found.iter().zip(expected) {
+            let difference = (found - expected).abs();
+            // Where all is zero but for rounding, no relative error can be asked for.
+            assert!(
+                difference <= TOLERANCE * largest.max(1e-2),
+                "{what}: {part}: {found}, not {expected} of {largest}"
+            );
+        }
+    }
+}
+
+/// Runs `test` on a few shapes.
+fn on_shapes<S: Strategy>(shapes: S, test: impl Fn(S::Value)) {
+    let config = Config { failure_persistence: None, ..Config::with_cases(CASES) };
+    let run = TestRunner::new_with_rng(config, proptest::test_runner::TestRng::deterministic_rng(Default::default()))
+        .run(&shapes, |shape| {
+            test(shape);
+            Ok(())
+        });
+    run.unwrap();
+}
+
+pub fn selective_scan<B: SequenceOps>() {
+    let shapes = (1..4usize, 1..40usize, 1..150usize, 1..20usize, any::<bool>());
+    on_shapes(shapes, |(batch, seq, channels, state, given)| {
+        let (wide, narrow) = (batch * seq * channels, batch * seq * state);
+        let arguments = [
+            (wide, UNIT),
+            (wide, [-8.0, 2.0]),
+            (channels, UNIT),
+            (channels * state, [-4.0, -0.1]),
+            (narrow, UNIT),
+            (narrow, UNIT),
+            (channels, UNIT),
+            (wide, [-3.0, 3.0]),
+            (batch * channels * state, UNIT),
+        ];
+        type Inputs<B> = (SelectiveScan<B>, Option<Tensor<B, 3>>);
+        fn inputs<B: Backend>(a: &[Flat<B>], [batch, seq, channels, state]: [usize; 4]) -> Inputs<B> {
+            let [u, delta, z] = [0, 1, 7].map(|i: usize| a[i].clone().reshape([batch, seq, channels]));
+            let [b, c] = [4, 5].map(|i: usize| a[i].clone().reshape([batch, seq, state]));
+            let (delta_bias, d, matrix) = (a[2].clone(), a[6].clone(), a[3].clone().reshape([channels, state]));
+            let h = a.get(8).map(|h| h.clone().reshape([batch, channels, state]));
+            (SelectiveScan { u, delta, delta_bias, a: matrix, b, c, d, z }, h)
+        }
+        let shape = [batch, seq, channels, state];
+        check::<B>(
+            &format!("selective scan {shape:?}"),
+            &arguments[..if given { 9 } else { 8 }],
+            |a| {
+                let (inputs, h) = inputs(a, shape);
+                let (y, last) = cpu::scan::selective_scan(&inputs, h.as_ref()).expect("a kernel");
+                vec![flat(y), flat(last)]
+            },
+            |a| {
+                let (inputs, h) = inputs(a, shape);
+                let (y, last) = scan::selective_scan(inputs, h);
+                vec![flat(y), flat(last)]
+            },
+        );
+    });
+}
+
+pub fn wkv<B: SequenceOps>() {
+    let shapes = (1..4usize, 1..4usize, 1..40usize, 1..20usize, any::<bool>(), any::<bool>());
+    on_shapes(shapes, |(batch, heads, seq, size, steady, given)| {
+        let n = batch * heads * seq * size;
+        let decay = if steady { heads * size } else { n };
+        let state = batch * heads * size * size;
+        let arguments = [(n, UNIT), (n, UNIT), (n, UNIT), (decay, [0.0, 1.0]), (heads * size, UNIT), (state, UNIT)];
+        type Inputs<B> = ([Tensor<B, 4>; 4], Tensor<B, 2>, Option<Tensor<B, 4>>);
+        let decay = if steady { [1, heads, 1, size] } else { [batch, heads, seq, size] };
+        fn inputs<B: Backend>(a: &[Flat<B>], shape: [usize; 4], decay: [usize; 4]) -> Inputs<B> {
+            let [batch, heads, _, size] = shape;
+            let [r, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape(shape));
+            let state = a.get(5).map(|state| state.clone().reshape([batch, heads, size, size]));
+            ([r, k, v, a[3].clone().reshape(decay)], a[4].clone().reshape([heads, size]), state)
+        }
+        let shape = [batch, heads, seq, size];
+        check::<B>(
+            &format!("wkv {shape:?}"),
+            &arguments[..if given { 6 } else { 5 }],
+            |a| {
+                let (inputs, bonus, state) = inputs(a, shape, decay);
+                let (y, last) = cpu::wkv::wkv(inputs.each_ref(), &bonus, state.as_ref()).expect("a kernel");
+                vec![flat(y), flat(last)]
+            },
+            |a| {
+                let ([r, k, v, decay], bonus, state) = inputs(a, shape, decay);
+                let (y, last) = definition::recurrent(r, k, v, decay, bonus, state);
+                vec![flat(y), flat(last)]
+            },
+        );
+    });
+}
