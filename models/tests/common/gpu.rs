@@ -9,7 +9,7 @@ use burn::tensor::{DType, TensorData};
 use data::stream_rng;
 use models::Cpu;
 use models::ops::scan::{self, SelectiveScan};
-use models::ops::{SequenceOps, cpu, wkv as definition};
+use models::ops::{LayerInput, RecurrentWeights, SequenceOps, cpu, plain, wkv as definition};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rand::RngExt;
@@ -167,4 +167,129 @@ pub fn wkv<B: SequenceOps>() {
             },
         );
     });
+}
+
+pub fn linear_recurrence<B: SequenceOps>() {
+    let shapes = (1..4usize, 1..40usize, 1..150usize, any::<bool>());
+    on_shapes(shapes, |(batch, seq, channels, given)| {
+        let n = batch * seq * channels;
+        let arguments = [(n, [0.0, 1.0]), (n, UNIT), (batch * channels, UNIT)];
+        type Inputs<B> = ([Tensor<B, 3>; 2], Option<Tensor<B, 2>>);
+        fn inputs<B: Backend>(x: &[Flat<B>], [batch, seq, channels]: [usize; 3]) -> Inputs<B> {
+            let h = x.get(2).map(|h| h.clone().reshape([batch, channels]));
+            ([0, 1].map(|i: usize| x[i].clone().reshape([batch, seq, channels])), h)
+        }
+        let shape = [batch, seq, channels];
+        check::<B>(
+            &format!("linear recurrence {shape:?}"),
+            &arguments[..if given { 3 } else { 2 }],
+            |x| {
+                let ([a, b], h) = inputs(x, shape);
+                let (states, last) = cpu::linear::linear_recurrence(&a, &b, h.as_ref()).expect("a kernel");
+                vec![flat(states), flat(last)]
+            },
+            |x| {
+                let ([a, b], h) = inputs(x, shape);
+                let (states, last) = plain::linear_recurrence(a, b, h);
+                vec![flat(states), flat(last)]
+            },
+        );
+    });
+}
+
+/// A layer with `gates` and `states`, from rows and from an embedding.
+fn recurrent<B: SequenceOps>(
+    what: &str,
+    [gates, states]: [usize; 2],
+    kernel: fn(&LayerInput<Autodiff<B>>, RecurrentWeights<Autodiff<B>>, Vec<Tensor<Autodiff<B>, 2>>) -> Vec<Flat<Autodiff<B>>>,
+    definition: fn(Tensor<Exact, 3>, RecurrentWeights<Exact>, Vec<Tensor<Exact, 2>>) -> Vec<Flat<Exact>>,
+) {
+    const VOCAB: usize = 3;
+    let shapes = (1..4usize, 1..12usize, 1..6usize, 1..80usize, any::<bool>(), any::<bool>());
+    on_shapes(shapes, |(batch, seq, input, hidden, embedded, given)| {
+        let rows = if embedded { VOCAB } else { batch * seq };
+        let arguments = [
+            (rows * input, UNIT),
+            (gates * hidden * input, UNIT),
+            (gates * hidden * hidden, [-1.0, 1.0].map(|x: f64| x / (hidden as f64).sqrt())),
+            (gates * hidden, UNIT),
+            (gates * hidden, UNIT),
+            (batch * hidden, UNIT),
+            (batch * hidden, UNIT),
+        ];
+        fn layer_input<B: Backend>(a: &[Flat<B>], [batch, seq, input]: [usize; 3], embedded: bool) -> LayerInput<B> {
+            if !embedded {
+                return a[0].clone().reshape([batch, seq, input]).into();
+            }
+            let ids: Vec<i64> = (0..batch * seq).map(|i| (i * i + i / 3) as i64 % VOCAB as i64).collect();
+            let ids = Tensor::from_data(TensorData::new(ids, [batch, seq]), &a[0].device());
+            LayerInput::Embedded { table: a[0].clone().reshape([VOCAB, input]), ids }
+        }
+        fn weights<B: Backend>(a: &[Flat<B>], hidden: usize) -> RecurrentWeights<B> {
+            let rows = a[3].dims()[0];
+            RecurrentWeights {
+                weight_ih: a[1].clone().reshape([rows, a[1].dims()[0] / rows]),
+                weight_hh: a[2].clone().reshape([rows, hidden]),
+                bias_ih: a[3].clone(),
+                bias_hh: a[4].clone(),
+            }
+        }
+        fn state<B: Backend>(a: &[Flat<B>], batch: usize) -> Vec<Tensor<B, 2>> {
+            a[5..].iter().map(|x| x.clone().reshape([batch as i64, -1])).collect()
+        }
+        check::<B>(
+            &format!("{what} [{batch}, {seq}, {input}] -> {hidden}"),
+            &arguments[..5 + if given { states } else { 0 }],
+            |a| kernel(&layer_input(a, [batch, seq, input], embedded), weights(a, hidden), state(a, batch)),
+            |a| definition(layer_input(a, [batch, seq, input], embedded).rows(), weights(a, hidden), state(a, batch)),
+        );
+    });
+}
+
+pub fn rnn<B: SequenceOps>() {
+    recurrent::<B>(
+        "rnn",
+        [1, 1],
+        |x, weights, state| {
+            let (y, h) = cpu::recurrent::rnn_layer(x, &weights, state.first()).expect("a kernel");
+            vec![flat(y), flat(h)]
+        },
+        |x, weights, state| {
+            let (y, h) = plain::rnn_layer(x, weights, state.first().cloned());
+            vec![flat(y), flat(h)]
+        },
+    );
+}
+
+pub fn lstm<B: SequenceOps>() {
+    fn pair<B: Backend>(state: Vec<Tensor<B, 2>>) -> Option<(Tensor<B, 2>, Tensor<B, 2>)> {
+        Some((state.first()?.clone(), state.get(1)?.clone()))
+    }
+    recurrent::<B>(
+        "lstm",
+        [4, 2],
+        |x, weights, state| {
+            let (y, (h, c)) = cpu::recurrent::lstm_layer(x, &weights, pair(state).as_ref()).expect("a kernel");
+            vec![flat(y), flat(h), flat(c)]
+        },
+        |x, weights, state| {
+            let (y, (h, c)) = plain::lstm_layer(x, weights, pair(state));
+            vec![flat(y), flat(h), flat(c)]
+        },
+    );
+}
+
+pub fn gru<B: SequenceOps>() {
+    recurrent::<B>(
+        "gru",
+        [3, 1],
+        |x, weights, state| {
+            let (y, h) = cpu::recurrent::gru_layer(x, &weights, state.first()).expect("a kernel");
+            vec![flat(y), flat(h)]
+        },
+        |x, weights, state| {
+            let (y, h) = plain::gru_layer(x, weights, state.first().cloned());
+            vec![flat(y), flat(h)]
+        },
+    );
 }

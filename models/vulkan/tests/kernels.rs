@@ -15,4 +15,4 @@ macro_rules! kernels {
     };
 }
 
-kernels! { selective_scan wkv }
+kernels! { selective_scan wkv linear_recurrence rnn lstm gru }

@@ -3,6 +3,8 @@
 //!
 //! All compute in `f32` and are deterministic: what many units contribute to is summed by one, in a fixed order.
 
+pub mod linear;
+pub mod recurrent;
 pub mod scan;
 pub mod wkv;
 
