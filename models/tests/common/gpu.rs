@@ -11,7 +11,7 @@ use models::Cpu;
 use models::ops::scan::{self, SelectiveScan};
 use models::ops::{LayerInput, RecurrentWeights, SequenceOps, cpu, plain, wkv as definition};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, TestRng, TestRunner};
 use rand::RngExt;
 
 type Exact = Autodiff<Cpu>;
@@ -84,20 +84,21 @@ fn check<B: SequenceOps>(
     }
 }
 
-/// Runs `test` on a few shapes.
-fn on_shapes<S: Strategy>(shapes: S, test: impl Fn(S::Value)) {
+/// Runs `test` on the sizes that models have, and on a few awkward ones.
+fn on_shapes<S: Strategy>(usual: S::Value, shapes: S, test: impl Fn(S::Value)) {
+    test(usual);
     let config = Config { failure_persistence: None, ..Config::with_cases(CASES) };
-    let run = TestRunner::new_with_rng(config, proptest::test_runner::TestRng::deterministic_rng(Default::default()))
-        .run(&shapes, |shape| {
-            test(shape);
-            Ok(())
-        });
-    run.unwrap();
+    let rng = TestRng::deterministic_rng(config.rng_algorithm);
+    let tested = TestRunner::new_with_rng(config, rng).run(&shapes, |shape| {
+        test(shape);
+        Ok(())
+    });
+    tested.unwrap();
 }
 
 pub fn selective_scan<B: SequenceOps>() {
     let shapes = (1..4usize, 1..40usize, 1..150usize, 1..20usize, any::<bool>());
-    on_shapes(shapes, |(batch, seq, channels, state, given)| {
+    on_shapes((2, 33, 64, 16, false), shapes, |(batch, seq, channels, state, given)| {
         let (wide, narrow) = (batch * seq * channels, batch * seq * state);
         let arguments = [
             (wide, UNIT),
@@ -138,7 +139,7 @@ pub fn selective_scan<B: SequenceOps>() {
 
 pub fn wkv<B: SequenceOps>() {
     let shapes = (1..4usize, 1..4usize, 1..40usize, 1..20usize, any::<bool>(), any::<bool>());
-    on_shapes(shapes, |(batch, heads, seq, size, steady, given)| {
+    on_shapes((1, 2, 20, 64, true, false), shapes, |(batch, heads, seq, size, steady, given)| {
         let n = batch * heads * seq * size;
         let decay = if steady { heads * size } else { n };
         let state = batch * heads * size * size;
@@ -171,7 +172,7 @@ pub fn wkv<B: SequenceOps>() {
 
 pub fn linear_recurrence<B: SequenceOps>() {
     let shapes = (1..4usize, 1..40usize, 1..150usize, any::<bool>());
-    on_shapes(shapes, |(batch, seq, channels, given)| {
+    on_shapes((2, 33, 64, false), shapes, |(batch, seq, channels, given)| {
         let n = batch * seq * channels;
         let arguments = [(n, [0.0, 1.0]), (n, UNIT), (batch * channels, UNIT)];
         type Inputs<B> = ([Tensor<B, 3>; 2], Option<Tensor<B, 2>>);
@@ -201,12 +202,16 @@ pub fn linear_recurrence<B: SequenceOps>() {
 fn recurrent<B: SequenceOps>(
     what: &str,
     [gates, states]: [usize; 2],
-    kernel: fn(&LayerInput<Autodiff<B>>, RecurrentWeights<Autodiff<B>>, Vec<Tensor<Autodiff<B>, 2>>) -> Vec<Flat<Autodiff<B>>>,
+    kernel: fn(
+        &LayerInput<Autodiff<B>>,
+        RecurrentWeights<Autodiff<B>>,
+        Vec<Tensor<Autodiff<B>, 2>>,
+    ) -> Vec<Flat<Autodiff<B>>>,
     definition: fn(Tensor<Exact, 3>, RecurrentWeights<Exact>, Vec<Tensor<Exact, 2>>) -> Vec<Flat<Exact>>,
 ) {
     const VOCAB: usize = 3;
     let shapes = (1..4usize, 1..12usize, 1..6usize, 1..80usize, any::<bool>(), any::<bool>());
-    on_shapes(shapes, |(batch, seq, input, hidden, embedded, given)| {
+    on_shapes((2, 10, 128, 128, true, false), shapes, |(batch, seq, input, hidden, embedded, given)| {
         let rows = if embedded { VOCAB } else { batch * seq };
         let arguments = [
             (rows * input, UNIT),
