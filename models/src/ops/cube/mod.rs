@@ -13,7 +13,7 @@ use burn_cubecl::kernel::slice;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros};
 use burn_cubecl::ops::{permute, reshape};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
-use cubecl::prelude::*;
+use cubecl::{calculate_cube_count_elemwise, prelude::*};
 
 /// Units of a cube, where no other number suggests itself.
 const UNITS: usize = 64;
@@ -33,6 +33,11 @@ fn argument<R: CubeRuntime>(tensor: &CubeTensor<R>) -> TensorArg<R> {
     tensor.clone().into_tensor_arg()
 }
 
+/// Whether kernels, which count in 32 bits, reach all elements of such a tensor.
+fn is_addressable<const D: usize>(shape: [usize; D]) -> bool {
+    u32::try_from(shape.iter().product::<usize>()).is_ok()
+}
+
 /// Cubes of `units` for so many numbers.
 fn cubes(numbers: usize, units: usize) -> u32 {
     numbers.div_ceil(units) as u32
@@ -48,11 +53,11 @@ fn part<R: CubeRuntime>(tensor: &CubeTensor<R>, axis: usize, range: std::ops::Ra
 /// The sums over the middle axis: `[outer, rows, inner]` → `[outer, inner]`.
 fn sum_rows<R: CubeRuntime>(x: &CubeTensor<R>, [outer, rows, inner]: [usize; 3]) -> CubeTensor<R> {
     let sums = empty(x, [outer, inner]);
-    let count = CubeCount::Static(cubes(inner, UNITS), outer as u32, 1);
+    let dim = CubeDim::new_1d(UNITS as u32);
     sum_rows_kernel::launch(
         &x.client,
-        count,
-        CubeDim::new_1d(UNITS as u32),
+        calculate_cube_count_elemwise(&x.client, outer * inner, dim),
+        dim,
         argument(x),
         argument(&sums),
         rows as u32,
@@ -65,14 +70,14 @@ fn sum_rows<R: CubeRuntime>(x: &CubeTensor<R>, [outer, rows, inner]: [usize; 3])
 fn sum_rows_kernel(x: &Tensor<f32>, sums: &mut Tensor<f32>, rows: u32, inner: u32) {
     let rows = rows as usize;
     let inner = inner as usize;
-    let column = ABSOLUTE_POS_X as usize;
-    let outer = CUBE_POS_Y as usize;
-    if column < inner {
+    let at = ABSOLUTE_POS;
+    if at < sums.len() {
+        let first = at / inner * rows * inner + at % inner;
         let mut sum = 0.0f32;
         for row in 0..rows {
-            sum += x[(outer * rows + row) * inner + column];
+            sum += x[first + row * inner];
         }
-        sums[outer * inner + column] = sum;
+        sums[at] = sum;
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! The way back recomputes the states from those at every `CHUNK`th time step (Gu & Dao, arXiv 2312.00752, section 3.3.2).
 
-use super::{UNITS, argument, cubes, empty, or_zeros, part, permute, reshape, sigmoid, softplus, sum_rows};
+use super::{
+    UNITS, argument, cubes, empty, is_addressable, or_zeros, part, permute, reshape, sigmoid, softplus, sum_rows,
+};
 use burn::tensor::TensorMetadata;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -14,7 +16,8 @@ const CHUNK: usize = 8;
 const LARGEST_STATE: usize = 32;
 
 /// Fields of [`SelectiveScan`](crate::ops::scan::SelectiveScan) in their order and the state → outputs and last state;
-/// and what [`backward`] needs, if `save`. `None` for states beyond 32 numbers a channel.
+/// and what [`backward`] needs, if `save`. `None` for states beyond 32 numbers a
+/// channel, and for more checkpoints than 32 bits can count.
 #[allow(clippy::type_complexity)] // outputs and what is saved
 pub fn forward<R: CubeRuntime>(
     inputs: [CubeTensor<R>; 9],
@@ -22,12 +25,13 @@ pub fn forward<R: CubeRuntime>(
 ) -> Option<([CubeTensor<R>; 2], Vec<CubeTensor<R>>)> {
     let [u, delta, delta_bias, a, b, c, d, z, h] = &inputs;
     let ([batch, seq, channels], [_, state]) = (u.shape().dims(), a.shape().dims());
-    if state > LARGEST_STATE {
+    let chunks = if save { seq.div_ceil(CHUNK) } else { 1 };
+    let kept = [batch, chunks, state, channels];
+    if state > LARGEST_STATE || !is_addressable(kept) {
         return None;
     }
     let (y, last) = (empty(u, [batch, seq, channels]), empty(u, [batch, channels, state]));
-    let chunks = if save { seq.div_ceil(CHUNK) } else { 1 };
-    let checkpoints = empty(u, [batch, chunks, state, channels]);
+    let checkpoints = empty(u, kept);
     forward_kernel::launch(
         &u.client,
         CubeCount::Static(cubes(channels, UNITS), batch as u32, 1),

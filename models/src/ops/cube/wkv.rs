@@ -4,7 +4,7 @@
 //! where they run over the values, so that no sum crosses units. The way back recomputes the matrices of a few time steps
 //! at once from the one before them, and divides by no decay.
 
-use super::{argument, empty, or_zeros, reshape, sum_rows};
+use super::{argument, empty, is_addressable, or_zeros, reshape, sum_rows};
 use burn::tensor::TensorMetadata;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -17,7 +17,7 @@ const LARGEST_SIZE: usize = 64;
 
 /// r, k, v, the decay `[batch, seq, heads, size]` (the decay also `[1, 1, heads, size]`), the bonus `[heads, size]` and the
 /// matrices `[batch, heads, key, value]` → outputs and last matrices; and what [`backward`] needs, if `save`. `None` for
-/// heads larger than 64.
+/// heads larger than 64, and for more checkpoints than 32 bits can count.
 #[allow(clippy::type_complexity)] // outputs and what is saved
 pub fn forward<R: CubeRuntime>(
     inputs: [CubeTensor<R>; 6],
@@ -25,12 +25,13 @@ pub fn forward<R: CubeRuntime>(
 ) -> Option<([CubeTensor<R>; 2], Vec<CubeTensor<R>>)> {
     let [r, k, v, decay, bonus, state] = &inputs;
     let [batch, seq, heads, size] = r.shape().dims();
-    if size > LARGEST_SIZE {
+    let chunks = if save { seq.div_ceil(CHUNK) } else { 1 };
+    let kept = [batch, heads, chunks, size * size];
+    if size > LARGEST_SIZE || !is_addressable(kept) {
         return None;
     }
     let (y, last) = (empty(r, [batch, seq, heads, size]), empty(r, [batch, heads, size, size]));
-    let chunks = if save { seq.div_ceil(CHUNK) } else { 1 };
-    let checkpoints = empty(r, [batch, heads, chunks, size * size]);
+    let checkpoints = empty(r, kept);
     forward_kernel::launch(
         &r.client,
         CubeCount::Static(heads as u32, batch as u32, 1),
