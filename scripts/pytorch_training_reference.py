@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.numpy import save_file
 from torch import nn
-from torch.nn.functional import cross_entropy, relu
+from torch.nn.functional import cross_entropy, relu, silu, softplus
 
 VOCAB, BOS, PAD, A = 13, 0, 11, 12  # counting_samesymbol_mod10bos: 0 … 10, <pad>, a; the start token is 0
 HIDDEN, LAYERS, HEADS = 16, 2, 2
@@ -103,6 +103,68 @@ class Transformer(nn.Module):
         return self.lm_head(self.ln_f(x))
 
 
+class RmsNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(HIDDEN))
+
+    def forward(self, x):
+        return x * (x.square().mean(2, keepdim=True) + 1e-5).rsqrt() * self.weight
+
+
+class Mixer(nn.Module):
+    """Selective state space layer, one step after another."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.state, self.rank = 2 * HIDDEN, 16, 1
+        self.in_proj = nn.Linear(HIDDEN, 2 * self.inner, bias=False)
+        self.conv1d = nn.Conv1d(self.inner, self.inner, 4, groups=self.inner, padding=3)
+        self.x_proj = nn.Linear(self.inner, self.rank + 2 * self.state, bias=False)
+        self.dt_proj = nn.Linear(self.rank, self.inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, self.state + 1).log().repeat(self.inner, 1))
+        self.D = nn.Parameter(torch.ones(self.inner))
+        self.out_proj = nn.Linear(self.inner, HIDDEN, bias=False)
+
+    def forward(self, x):
+        u, gate = self.in_proj(x).chunk(2, dim=2)
+        u = silu(self.conv1d(u.transpose(1, 2))[:, :, : x.shape[1]].transpose(1, 2))
+        delta, b, c = self.x_proj(u).split([self.rank, self.state, self.state], dim=2)
+        delta = softplus(self.dt_proj(delta))
+        h, outputs = torch.zeros(x.shape[0], self.inner, self.state), []
+        for t in range(x.shape[1]):
+            decay = torch.exp(-delta[:, t, :, None] * self.A_log.exp())
+            h = decay * h + (delta[:, t] * u[:, t])[:, :, None] * b[:, t, None]
+            outputs.append((h * c[:, t, None]).sum(2) + self.D * u[:, t])
+        return self.out_proj(torch.stack(outputs, 1) * silu(gate))
+
+
+class MambaBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mixer = RmsNorm(), Mixer()
+
+    def forward(self, x):
+        return x + self.mixer(self.norm(x))
+
+
+class Mamba(nn.Module):
+    """The embedding is the output layer too."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.ModuleDict(
+            {"embedding": nn.Embedding(VOCAB, HIDDEN), "layers": nn.ModuleList(MambaBlock() for _ in range(LAYERS)), "norm_f": RmsNorm()}
+        )
+        nn.init.normal_(self.backbone.embedding.weight, std=0.1)
+
+    def forward(self, ids):
+        x = self.backbone.embedding(ids)
+        for block in self.backbone.layers:
+            x = block(x)
+        return self.backbone.norm_f(x) @ self.backbone.embedding.weight.T
+
+
 def batch(step):
     lengths = [(7 * step + 5 * row) % 12 + 1 for row in range(BATCH)]
     ids = torch.full((BATCH, max(lengths) + 1), PAD)
@@ -135,6 +197,7 @@ def main(folder):
         "rnn": lambda: Recurrent(nn.RNN),
         "lstm": lambda: Recurrent(nn.LSTM),
         "transformer": Transformer,
+        "mamba": Mamba,
     }.items():
         torch.manual_seed(0)
         model = build()

@@ -1,134 +1,18 @@
 use crate::execute::{Outcome, Work, execute};
 use crate::journal::Journal;
-use crate::model::{Interface, Shapes, fingerprint};
-use crate::plan::{Budget, Item, Job, pack};
-use crate::{EvalError, Lengths, Model, Provider, Result, Score, SweepFacts, memory, to_record_batch};
+use crate::model::{Shapes, fingerprint};
+use crate::plan::{Item, Job, pack};
+use crate::setting::Setting;
+use crate::tally::{Mean, Tally};
+use crate::{
+    DatasetResult, EvalError, LengthResult, Lengths, Model, Plan, Progress, Provider, Result, Score, SweepFacts,
+    SweepResult,
+};
 use arrow::record_batch::RecordBatch;
-use data::{Augmentation, Batch, Collation, Dataset, ExampleRef, PositionScheme, Task};
-use ort::value::TensorElementType;
+use data::{Augmentation, Dataset, Task};
 use serde_json::json;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::time::Duration;
-
-/// How the scores of a length came about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plan {
-    /// Every track ran once, and its prefixes were scored from that pass.
-    SinglePass,
-    /// Every length ran on its own.
-    Exhaustive,
-}
-
-impl Plan {
-    /// The name in result tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::SinglePass => "single_pass",
-            Self::Exhaustive => "exhaustive",
-        }
-    }
-}
-
-/// The outcome of one length.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LengthResult {
-    /// Main tokens.
-    pub length: u32,
-    /// Whether training reached this length.
-    pub in_distribution: bool,
-    /// How it was evaluated.
-    pub plan: Plan,
-    /// The score, or why there is none.
-    pub outcome: std::result::Result<Score, String>,
-}
-
-impl LengthResult {
-    /// The score, where there is one.
-    pub fn score(&self) -> Option<&Score> {
-        self.outcome.as_ref().ok()
-    }
-
-    /// `ok`, or why the length could not be scored.
-    pub fn status(&self) -> &str {
-        self.outcome.as_ref().err().map_or("ok", String::as_str)
-    }
-}
-
-/// What the model said on one sequence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prediction {
-    /// Main tokens.
-    pub length: u32,
-    /// Which track, or which example of a dataset.
-    pub index: u64,
-    /// All input token ids.
-    pub input_ids: Vec<u16>,
-    /// The labels at the labelled positions, in order; the last is the final count.
-    pub gold: Vec<u16>,
-    /// The predicted token ids at the same positions.
-    pub predicted: Vec<u16>,
-}
-
-/// Everything a sweep found.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SweepResult {
-    /// One per requested length, ascending.
-    pub lengths: Vec<LengthResult>,
-    /// One per sequence, ordered by (length, index); empty unless they were asked for.
-    pub predictions: Vec<Prediction>,
-    /// What is the same for all lengths.
-    pub facts: SweepFacts,
-}
-
-impl SweepResult {
-    /// The result table, one row per length.
-    ///
-    /// # Errors
-    /// None that input can cause.
-    pub fn to_record_batch(&self) -> Result<RecordBatch> {
-        to_record_batch(&self.lengths, &self.facts)
-    }
-}
-
-/// What [`Sweep::run_dataset`] found.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DatasetResult {
-    /// By length, pooled over the passes; and the predictions of the first pass, if asked for.
-    pub by_length: SweepResult,
-    /// Over all examples of the lengths that could be scored, and all passes. [`Score::unseen_accuracy`] is over the labelled positions whose rank is larger than
-    /// any sequence of the task's validation split is long.
-    pub total: Score,
-    /// Cross entropy as the original reports it: the mean within each batch of 32 examples in file order, and the
-    /// unweighted mean of those (a small last batch weighs as much as a full one).
-    pub batch_mean_loss: Option<f64>,
-    /// How often the whole dataset ran.
-    pub loops: u32,
-}
-
-impl DatasetResult {
-    /// `ok`, or why the first length that could not be scored was not; the total is then over the others.
-    pub fn status(&self) -> &str {
-        self.by_length.lengths.iter().map(LengthResult::status).find(|status| *status != "ok").unwrap_or("ok")
-    }
-}
-
-/// How far a sweep is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Progress {
-    /// Tokens that ran.
-    pub tokens: u64,
-    /// Tokens to run; grows where [`Sweep::until_width`] asks for more sequences.
-    pub total_tokens: u64,
-    /// Time that the sessions spent in ONNX Runtime, averaged over those side by side; the rest is overhead.
-    pub busy: Duration,
-    /// Lengths whose last sequence is scored.
-    pub lengths: u64,
-    /// Lengths to score.
-    pub total_lengths: u64,
-}
 
 /// The original's tester averages losses over batches of this many examples.
 const LOSS_BATCH: usize = 32;
@@ -138,10 +22,6 @@ const RANDOM_LOOPS: u32 = 10;
 const MOST_TRACKS: usize = 100_000;
 /// Sessions side by side each hold the weights; together they may take this many bytes.
 const SESSION_BYTES: usize = 1 << 29;
-/// Rows × tokens² of one batch of a model with attention; 67 MB per matrix of 8 heads.
-const ATTENTION_PAIRS: usize = 1 << 21;
-/// What attention holds for each pair of tokens: scores, mask and weights of 8 heads in float32.
-const ATTENTION_BYTES: u64 = 3 * 8 * 4;
 
 /// A sweep of test lengths.
 ///
@@ -245,7 +125,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// The most tokens (rows × longest row) in one batch; a longer single sequence is a batch by itself. Bounds memory.
-    /// By default 16 384 on a CPU and 65 536 on a GPU.
+    /// By default 65 536 on a GPU, and on a CPU 16 384, or 2048 for models with states.
     pub fn max_tokens(mut self, max_tokens: Option<usize>) -> Self {
         self.max_tokens = max_tokens;
         self
@@ -294,7 +174,7 @@ impl<'a> Sweep<'a> {
     pub fn results(mut self) -> Result<SweepResult> {
         let named = self.named_task()?;
         let task = self.task.or(named.as_ref()).ok_or_else(|| self.no_task())?;
-        let setting = self.setting(task)?;
+        let setting = Setting::new(self.model, task, self.augmentation, self.seed)?;
         let lengths = self.lengths.as_slice().to_vec();
         let longest = self.lengths.longest().unwrap_or(0);
         let family = task.family.as_ref();
@@ -407,7 +287,7 @@ impl<'a> Sweep<'a> {
     pub fn run_dataset(mut self, dataset: &Dataset, split: &str) -> Result<DatasetResult> {
         let named = self.named_task()?;
         let task = self.task.or(named.as_ref()).ok_or_else(|| self.no_task())?;
-        let mut setting = self.setting(task)?;
+        let mut setting = Setting::new(self.model, task, self.augmentation, self.seed)?;
         if dataset.info().vocab != task.vocabulary.tokens() {
             let reason = format!("the split is of the task `{}`, which has another vocabulary", dataset.info().task);
             return Err(EvalError::TaskMismatch { path: self.model.path().into(), task: task.name.clone(), reason });
@@ -505,163 +385,6 @@ impl<'a> Sweep<'a> {
     }
 }
 
-/// What model, task and options come to.
-struct Setting<'a> {
-    path: PathBuf,
-    task: &'a Task,
-    interface: Arc<Interface>,
-    provider: Provider,
-    positions: PositionScheme,
-    /// Rows of a position table.
-    table: Option<u32>,
-    /// Longer sequences do not fit into memory, because attention compares all pairs of tokens.
-    attention_limit: Option<usize>,
-    quadratic: bool,
-    train_max_length: u32,
-}
-
-impl Sweep<'_> {
-    /// Checks that model and task belong together.
-    fn setting<'t>(&mut self, task: &'t Task) -> Result<Setting<'t>> {
-        let mismatch = |model: &Model, reason| {
-            Err(EvalError::TaskMismatch { path: model.path().into(), task: task.name.clone(), reason })
-        };
-        let wanted = task.vocabulary.tokens();
-        if let Some(found) = self.model.info().vocab.as_deref().filter(|found| *found != wanted) {
-            let reason = match wanted.iter().zip(found).position(|(w, f)| w != f) {
-                Some(id) => format!("token {id} is `{}` for the model and `{}` in the task", found[id], wanted[id]),
-                None => format!("the model's vocabulary has {} tokens, the task's {}", found.len(), wanted.len()),
-            };
-            return mismatch(self.model, reason);
-        }
-        let width = match self.model.interface().vocab {
-            Some(width) => width,
-            None => self.model.run_ids(&[0], 1, 1)?.vocab(),
-        };
-        if width != wanted.len() {
-            let reason = format!("the model's logits are {width} wide, but the task has {} tokens", wanted.len());
-            return mismatch(self.model, reason);
-        }
-
-        let info = self.model.info();
-        let named = info.augmentation.as_deref().map(str::parse::<Augmentation>).transpose()?;
-        let augmentation = self.augmentation.or(named).unwrap_or_default();
-        let interface = self.model.interface().clone();
-        match interface.position_ids {
-            Some(TensorElementType::Float32) if !augmentation.is_scalar() => {
-                return Err(EvalError::Positions { path: self.model.path().into(), kind: "float", augmentation });
-            }
-            Some(TensorElementType::Int64) if augmentation.is_scalar() => {
-                return Err(EvalError::Positions { path: self.model.path().into(), kind: "int64", augmentation });
-            }
-            _ => {}
-        }
-        let drawn_below = info.max_position_embeddings.map_or(task.max_position_embeddings, |p| p as usize);
-        let positions = PositionScheme {
-            augmentation,
-            max_position_embeddings: info.position_limit.map_or(drawn_below, |table| drawn_below.min(table as usize)),
-            seed: self.seed,
-            draw: 0,
-        };
-        let quadratic = interface.attention_mask || info.arch.as_deref() == Some("transformer");
-        let free = match self.model.provider() {
-            Provider::Auto | Provider::Cpu if quadratic => memory::available(),
-            _ => None,
-        };
-        Ok(Setting {
-            path: self.model.path().into(),
-            task,
-            interface,
-            provider: self.model.provider(),
-            positions,
-            table: info.position_limit.filter(|_| !augmentation.is_scalar()),
-            attention_limit: free.map(|bytes| (bytes / ATTENTION_BYTES).isqrt() as usize),
-            quadratic,
-            train_max_length: info.train_max_length.unwrap_or_else(|| task.family.train_max_length()),
-        })
-    }
-}
-
-impl Setting<'_> {
-    /// Positions that depend on the length, or are drawn anew for every test, make prefixes of one pass no stand-ins.
-    fn plan(&self, exhaustive: bool) -> Plan {
-        match self.positions.augmentation.is_prefix_stable() && !exhaustive {
-            true => Plan::SinglePass,
-            false => Plan::Exhaustive,
-        }
-    }
-
-    /// `total` tokens are to run, in sequences of at most `longest` main tokens.
-    fn budget(&self, max_tokens: Option<usize>, total: usize, longest: usize) -> Budget {
-        let cpu = matches!(self.provider, Provider::Auto | Provider::Cpu);
-        let tokens = max_tokens.unwrap_or(if cpu { 16_384 } else { 65_536 });
-        let piece = self.interface.is_stateful().then(|| (tokens / 16).max(256));
-        let widest = piece.map_or(longest, |piece| longest.min(piece)).max(1);
-        Budget {
-            tokens,
-            work: if cpu { (total / 8).max(4096) } else { usize::MAX },
-            piece,
-            square: self.quadratic.then_some(ATTENTION_PAIRS),
-            // TensorRT reserves memory for the most rows times the most tokens.
-            rows: if self.provider == Provider::TensorRt { (tokens / widest).max(1) } else { usize::MAX },
-        }
-    }
-
-    fn work<'w>(&'w self, budget: Budget, lengths: &'w [u32], seen: Option<u64>, keep_predictions: bool) -> Work<'w> {
-        Work {
-            path: &self.path,
-            interface: &self.interface,
-            provider: self.provider,
-            vocabulary: &self.task.vocabulary,
-            positions: self.positions,
-            budget,
-            lengths,
-            seen,
-            keep_predictions,
-            room: AtomicUsize::new(usize::MAX),
-        }
-    }
-
-    /// Why the model cannot run this example, if it cannot.
-    fn obstacle(&self, example: ExampleRef<'_>) -> Option<String> {
-        let tokens = example.input_ids.len();
-        if self.attention_limit.is_some_and(|limit| tokens > limit) {
-            let gib = ((tokens as u64).pow(2) * ATTENTION_BYTES) >> 30;
-            return Some(format!("attention over {tokens} tokens takes about {gib} GiB of memory, more than is free"));
-        }
-        let PositionScheme { augmentation, max_position_embeddings, .. } = self.positions;
-        if !augmentation.is_random() && self.table.is_none() {
-            return None;
-        }
-        let collation = Collation { positions: self.positions, pad_to: None };
-        let Ok(batch) = Batch::collate(&[example], &self.task.vocabulary, &collation) else {
-            let reason =
-                format!("past the {max_position_embeddings} positions that `{}` draws from", augmentation.name());
-            return Some(reason);
-        };
-        let last = batch.position_ids.as_integers().into_iter().flatten().max().copied();
-        let table = self.table.filter(|table| last.is_some_and(|last| last >= i64::from(*table)))?;
-        Some(format!("past the model's position table ({table} positions)"))
-    }
-
-    fn result(
-        &self,
-        length: u32,
-        plan: Plan,
-        score: &Score,
-        failure: Option<String>,
-        obstacle: impl FnOnce() -> Option<String>,
-    ) -> LengthResult {
-        let outcome = match (score, failure) {
-            (_, Some(failure)) => Err(failure),
-            (Score { n_sequences: 0, .. }, _) => Err(obstacle().unwrap_or_else(|| "no labelled position".into())),
-            (Score { nan: 0, .. }, _) => Ok(*score),
-            (Score { nan, n_sequences, .. }, _) => Err(format!("NaN logits in {nan} of {n_sequences} sequences")),
-        };
-        LengthResult { length, in_distribution: length <= self.train_max_length, plan, outcome }
-    }
-}
-
 /// What a track is good for.
 struct Reach {
     index: usize,
@@ -712,64 +435,4 @@ fn run_batches(
     let shapes = Shapes { rows: work.budget.rows, tokens, interface: work.interface.clone() };
     let sessions = model.sessions(first.len(), &shapes)?;
     execute(work, sessions, first.into_iter().chain(batches), build, sink)
-}
-
-/// Scores per slot of the list of lengths.
-struct Tally {
-    scores: Vec<Score>,
-    failures: Vec<Option<String>>,
-    /// Sequences that are still to be scored.
-    missing: Vec<u64>,
-    predictions: Vec<Prediction>,
-}
-
-impl Tally {
-    fn new(slots: usize) -> Self {
-        let scores = vec![Score::default(); slots];
-        Self { scores, failures: vec![None; slots], missing: vec![0; slots], predictions: vec![] }
-    }
-
-    fn expect(&mut self, slot: usize, sequences: usize) {
-        self.missing[slot] += sequences as u64;
-    }
-
-    fn add(&mut self, mut outcome: Outcome) {
-        for (slot, score) in outcome.scores {
-            self.scores[slot].merge(&score);
-            self.missing[slot] = self.missing[slot].saturating_sub(score.n_sequences);
-        }
-        for (slot, why) in outcome.failures {
-            self.failures[slot] = Some(why);
-        }
-        self.predictions.append(&mut outcome.predictions);
-    }
-
-    fn finished(&self) -> u64 {
-        self.missing.iter().filter(|missing| **missing == 0).count() as u64
-    }
-
-    /// Whether further sequences would narrow this slot's interval down to `width`.
-    fn is_wide(&self, slot: usize, width: f64) -> bool {
-        let score = &self.scores[slot];
-        let interval = score.last_accuracy_interval().filter(|_| score.nan == 0 && self.failures[slot].is_none());
-        interval.is_some_and(|(low, high)| high - low > width)
-    }
-}
-
-/// A mean over what there is.
-#[derive(Default)]
-struct Mean {
-    sum: f64,
-    n: u32,
-}
-
-impl Mean {
-    fn add(&mut self, value: Option<f64>) {
-        self.sum += value.unwrap_or(0.0);
-        self.n += u32::from(value.is_some());
-    }
-
-    fn value(&self) -> Option<f64> {
-        (self.n > 0).then(|| self.sum / f64::from(self.n))
-    }
 }

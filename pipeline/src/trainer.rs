@@ -536,10 +536,13 @@ mod tests {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pytorch");
         let text = std::fs::read_to_string(fixtures.join("losses.json")).unwrap();
         let references: BTreeMap<String, Reference> = serde_json::from_str(&text).unwrap();
-        assert_eq!(references.len(), 3);
+        assert_eq!(references.len(), 4);
         for (arch, reference) in references {
-            let extra =
-                if arch == "transformer" { "num_heads = 2\npositional_embedding = 'rope'" } else { "dropout = 0.0" };
+            let extra = match arch.as_str() {
+                "transformer" => "num_heads = 2\npositional_embedding = 'rope'",
+                "mamba" => "",
+                _ => "dropout = 0.0",
+            };
             let config = format!(
                 "[task]\nname = 'counting_samesymbol_mod10bos'\n\
                  [model]\narch = '{arch}'\nhidden_size = 16\nnum_layers = 2\n{extra}\n\

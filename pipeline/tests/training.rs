@@ -86,13 +86,15 @@ fn curve(run: &Path) -> Vec<CurveRow> {
     rows
 }
 
-fn wait_for_checkpoints(run: &Path, count: usize) {
-    let start = Instant::now();
-    let found = || fs::read_dir(run.join("checkpoints")).map_or(0, Iterator::count);
-    while found() < count {
-        assert!(start.elapsed() < Duration::from_secs(60), "no {count} checkpoints in {}", run.display());
-        sleep(Duration::from_millis(2));
-    }
+/// The names in a run's folder of checkpoints, also of those being written.
+fn checkpoints(run: &Path) -> Vec<String> {
+    let folder = fs::read_dir(run.join("checkpoints")).into_iter().flatten().filter_map(Result::ok);
+    folder.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// The step of a whole checkpoint, from its name.
+fn step(checkpoint: &str) -> Option<u64> {
+    checkpoint.starts_with("epoch-").then(|| checkpoint.rsplit('-').next()?.parse().ok())?
 }
 
 #[test]
@@ -110,19 +112,23 @@ fn killed_at_any_moment_a_run_goes_on_to_the_same_bytes() {
     let killed = dir.path().join("runs").join(&handle);
     let resume = ["train", "--resume", &handle, "--quiet"];
     // Moments spread over start, steps, evaluations and saving; a third of them while a checkpoint is being written.
+    // On a fast machine a kill comes earlier: when its share of the run has been trained, so that ten always fit.
     let mut delay = 37;
     for kill in 0..10 {
-        if kill % 3 == 2 {
-            let writing = || {
-                let folder = fs::read_dir(killed.join("checkpoints")).into_iter().flatten().filter_map(Result::ok);
-                folder.into_iter().any(|e| e.file_name().to_string_lossy().starts_with(".partial-"))
-            };
-            let start = Instant::now();
-            while !writing() && start.elapsed() < Duration::from_millis(400) {}
-        } else {
-            sleep(Duration::from_millis(delay));
-            delay = delay * 61 % 151;
+        let start = Instant::now();
+        let trained = || checkpoints(&killed).iter().filter_map(|name| step(name)).max().unwrap_or(0);
+        let come = || {
+            if kill % 3 == 2 {
+                let writing = checkpoints(&killed).iter().any(|name| name.starts_with(".partial-"));
+                writing || start.elapsed() > Duration::from_millis(400)
+            } else {
+                start.elapsed() > Duration::from_millis(delay)
+            }
+        };
+        while !come() && trained() < STEPS * (kill + 1) / 12 {
+            sleep(Duration::from_micros(100));
         }
+        delay = delay * 61 % 151;
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(run(dir.path(), &["runs", "show", &handle]).status == 0, "kill {kill} left an unreadable run");
@@ -147,21 +153,31 @@ fn a_signal_saves_and_says_how_to_go_on() {
     let dir = tempfile::tempdir().unwrap();
     let (_, untouched) = train(dir.path(), &[]);
     for signal in ["INT", "TERM"] {
+        let runs = || fs::read_dir(dir.path().join("runs")).unwrap().map(|entry| entry.unwrap().path());
+        let earlier: Vec<PathBuf> = runs().collect();
         let arguments = arguments(&[]);
         let mut child = command(dir.path(), &strs(&arguments));
         let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let handle = loop {
-            let listed: Value = ok(dir.path(), &["runs", "--json"]).parse().unwrap();
-            let running = listed.as_array().unwrap().iter().find(|r| r["status"] == "running").cloned();
-            if let Some(running) = running {
-                break running["handle"].as_str().unwrap().to_owned();
-            }
+        let send = |signal: &str| {
+            let sent = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
+            assert!(sent.unwrap().success());
         };
-        let interrupted = dir.path().join("runs").join(&handle);
-        wait_for_checkpoints(&interrupted, 2);
+        let start = Instant::now();
+        let interrupted = loop {
+            let run = runs().find(|run| !earlier.contains(run) && checkpoints(run).len() >= 2);
+            if let Some(run) = run {
+                break run;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "no run with two checkpoints");
+        };
+        send("STOP"); // or a fast machine would finish the run while we ask about it
+        let handle = interrupted.file_name().unwrap().to_str().unwrap().to_owned();
+        let listed: Value = ok(dir.path(), &["runs", "show", &handle, "--json"]).parse().unwrap();
+        assert_eq!(listed["status"], "running");
         fails(dir.path(), &["train", "--resume", &handle], 1, &["another process"]);
         fails(dir.path(), &["runs", "rm", &handle, "--yes"], 1, &["is being trained", "nothing was deleted"]);
-        Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
+        send(signal);
+        send("CONT");
         let ran = child.wait_with_output().unwrap().into();
         check_failure(&ran, &strs(&arguments), 1, &["interrupted", &format!("pipeline train --resume {handle}")]);
         let shown: Value = ok(dir.path(), &["runs", "show", &handle, "--json"]).parse().unwrap();
