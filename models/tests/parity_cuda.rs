@@ -1,7 +1,9 @@
-//! Every architecture against the published PyTorch code, on a CUDA GPU. Takes minutes to compile and needs the card, so
+//! Every architecture against the published PyTorch code, and every GPU kernel against its plain definition, on a CUDA GPU. Takes minutes to compile and needs the card, so
 //! it runs only where it is named: `cargo test --release --workspace --test parity_cuda`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "common/gpu.rs"]
+mod gpu;
 mod reference;
 
 use burn::backend::Autodiff;
@@ -23,3 +25,16 @@ parity! {
     options_absolute_frozen options_identity options_tied options_null options_scales
     options_rnn_tied options_rnn_null options_lstm_tied options_lstm_null
 }
+
+macro_rules! kernels {
+    ($($name:ident)*) => {
+        mod kernels {
+            $(#[test]
+            fn $name() {
+                super::gpu::$name::<models::Cuda>();
+            })*
+        }
+    };
+}
+
+kernels! { selective_scan wkv linear_recurrence rnn lstm gru }

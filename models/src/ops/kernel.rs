@@ -1,8 +1,9 @@
 //! How an operation gets a hand-written forward and backward pass.
 //!
 //! A [`Kernel`] computes on the CPU, from `f32` tensors in row-major order. It is nothing but two functions: the outputs
-//! from the inputs, with what the way back needs; and the gradients of the inputs from those of the outputs. Everything
-//! else is here, once for all of them: which tensors a kernel can take, and how it becomes a node of burn's autodiff.
+//! from the inputs, with what the way back needs; and the gradients of the inputs from those of the outputs. It may have
+//! both for GPUs as well. Everything else is here, once for all of them: which tensors a kernel can take, and how it
+//! becomes a node of burn's autodiff.
 //!
 //! To add one:
 //!
@@ -23,11 +24,13 @@
 //!    ```
 //!
 //! 3. Compare both in `tests/fused.rs`, at awkward sizes.
+//! 4. For GPUs, write the two passes in CubeCL, in `ops/cube/<name>.rs`, let `gpu_forward` and `gpu_backward` call them,
+//!    and set `ON_GPU`. `tests/common/gpu.rs` compares them with the plain definition.
 //!
-//! [`RunKernels::run`] answers `None` where no kernel can run: on a GPU, for 16- or 64-bit floats, and wherever
-//! [`use_kernels`]`(false)` was said; and those that multiply matrices in 32 bits decline where
-//! [`autocast`](super::autocast) asks for half precision. The plain definition then does the work. (Work before it that only the kernel needs
-//! asks [`RunKernels::has_kernels`] first.)
+//! [`RunKernels::run`] answers `None` where no kernel can run: on a GPU that it has no passes for, for 16- or 64-bit
+//! floats, and wherever [`use_kernels`]`(false)` was said; and those that multiply matrices in 32 bits decline where
+//! [`autocast`](super::autocast) asks for half precision. The plain definition then does the work. (Work before it that
+//! only the kernel needs asks [`RunKernels::has_kernel`] first.)
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -43,7 +46,12 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// An operation on the CPU with `N` inputs and `M` outputs, and its backward pass.
+#[cfg(feature = "cube")]
+use burn_cubecl::{
+    BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement, kernel::into_contiguous, tensor::CubeTensor,
+};
+
+/// An operation with `N` inputs and `M` outputs, and its backward pass.
 pub trait Kernel<const N: usize, const M: usize>: Clone + Debug + Send + 'static {
     /// What the backward pass needs of the forward pass.
     type Saved: Clone + Debug + Send + 'static;
@@ -59,7 +67,38 @@ pub trait Kernel<const N: usize, const M: usize>: Clone + Debug + Send + 'static
         gradients: [Option<FlexTensor>; M],
         wanted: [bool; N],
     ) -> [Option<FlexTensor>; N];
+
+    /// Whether there are passes for GPUs.
+    const ON_GPU: bool = false;
+
+    /// [`Self::forward`] on a GPU, and the tensors that the way back needs (none without `save`). `None` where the sizes are
+    /// beyond it.
+    #[cfg(feature = "cube")]
+    #[allow(clippy::type_complexity)] // outputs and what is saved
+    fn gpu_forward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; N],
+        save: bool,
+    ) -> Option<([CubeTensor<R>; M], Vec<CubeTensor<R>>)> {
+        let _ = (inputs, save);
+        None
+    }
+
+    /// [`Self::backward`] on a GPU, from what [`Self::gpu_forward`] saved.
+    #[cfg(feature = "cube")]
+    fn gpu_backward<R: CubeRuntime>(
+        &self,
+        saved: Vec<CubeTensor<R>>,
+        gradients: [Option<CubeTensor<R>>; M],
+        wanted: [bool; N],
+    ) -> [Option<CubeTensor<R>>; N] {
+        let _ = (saved, gradients, wanted);
+        [const { None }; N]
+    }
 }
+
+/// The outputs of a kernel on `B`, and what to save.
+pub type Outputs<B, S, const M: usize> = ([FloatTensor<B>; M], Option<<B as RunKernels>::Saved<S>>);
 
 static USE_KERNELS: AtomicBool = AtomicBool::new(true);
 
@@ -69,27 +108,31 @@ pub fn use_kernels(yes: bool) {
     USE_KERNELS.store(yes, Ordering::Relaxed);
 }
 
-/// A backend that may be able to run kernels. The defaults are those of one that is not.
+/// A backend that may be able to run kernels.
 pub trait RunKernels: Backend {
-    /// Whether it can, and should.
-    fn has_kernels() -> bool {
-        false
-    }
+    /// What is kept between the passes of a kernel that saves an `S` on the CPU.
+    type Saved<S: Clone + Debug + Send + 'static>: Clone + Debug + Send + 'static;
 
-    /// The tensor, contiguous and `f32`, where a kernel can read it.
-    fn float_input(tensor: FloatTensor<Self>) -> Option<FlexTensor> {
-        let _ = tensor;
-        None
-    }
+    /// Whether it can run such a kernel, and should.
+    fn has_kernel<K: Kernel<N, M>, const N: usize, const M: usize>() -> bool;
 
-    /// The tensor where a kernel can read it, contiguous.
+    /// The outputs, and what to save if `save`; `None` if not all inputs can be read.
+    fn forward<K: Kernel<N, M>, const N: usize, const M: usize>(
+        kernel: &K,
+        inputs: [FloatTensor<Self>; N],
+        save: bool,
+    ) -> Option<Outputs<Self, K::Saved, M>>;
+
+    /// The gradients of the inputs that are `wanted`, from those of the outputs, of which the first is there.
+    fn backward<K: Kernel<N, M>, const N: usize, const M: usize>(
+        kernel: &K,
+        saved: Self::Saved<K::Saved>,
+        gradients: [Option<FloatTensor<Self>>; M],
+        wanted: [bool; N],
+    ) -> [Option<FloatTensor<Self>>; N];
+
+    /// The tensor where a kernel on the CPU can read it, contiguous.
     fn int_input(tensor: IntTensor<Self>) -> Option<FlexTensor> {
-        let _ = tensor;
-        None
-    }
-
-    /// A kernel's result as a tensor of this backend.
-    fn float_output(tensor: FlexTensor) -> Option<FloatTensor<Self>> {
         let _ = tensor;
         None
     }
@@ -99,34 +142,92 @@ pub trait RunKernels: Backend {
         kernel: K,
         inputs: [FloatTensor<Self>; N],
     ) -> Option<[FloatTensor<Self>; M]> {
-        forward::<Self, K, N, M>(&kernel, inputs, false).map(|(outputs, _)| outputs)
+        Self::forward(&kernel, inputs, false).map(|(outputs, _)| outputs)
     }
 }
 
 impl RunKernels for crate::Cpu {
-    fn has_kernels() -> bool {
+    type Saved<S: Clone + Debug + Send + 'static> = S;
+
+    fn has_kernel<K: Kernel<N, M>, const N: usize, const M: usize>() -> bool {
         USE_KERNELS.load(Ordering::Relaxed)
     }
 
-    fn float_input(tensor: FlexTensor) -> Option<FlexTensor> {
-        (tensor.dtype() == DType::F32).then(|| tensor.to_contiguous())
+    fn forward<K: Kernel<N, M>, const N: usize, const M: usize>(
+        kernel: &K,
+        inputs: [FlexTensor; N],
+        save: bool,
+    ) -> Option<Outputs<Self, K::Saved, M>> {
+        let readable = Self::has_kernel::<K, N, M>() && inputs.iter().all(|input| input.dtype() == DType::F32);
+        let (outputs, saved) = readable.then(|| kernel.forward(inputs.map(|input| input.to_contiguous()), save))?;
+        Some((outputs, saved.filter(|_| save)))
+    }
+
+    fn backward<K: Kernel<N, M>, const N: usize, const M: usize>(
+        kernel: &K,
+        saved: K::Saved,
+        gradients: [Option<FlexTensor>; M],
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N] {
+        kernel.backward(saved, gradients.map(|gradient| gradient.map(|gradient| gradient.to_contiguous())), wanted)
     }
 
     fn int_input(tensor: FlexTensor) -> Option<FlexTensor> {
         Some(tensor.to_contiguous())
     }
+}
 
-    fn float_output(tensor: FlexTensor) -> Option<FlexTensor> {
-        Some(tensor)
+#[cfg(feature = "cube")]
+impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> RunKernels for CubeBackend<R, F, I, BT> {
+    type Saved<S: Clone + Debug + Send + 'static> = Vec<CubeTensor<R>>;
+
+    fn has_kernel<K: Kernel<N, M>, const N: usize, const M: usize>() -> bool {
+        K::ON_GPU && USE_KERNELS.load(Ordering::Relaxed)
+    }
+
+    fn forward<K: Kernel<N, M>, const N: usize, const M: usize>(
+        kernel: &K,
+        inputs: [CubeTensor<R>; N],
+        save: bool,
+    ) -> Option<Outputs<Self, K::Saved, M>> {
+        let readable = Self::has_kernel::<K, N, M>() && inputs.iter().all(|input| input.dtype() == DType::F32);
+        let (outputs, saved) = readable.then(|| kernel.gpu_forward(inputs.map(into_contiguous), save))??;
+        Some((outputs, save.then_some(saved)))
+    }
+
+    fn backward<K: Kernel<N, M>, const N: usize, const M: usize>(
+        kernel: &K,
+        saved: Vec<CubeTensor<R>>,
+        gradients: [Option<CubeTensor<R>>; M],
+        wanted: [bool; N],
+    ) -> [Option<CubeTensor<R>>; N] {
+        kernel.gpu_backward(saved, gradients.map(|gradient| gradient.map(into_contiguous)), wanted)
     }
 }
 
-#[cfg(feature = "cuda")]
-impl RunKernels for crate::Cuda {}
-
 impl<B: RunKernels, C: CheckpointStrategy> RunKernels for Autodiff<B, C> {
-    fn has_kernels() -> bool {
-        B::has_kernels()
+    type Saved<S: Clone + Debug + Send + 'static> = ();
+
+    fn has_kernel<K: Kernel<N, M>, const N: usize, const M: usize>() -> bool {
+        B::has_kernel::<K, N, M>()
+    }
+
+    /// None: a kernel's backward pass has no backward pass of its own.
+    fn forward<K: Kernel<N, M>, const N: usize, const M: usize>(
+        _: &K,
+        _: [FloatTensor<Self>; N],
+        _: bool,
+    ) -> Option<Outputs<Self, K::Saved, M>> {
+        None
+    }
+
+    fn backward<K: Kernel<N, M>, const N: usize, const M: usize>(
+        _: &K,
+        (): (),
+        _: [Option<FloatTensor<Self>>; M],
+        _: [bool; N],
+    ) -> [Option<FloatTensor<Self>>; N] {
+        [const { None }; N]
     }
 
     fn int_input(tensor: IntTensor<Self>) -> Option<FlexTensor> {
@@ -139,7 +240,7 @@ impl<B: RunKernels, C: CheckpointStrategy> RunKernels for Autodiff<B, C> {
     ) -> Option<[FloatTensor<Self>; M]> {
         let nodes = inputs.each_ref().map(|tensor| tensor.node.clone());
         let tracked = inputs.iter().any(|tensor| tensor.is_tracked());
-        let (outputs, saved) = forward::<B, K, N, M>(&kernel, inputs.map(|tensor| tensor.primitive), tracked)?;
+        let (outputs, saved) = B::forward(&kernel, inputs.map(|tensor| tensor.primitive), tracked)?;
         let Some(saved) = saved else { return Some(outputs.map(Self::from_inner)) };
 
         // The first output's node computes all gradients. A further output's node is its child, so it comes earlier on
@@ -163,27 +264,6 @@ impl<B: RunKernels, C: CheckpointStrategy> RunKernels for Autodiff<B, C> {
     }
 }
 
-/// The outputs of a kernel, and what to save.
-#[allow(clippy::type_complexity)]
-fn forward<B: RunKernels, K: Kernel<N, M>, const N: usize, const M: usize>(
-    kernel: &K,
-    inputs: [FloatTensor<B>; N],
-    save: bool,
-) -> Option<([FloatTensor<B>; M], Option<K::Saved>)> {
-    if !B::has_kernels() {
-        return None;
-    }
-    let inputs = all(inputs.map(B::float_input))?;
-    let (outputs, saved) = kernel.forward(inputs, save);
-    Some((all(outputs.map(B::float_output))?, saved.filter(|_| save)))
-}
-
-/// All of them, or none.
-fn all<T, const N: usize>(items: [Option<T>; N]) -> Option<[T; N]> {
-    let items: Option<Vec<T>> = items.into_iter().collect();
-    items?.try_into().ok()
-}
-
 /// Where the gradient of a further output waits for the node of the first.
 type Slot<B> = Arc<Mutex<Option<FloatTensor<B>>>>;
 
@@ -192,16 +272,15 @@ type Slot<B> = Arc<Mutex<Option<FloatTensor<B>>>>;
 struct KernelBackward<K, const M: usize>(PhantomData<K>);
 
 impl<B: RunKernels, K: Kernel<N, M>, const N: usize, const M: usize> Backward<B, N> for KernelBackward<K, M> {
-    type State = (K, K::Saved, [Slot<B>; M]);
+    type State = (K, B::Saved<K::Saved>, [Slot<B>; M]);
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let (kernel, saved, later) = ops.state;
         let mut gradients = later.map(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
         gradients[0] = Some(grads.consume::<B>(&ops.node));
-        let gradients = gradients.map(|gradient| gradient.and_then(B::float_input));
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        for (parent, gradient) in ops.parents.into_iter().zip(kernel.backward(saved, gradients, wanted)) {
-            if let (Some(parent), Some(gradient)) = (parent, gradient.and_then(B::float_output)) {
+        for (parent, gradient) in ops.parents.into_iter().zip(B::backward(&kernel, saved, gradients, wanted)) {
+            if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 grads.register::<B>(parent.id, gradient);
             }
         }

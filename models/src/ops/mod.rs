@@ -1,10 +1,12 @@
 //! The costly sequence operations, behind one trait so that a backend can bring a faster version of any of them
 //! without a model changing. The defaults in [`plain`] are ordinary tensor operations: the readable definition. On the
-//! CPU, operations have hand-written forward and backward passes as well: see [`kernel`]. Products in half precision, for
-//! mixed-precision training, are those of [`autocast`].
+//! CPU, operations have hand-written forward and backward passes as well, and some have them on GPUs: see [`kernel`].
+//! Products in half precision, for mixed-precision training, are those of [`autocast`].
 
 pub mod autocast;
 pub mod cpu;
+#[cfg(feature = "cube")]
+pub mod cube;
 pub mod delta;
 pub mod kernel;
 pub mod plain;
@@ -317,7 +319,14 @@ fn zeros<B: Backend, const D: usize, const E: usize>(x: &Tensor<B, D>, shape: [u
 
 impl SequenceOps for crate::Cpu {}
 
-#[cfg(feature = "cuda")]
-impl SequenceOps for crate::Cuda {}
+#[cfg(feature = "cube")]
+impl<R, F, I, BT> SequenceOps for burn_cubecl::CubeBackend<R, F, I, BT>
+where
+    R: burn_cubecl::CubeRuntime,
+    F: burn_cubecl::FloatElement,
+    I: burn_cubecl::IntElement,
+    BT: burn_cubecl::BoolElement,
+{
+}
 
 impl<B: SequenceOps, C: CheckpointStrategy> SequenceOps for Autodiff<B, C> {}

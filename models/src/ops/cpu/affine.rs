@@ -16,6 +16,9 @@ const BLOCK: usize = 1 << 15;
 
 /// [`SequenceOps::projection`](crate::ops::SequenceOps::projection), where kernels can run.
 pub fn projection<B: RunKernels>(x: &Tensor<B, 3>, weight: &Tensor<B, 2>) -> Option<Tensor<B, 3>> {
+    if is_autocast() {
+        return None;
+    }
     let [y] = B::run(ProjectionKernel, [float(x), float(weight)])?;
     Some(kernel::tensor(y))
 }

@@ -26,7 +26,7 @@ pub fn packed_attention<B: RunKernels>(
     mask: Option<&KeyMask<B>>,
     scale: f64,
 ) -> Option<Tensor<B, 3>> {
-    if !B::has_kernels() || is_autocast() {
+    if !B::has_kernel::<AttentionKernel, 4, 1>() || is_autocast() {
         return None;
     }
     let absent = || float(&Tensor::<B, 1>::zeros([1], (&qkv.device(), qkv.dtype())));

@@ -2,9 +2,13 @@
 
 use super::simd::{V, tiles};
 use super::{dims, like, tensor, values, with_simd};
+#[cfg(feature = "cube")]
+use crate::ops::cube;
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use crate::ops::zeros;
 use burn::prelude::Tensor;
+#[cfg(feature = "cube")]
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -97,6 +101,27 @@ impl Kernel<3, 1> for LinearKernel {
         let Gradients { a, b, h } = Self::of(&inputs).backward(values(&states), values(&dstates));
         let mut gradients = [a, b, h].into_iter();
         inputs.each_ref().map(|input| Some(like(input, gradients.next()?)))
+    }
+
+    const ON_GPU: bool = true;
+
+    #[cfg(feature = "cube")]
+    fn gpu_forward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; 3],
+        _: bool,
+    ) -> Option<([CubeTensor<R>; 1], Vec<CubeTensor<R>>)> {
+        Some(cube::linear::forward(inputs))
+    }
+
+    #[cfg(feature = "cube")]
+    fn gpu_backward<R: CubeRuntime>(
+        &self,
+        saved: Vec<CubeTensor<R>>,
+        gradients: [Option<CubeTensor<R>>; 1],
+        _: [bool; 3],
+    ) -> [Option<CubeTensor<R>>; 3] {
+        cube::linear::backward(saved, gradients)
     }
 }
 

@@ -11,10 +11,15 @@ use super::panels::{self, Panels};
 use super::product::{Matrix, Threads, product};
 use super::{dims, math, tensor, values, with_simd};
 use crate::ops::autocast::is_autocast;
+#[cfg(feature = "cube")]
+use crate::ops::cube;
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use crate::ops::{LayerInput, RecurrentWeights, plain};
 use burn::prelude::*;
 use burn::tensor::DType;
+use burn::tensor::module::embedding;
+#[cfg(feature = "cube")]
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -23,7 +28,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// Which layer a [`RecurrentKernel`] computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Layer {
     /// Elman's.
     Rnn,
@@ -242,6 +247,27 @@ impl Kernel<5, 2> for RecurrentKernel {
             Layer::Lstm => backward::<LstmCell>(self.ids.as_deref(), saved, gradients, wanted),
             Layer::Gru => backward::<GruCell>(self.ids.as_deref(), saved, gradients, wanted),
         }
+    }
+
+    const ON_GPU: bool = true;
+
+    #[cfg(feature = "cube")]
+    fn gpu_forward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; 5],
+        _: bool,
+    ) -> Option<([CubeTensor<R>; 2], Vec<CubeTensor<R>>)> {
+        self.ids.is_none().then(|| cube::recurrent::forward(self.layer, inputs))
+    }
+
+    #[cfg(feature = "cube")]
+    fn gpu_backward<R: CubeRuntime>(
+        &self,
+        saved: Vec<CubeTensor<R>>,
+        gradients: [Option<CubeTensor<R>>; 2],
+        _: [bool; 5],
+    ) -> [Option<CubeTensor<R>>; 5] {
+        cube::recurrent::backward(self.layer, saved, gradients)
     }
 }
 
@@ -702,14 +728,19 @@ fn layer<B: RunKernels, C: Cell>(
     state: Option<Tensor<B, 2>>,
 ) -> Option<(Tensor<B, 3>, Tensor<B, 2>)> {
     let weight_ih = weights.weight_ih.clone().transpose();
-    if !B::has_kernels() || is_autocast() || weight_ih.dtype() != DType::F32 {
+    if !B::has_kernel::<RecurrentKernel, 5, 2>() || is_autocast() || weight_ih.dtype() != DType::F32 {
         return None;
     }
     let ([batch, _], projected, ids) = match x {
         LayerInput::Embedded { table, ids } if table.dims()[0] < ids.dims().iter().product() => {
             let projected = table.clone().matmul(weight_ih); // [vocab, gates·hidden]
-            let rows = B::int_input(ids.clone().into_primitive())?.into_data();
-            (ids.dims(), float(&projected), Some(rows.iter::<i64>().map(|id| id as usize).collect()))
+            match B::int_input(ids.clone().into_primitive()) {
+                Some(rows) => {
+                    let rows = rows.into_data();
+                    (ids.dims(), float(&projected), Some(rows.iter::<i64>().map(|id| id as usize).collect()))
+                }
+                None => (ids.dims(), float(&embedding(projected, ids.clone())), None),
+            }
         }
         _ => {
             let x = x.clone().rows();

@@ -6,10 +6,14 @@
 
 use super::simd::{FROM_EXP2, TO_EXP2, V, sum_blocks, tiles, transpose};
 use super::{dims, like, tensor, values, with_simd};
+#[cfg(feature = "cube")]
+use crate::ops::cube;
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use crate::ops::scan;
 use crate::ops::zeros;
 use burn::prelude::Tensor;
+#[cfg(feature = "cube")]
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -218,6 +222,27 @@ impl Kernel<9, 2> for SelectiveScan {
             scan.backward(values(&checkpoints), values(&dy), last.as_ref().map(values));
         let mut gradients = [u, delta, delta_bias, a, b, c, d, z, h].into_iter();
         inputs.each_ref().map(|input| Some(like(input, gradients.next()?)))
+    }
+
+    const ON_GPU: bool = true;
+
+    #[cfg(feature = "cube")]
+    fn gpu_forward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; 9],
+        save: bool,
+    ) -> Option<([CubeTensor<R>; 2], Vec<CubeTensor<R>>)> {
+        cube::scan::forward(inputs, save)
+    }
+
+    #[cfg(feature = "cube")]
+    fn gpu_backward<R: CubeRuntime>(
+        &self,
+        saved: Vec<CubeTensor<R>>,
+        gradients: [Option<CubeTensor<R>>; 2],
+        _: [bool; 9],
+    ) -> [Option<CubeTensor<R>>; 9] {
+        cube::scan::backward(saved, gradients)
     }
 }
 

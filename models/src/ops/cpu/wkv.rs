@@ -6,9 +6,13 @@
 
 use super::simd::{V, pack, sum_blocks, tiles, transpose, unpack};
 use super::{dims, like, tensor, values, with_simd};
+#[cfg(feature = "cube")]
+use crate::ops::cube;
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use crate::ops::zeros;
 use burn::prelude::Tensor;
+#[cfg(feature = "cube")]
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -179,6 +183,27 @@ impl Kernel<6, 2> for WkvKernel {
             wkv.backward(values(&checkpoints), values(&dy), last.as_ref().map(values));
         let mut gradients = [r, k, v, decay, bonus, state].into_iter();
         inputs.each_ref().map(|input| Some(like(input, gradients.next()?)))
+    }
+
+    const ON_GPU: bool = true;
+
+    #[cfg(feature = "cube")]
+    fn gpu_forward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; 6],
+        save: bool,
+    ) -> Option<([CubeTensor<R>; 2], Vec<CubeTensor<R>>)> {
+        cube::wkv::forward(inputs, save)
+    }
+
+    #[cfg(feature = "cube")]
+    fn gpu_backward<R: CubeRuntime>(
+        &self,
+        saved: Vec<CubeTensor<R>>,
+        gradients: [Option<CubeTensor<R>>; 2],
+        _: [bool; 6],
+    ) -> [Option<CubeTensor<R>>; 6] {
+        cube::wkv::backward(saved, gradients)
     }
 }
 

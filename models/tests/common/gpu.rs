@@ -1,0 +1,300 @@
+//! The GPU kernels of a backend against the plain definitions in float64 on the CPU: outputs and every gradient, at awkward
+//! sizes.
+#![allow(dead_code)] // each test uses a part
+
+use burn::backend::Autodiff;
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, TensorData};
+use data::stream_rng;
+use models::Cpu;
+use models::ops::scan::{self, SelectiveScan};
+use models::ops::{LayerInput, RecurrentWeights, SequenceOps, cpu, plain, wkv as definition};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRng, TestRunner};
+use rand::RngExt;
+
+type Exact = Autodiff<Cpu>;
+type Flat<B> = Tensor<B, 1>;
+
+/// Relative to the largest entry of an output or gradient.
+const TOLERANCE: f64 = 1e-5;
+
+/// Every new size is compiled anew.
+const CASES: u32 = 8;
+
+/// An argument: its size and the range of its numbers.
+type Argument = (usize, [f64; 2]);
+
+const UNIT: [f64; 2] = [-1.0, 1.0];
+
+/// Numbers uniform on `from..to`, different for each `index`, that float32 can hold.
+fn random(n: usize, [from, to]: [f64; 2], index: u64) -> Vec<f64> {
+    let mut rng = stream_rng(1, "test values", index);
+    (0..n).map(|_| f64::from(rng.random_range(from..to) as f32)).collect()
+}
+
+fn flat<B: Backend, const D: usize>(x: Tensor<B, D>) -> Flat<B> {
+    x.reshape([-1])
+}
+
+/// The outputs, and the gradient of every argument of Σ c·outputs with fixed c.
+fn results<B: AutodiffBackend>(
+    arguments: &[Vec<f64>],
+    dtype: DType,
+    f: impl Fn(&[Flat<B>]) -> Vec<Flat<B>>,
+) -> Vec<Vec<f64>> {
+    let tensor = |values: &[f64]| -> Flat<B> {
+        let data = TensorData::from(values).convert_dtype(dtype);
+        Tensor::from_data(data, (&Default::default(), dtype))
+    };
+    let inputs: Vec<Flat<B>> = arguments.iter().map(|a| tensor(a).require_grad()).collect();
+    let outputs = f(&inputs);
+    let weighted = outputs.iter().zip(90..).map(|(y, i)| (y.clone() * tensor(&random(y.dims()[0], UNIT, i))).sum());
+    let gradients = weighted.reduce(|a, b| a + b).unwrap().backward();
+    let values = |x: TensorData| x.iter::<f64>().collect();
+    let gradients: Vec<Vec<f64>> = inputs.iter().map(|x| values(x.grad(&gradients).unwrap().into_data())).collect();
+    outputs.into_iter().map(|y| values(y.into_data())).chain(gradients).collect()
+}
+
+/// Compares a kernel with its definition.
+fn check<B: SequenceOps>(
+    what: &str,
+    arguments: &[Argument],
+    kernel: impl Fn(&[Flat<Autodiff<B>>]) -> Vec<Flat<Autodiff<B>>>,
+    definition: impl Fn(&[Flat<Exact>]) -> Vec<Flat<Exact>>,
+) {
+    let arguments: Vec<_> = arguments.iter().zip(0..).map(|(&(n, range), i)| random(n, range, i)).collect();
+    let expected = results::<Exact>(&arguments, DType::F64, definition);
+    let found = results::<Autodiff<B>>(&arguments, DType::F32, &kernel);
+    assert_eq!(found, results::<Autodiff<B>>(&arguments, DType::F32, &kernel), "{what}: not the same twice");
+    let first = found.len() - arguments.len();
+    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let part = if i < first { format!("output {i}") } else { format!("gradient {}", i - first) };
+        assert_eq!(found.len(), expected.len(), "{what}: {part}");
+        let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        for (found, expected) in found.iter().zip(expected) {
+            let difference = (found - expected).abs();
+            // Where all is zero but for rounding, no relative error can be asked for.
+            assert!(
+                difference <= TOLERANCE * largest.max(1e-2),
+                "{what}: {part}: {found}, not {expected} of {largest}"
+            );
+        }
+    }
+}
+
+/// Runs `test` on the sizes that models have, and on a few awkward ones.
+fn on_shapes<S: Strategy>(usual: S::Value, shapes: S, test: impl Fn(S::Value)) {
+    test(usual);
+    let config = Config { failure_persistence: None, ..Config::with_cases(CASES) };
+    let rng = TestRng::deterministic_rng(config.rng_algorithm);
+    let tested = TestRunner::new_with_rng(config, rng).run(&shapes, |shape| {
+        test(shape);
+        Ok(())
+    });
+    tested.unwrap();
+}
+
+pub fn selective_scan<B: SequenceOps>() {
+    let shapes = (1..4usize, 1..40usize, 1..150usize, 1..20usize, any::<bool>());
+    on_shapes((2, 33, 64, 16, false), shapes, |(batch, seq, channels, state, given)| {
+        let (wide, narrow) = (batch * seq * channels, batch * seq * state);
+        let arguments = [
+            (wide, UNIT),
+            (wide, [-8.0, 2.0]),
+            (channels, UNIT),
+            (channels * state, [-4.0, -0.1]),
+            (narrow, UNIT),
+            (narrow, UNIT),
+            (channels, UNIT),
+            (wide, [-3.0, 3.0]),
+            (batch * channels * state, UNIT),
+        ];
+        type Inputs<B> = (SelectiveScan<B>, Option<Tensor<B, 3>>);
+        fn inputs<B: Backend>(a: &[Flat<B>], [batch, seq, channels, state]: [usize; 4]) -> Inputs<B> {
+            let [u, delta, z] = [0, 1, 7].map(|i: usize| a[i].clone().reshape([batch, seq, channels]));
+            let [b, c] = [4, 5].map(|i: usize| a[i].clone().reshape([batch, seq, state]));
+            let (delta_bias, d, matrix) = (a[2].clone(), a[6].clone(), a[3].clone().reshape([channels, state]));
+            let h = a.get(8).map(|h| h.clone().reshape([batch, channels, state]));
+            (SelectiveScan { u, delta, delta_bias, a: matrix, b, c, d, z }, h)
+        }
+        let shape = [batch, seq, channels, state];
+        check::<B>(
+            &format!("selective scan {shape:?}"),
+            &arguments[..if given { 9 } else { 8 }],
+            |a| {
+                let (inputs, h) = inputs(a, shape);
+                let (y, last) = cpu::scan::selective_scan(&inputs, h.as_ref()).expect("a kernel");
+                vec![flat(y), flat(last)]
+            },
+            |a| {
+                let (inputs, h) = inputs(a, shape);
+                let (y, last) = scan::selective_scan(inputs, h);
+                vec![flat(y), flat(last)]
+            },
+        );
+    });
+}
+
+pub fn wkv<B: SequenceOps>() {
+    let shapes = (1..4usize, 1..4usize, 1..40usize, 1..20usize, any::<bool>(), any::<bool>());
+    on_shapes((1, 2, 20, 64, true, false), shapes, |(batch, heads, seq, size, steady, given)| {
+        let n = batch * heads * seq * size;
+        let decay = if steady { heads * size } else { n };
+        let state = batch * heads * size * size;
+        let arguments = [(n, UNIT), (n, UNIT), (n, UNIT), (decay, [0.0, 1.0]), (heads * size, UNIT), (state, UNIT)];
+        type Inputs<B> = ([Tensor<B, 4>; 4], Tensor<B, 2>, Option<Tensor<B, 4>>);
+        let decay = if steady { [1, heads, 1, size] } else { [batch, heads, seq, size] };
+        fn inputs<B: Backend>(a: &[Flat<B>], shape: [usize; 4], decay: [usize; 4]) -> Inputs<B> {
+            let [batch, heads, _, size] = shape;
+            let [r, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape(shape));
+            let state = a.get(5).map(|state| state.clone().reshape([batch, heads, size, size]));
+            ([r, k, v, a[3].clone().reshape(decay)], a[4].clone().reshape([heads, size]), state)
+        }
+        let shape = [batch, heads, seq, size];
+        check::<B>(
+            &format!("wkv {shape:?}"),
+            &arguments[..if given { 6 } else { 5 }],
+            |a| {
+                let (inputs, bonus, state) = inputs(a, shape, decay);
+                let (y, last) = cpu::wkv::wkv(inputs.each_ref(), &bonus, state.as_ref()).expect("a kernel");
+                vec![flat(y), flat(last)]
+            },
+            |a| {
+                let ([r, k, v, decay], bonus, state) = inputs(a, shape, decay);
+                let (y, last) = definition::recurrent(r, k, v, decay, bonus, state);
+                vec![flat(y), flat(last)]
+            },
+        );
+    });
+}
+
+pub fn linear_recurrence<B: SequenceOps>() {
+    let shapes = (1..4usize, 1..40usize, 1..150usize, any::<bool>());
+    on_shapes((2, 33, 64, false), shapes, |(batch, seq, channels, given)| {
+        let n = batch * seq * channels;
+        let arguments = [(n, [0.0, 1.0]), (n, UNIT), (batch * channels, UNIT)];
+        type Inputs<B> = ([Tensor<B, 3>; 2], Option<Tensor<B, 2>>);
+        fn inputs<B: Backend>(x: &[Flat<B>], [batch, seq, channels]: [usize; 3]) -> Inputs<B> {
+            let h = x.get(2).map(|h| h.clone().reshape([batch, channels]));
+            ([0, 1].map(|i: usize| x[i].clone().reshape([batch, seq, channels])), h)
+        }
+        let shape = [batch, seq, channels];
+        check::<B>(
+            &format!("linear recurrence {shape:?}"),
+            &arguments[..if given { 3 } else { 2 }],
+            |x| {
+                let ([a, b], h) = inputs(x, shape);
+                let (states, last) = cpu::linear::linear_recurrence(&a, &b, h.as_ref()).expect("a kernel");
+                vec![flat(states), flat(last)]
+            },
+            |x| {
+                let ([a, b], h) = inputs(x, shape);
+                let (states, last) = plain::linear_recurrence(a, b, h);
+                vec![flat(states), flat(last)]
+            },
+        );
+    });
+}
+
+/// A layer with `gates` and `states`, from rows and from an embedding.
+fn recurrent<B: SequenceOps>(
+    what: &str,
+    [gates, states]: [usize; 2],
+    kernel: fn(
+        &LayerInput<Autodiff<B>>,
+        RecurrentWeights<Autodiff<B>>,
+        Vec<Tensor<Autodiff<B>, 2>>,
+    ) -> Vec<Flat<Autodiff<B>>>,
+    definition: fn(Tensor<Exact, 3>, RecurrentWeights<Exact>, Vec<Tensor<Exact, 2>>) -> Vec<Flat<Exact>>,
+) {
+    const VOCAB: usize = 3;
+    let shapes = (1..4usize, 1..12usize, 1..6usize, 1..80usize, any::<bool>(), any::<bool>());
+    on_shapes((2, 10, 128, 128, true, false), shapes, |(batch, seq, input, hidden, embedded, given)| {
+        let rows = if embedded { VOCAB } else { batch * seq };
+        let arguments = [
+            (rows * input, UNIT),
+            (gates * hidden * input, UNIT),
+            (gates * hidden * hidden, [-1.0, 1.0].map(|x: f64| x / (hidden as f64).sqrt())),
+            (gates * hidden, UNIT),
+            (gates * hidden, UNIT),
+            (batch * hidden, UNIT),
+            (batch * hidden, UNIT),
+        ];
+        fn layer_input<B: Backend>(a: &[Flat<B>], [batch, seq, input]: [usize; 3], embedded: bool) -> LayerInput<B> {
+            if !embedded {
+                return a[0].clone().reshape([batch, seq, input]).into();
+            }
+            let ids: Vec<i64> = (0..batch * seq).map(|i| (i * i + i / 3) as i64 % VOCAB as i64).collect();
+            let ids = Tensor::from_data(TensorData::new(ids, [batch, seq]), &a[0].device());
+            LayerInput::Embedded { table: a[0].clone().reshape([VOCAB, input]), ids }
+        }
+        fn weights<B: Backend>(a: &[Flat<B>], hidden: usize) -> RecurrentWeights<B> {
+            let rows = a[3].dims()[0];
+            RecurrentWeights {
+                weight_ih: a[1].clone().reshape([rows, a[1].dims()[0] / rows]),
+                weight_hh: a[2].clone().reshape([rows, hidden]),
+                bias_ih: a[3].clone(),
+                bias_hh: a[4].clone(),
+            }
+        }
+        fn state<B: Backend>(a: &[Flat<B>], batch: usize) -> Vec<Tensor<B, 2>> {
+            a[5..].iter().map(|x| x.clone().reshape([batch as i64, -1])).collect()
+        }
+        check::<B>(
+            &format!("{what} [{batch}, {seq}, {input}] -> {hidden}"),
+            &arguments[..5 + if given { states } else { 0 }],
+            |a| kernel(&layer_input(a, [batch, seq, input], embedded), weights(a, hidden), state(a, batch)),
+            |a| definition(layer_input(a, [batch, seq, input], embedded).rows(), weights(a, hidden), state(a, batch)),
+        );
+    });
+}
+
+pub fn rnn<B: SequenceOps>() {
+    recurrent::<B>(
+        "rnn",
+        [1, 1],
+        |x, weights, state| {
+            let (y, h) = cpu::recurrent::rnn_layer(x, &weights, state.first()).expect("a kernel");
+            vec![flat(y), flat(h)]
+        },
+        |x, weights, state| {
+            let (y, h) = plain::rnn_layer(x, weights, state.first().cloned());
+            vec![flat(y), flat(h)]
+        },
+    );
+}
+
+pub fn lstm<B: SequenceOps>() {
+    fn pair<B: Backend>(state: Vec<Tensor<B, 2>>) -> Option<(Tensor<B, 2>, Tensor<B, 2>)> {
+        Some((state.first()?.clone(), state.get(1)?.clone()))
+    }
+    recurrent::<B>(
+        "lstm",
+        [4, 2],
+        |x, weights, state| {
+            let (y, (h, c)) = cpu::recurrent::lstm_layer(x, &weights, pair(state).as_ref()).expect("a kernel");
+            vec![flat(y), flat(h), flat(c)]
+        },
+        |x, weights, state| {
+            let (y, (h, c)) = plain::lstm_layer(x, weights, pair(state));
+            vec![flat(y), flat(h), flat(c)]
+        },
+    );
+}
+
+pub fn gru<B: SequenceOps>() {
+    recurrent::<B>(
+        "gru",
+        [3, 1],
+        |x, weights, state| {
+            let (y, h) = cpu::recurrent::gru_layer(x, &weights, state.first()).expect("a kernel");
+            vec![flat(y), flat(h)]
+        },
+        |x, weights, state| {
+            let (y, h) = plain::gru_layer(x, weights, state.first().cloned());
+            vec![flat(y), flat(h)]
+        },
+    );
+}
