@@ -199,6 +199,7 @@ pub fn linear_recurrence<B: SequenceOps>() {
 }
 
 /// A layer with `gates` and `states`, from rows and from an embedding.
+#[allow(clippy::type_complexity)] // the two functions
 fn recurrent<B: SequenceOps>(
     what: &str,
     [gates, states]: [usize; 2],

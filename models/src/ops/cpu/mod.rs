@@ -1,4 +1,5 @@
-//! Operations on the CPU with hand-written forward and backward passes: [`Kernel`](super::kernel::Kernel)s.
+//! Operations on the CPU with hand-written forward and backward passes: [`Kernel`](super::kernel::Kernel)s. Those that have
+//! passes for GPUs as well take them from `ops/cube`.
 //!
 //! Vector instructions are chosen when the program runs. Examples of a batch are spread over the threads, and what is
 //! summed over the batch is summed in the batch's order: results do not depend on the number of threads.
