@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times training against PyTorch and prints two Markdown tables.
+"""Times training against PyTorch and prints three Markdown tables.
 
     cargo build --release
     python3 scripts/bench_train.py --baseline torch_baseline.py --python /path/to/python/with/torch
@@ -9,10 +9,12 @@
    the model's matrices need, 6·tokens·(parameters − embedding) and 12·batch·seq²·hidden per layer of attention, over the
    machine's rate for a product of two 2048 × 2048 matrices, measured with PyTorch or given with `--gflops`. (Scans, Fourier
    transforms and everything else that is no product of matrices count as nothing, so it says little of S4 and Mamba.)
-2. Seconds for `--steps` steps of the paper's recipes (`configs/paper/`), without evaluation: as they are, which folds
+2. Seconds for 1000 steps of the paper's recipes (`configs/paper/`), without evaluation: as they are, which folds
    examples that others begin with; with train.fold=false; and PyTorch's time for as many steps of the same size on examples
-   padded to 128 tokens, as the original pads them (`--timed` steps are timed, in turn with the others). Recipes with dropout
-   (S4, RWKV) do not fold.
+   padded to 128 tokens, as the original pads them. Each is the time of as many steps as fit into `--budget` seconds
+   (at least 5, at most 1000), scaled to 1000. Recipes with dropout (S4, RWKV) do not fold.
+3. Steps of 4 random sequences of 128 to 4096 tokens: microseconds per token, which stay the same where time is linear
+   in length; and the largest memory that the process held, beside what the formula of docs/memory.md predicts.
 
 Run it on an idle machine. Needs nothing but Python 3 for itself.
 """
@@ -75,11 +77,10 @@ def options():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the baseline")
     parser.add_argument("--gflops", type=float, help="the machine's rate for products, instead of measuring it")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--only", default="steps,training", help="which of the two tables")
-    parser.add_argument("--archs", help="only these, of either table: lstm,transformer-rope")
+    parser.add_argument("--only", default="steps,training,scaling", help="which of the tables")
+    parser.add_argument("--archs", help="only these, of any table: lstm,transformer-rope")
     parser.add_argument("--tasks", default="counting_samesymbol_mod10,counting_samesymbol_shiftedstart3")
-    parser.add_argument("--steps", type=int, default=1000, help="of the second table")
-    parser.add_argument("--timed", type=int, default=10, help="steps of the baseline that are timed for it")
+    parser.add_argument("--budget", type=float, default=15, help="seconds for each time in the second table")
     return parser.parse_args()
 
 
@@ -146,33 +147,73 @@ def key(config, name):
     return re.search(rf"^{name} = (\S+)", config.read_text(), re.MULTILINE)[1]
 
 
+def milliseconds(o, steps_in):
+    """Milliseconds per step; `steps_in(n)` are the seconds of n steps."""
+    few = steps_in(5)
+    steps = max(5, min(1000, int(5 * o.budget / few)))
+    return 1e3 * (few if steps == 5 else steps_in(steps)) / steps
+
+
 def training_table(o, folder):
-    print(f"| model | task | {o.steps} steps, folded | rows per step | unfolded | PyTorch | |")
+    print("| model | task | 1000 steps, folded | rows per step | unfolded | PyTorch | |")
     print("|---|---|--:|--:|--:|--:|--:|")
     for recipe, other in RECIPES.items():
         if not wanted(o, recipe, other):
             continue
         config = ROOT / f"configs/paper/{recipe}.toml"
+        pytorch = None
+        if o.baseline:
+            hidden, layers = (int(key(config, name)) for name in ("hidden_size", "num_layers"))
+            pytorch = milliseconds(o, lambda n: baseline(o, other, hidden, layers, n, folder) * n / 1e3)
         for task in o.tasks.split(","):
-            train = [o.pipeline, "train", "--config", config, "--task", task, "--device", o.device]
-            sets = [f"train.max_steps={o.steps}", f"task.train_examples={32 * o.steps}", "train.epochs=1000"]
-            sets = [argument for key in sets for argument in ("--set", key)]
-            train += ["--json", "--quiet", *sets]
-            seconds = {}
-            for fold in ("true", "false"):
-                report = run([*train, "--set", f"train.fold={fold}"], folder)
-                seconds[fold] = report["seconds"] - report["evaluation_seconds"]
-                if fold == "true":
-                    rows = report["rows_per_step"]
-            cells = [recipe, task, f"{seconds['true']:.1f} s", f"{rows:.1f} of 32", f"{seconds['false']:.1f} s"]
-            if o.baseline:
-                hidden, layers = (int(key(config, name)) for name in ("hidden_size", "num_layers"))
-                ms = statistics.median(baseline(o, other, hidden, layers, o.timed, folder) for _ in range(3))
-                pytorch = ms * o.steps / 1e3
-                cells += [f"{pytorch:.1f} s", f"{pytorch / seconds['true']:.1f}×"]
-            else:
-                cells += ["–", "–"]
+            rows = {}
+
+            def seconds(fold, steps):
+                train = [o.pipeline, "train", "--config", config, "--task", task, "--device", o.device, "--json", "--quiet"]
+                for setting in (f"train.max_steps={steps}", "task.train_examples=32000", "train.epochs=1000", f"train.fold={fold}"):
+                    train += ["--set", setting]
+                report = run(train, folder)
+                rows[fold] = report["rows_per_step"]
+                return report["seconds"] - report["evaluation_seconds"]
+
+            folded = milliseconds(o, lambda n: seconds("true", n))
+            unfolded = milliseconds(o, lambda n: seconds("false", n)) if rows["true"] < 32 else folded
+            cells = [recipe, task, f"{folded:.1f} s", f"{rows['true']:.1f} of 32", f"{unfolded:.1f} s"]
+            cells += [f"{pytorch:.1f} s", f"{pytorch / folded:.1f}×"] if pytorch else ["–", "–"]
             print("| " + " | ".join(cells) + " |", flush=True)
+
+
+# Numbers that a step holds for every token: for every layer and unit of its width, and for every unit besides; per
+# docs/memory.md.
+HELD = {}
+
+
+def scaling_table(o, folder):
+    lengths = [128 << i for i in range(6)]
+    print("| model | " + " | ".join(f"{length}" for length in lengths) + " | memory at 4096 | predicted |")
+    print("|---|" + "--:|" * (len(lengths) + 2))
+    for arch in HELD:
+        if not wanted(o, arch):
+            continue
+        cells = [arch]
+        for length in lengths:
+            command = [o.pipeline, "bench", "train", "--arch", arch, "--hidden", 128, "--layers", 1, "--batch", 4]
+            command += ["--seq", length, "--steps", 5, "--device", o.device, "--json", "--quiet"]
+            process = subprocess.Popen([str(part) for part in command], cwd=folder, stdout=subprocess.PIPE)
+            report = json.loads(process.stdout.read())
+            _, status, usage = os.wait4(process.pid, 0)
+            if status != 0:
+                sys.exit(f"{' '.join(map(str, command))} failed")
+            cells.append(f"{1e3 * report['step_ms_median'] / (4 * length):.1f} µs")
+        predicted = memory(report["parameters"], 4 * lengths[-1], HELD[arch], 128, 1)
+        cells += [f"{usage.ru_maxrss / 1024:.0f} MiB", f"{predicted / 2**20:.0f} MiB"]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def memory(parameters, tokens, held, width, layers):
+    """Bytes that a training process holds, by docs/memory.md."""
+    per_layer, besides = held
+    return BASE + 16 * parameters + 4 * tokens * width * (per_layer * layers + besides)
 
 
 def main():
@@ -183,6 +224,9 @@ def main():
             print()
         if "training" in o.only.split(","):
             training_table(o, folder)
+            print()
+        if "scaling" in o.only.split(","):
+            scaling_table(o, folder)
 
 
 main()

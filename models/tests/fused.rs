@@ -166,6 +166,17 @@ fn recurrent_layers_of_one_and_of_many() {
     }
 }
 
+/// Weights so large that the threads share them out at every time step.
+#[test]
+fn wide_recurrent_layers() {
+    for (layer, hidden) in [(Layer::Rnn, 730), (Layer::Lstm, 370), (Layer::Gru, 430)] {
+        for (batch, seq) in [(5, 4), (1, 3)] {
+            let vocab = (batch > 1).then_some(3);
+            Case { layer, batch, seq, input: 5, hidden, state: true, vocab, outputs: true, last: true }.check(1);
+        }
+    }
+}
+
 #[test]
 fn weights_that_need_no_gradient_get_none() {
     let value = |n: usize, index| tensor::<Training, 1>(&random(n, 1.0, index), [n]).cast(DType::F32);
