@@ -189,11 +189,9 @@ impl<B: SequenceOps> TimeMix<B> {
     ) -> (Tensor<B, 3>, (Tensor<B, 3>, Tensor<B, 4>)) {
         let (before, matrices) = state.unzip();
         let last = last_token(&x);
-        let mixed = |with: &Param<Tensor<B, 3>>| mix(&x, &before, with);
-        let r = self.receptance.forward(mixed(&self.time_mix_r));
-        let k = self.key.forward(mixed(&self.time_mix_k));
-        let v = self.value.forward(mixed(&self.time_mix_v));
-        let g = self.gate.forward(mixed(&self.time_mix_g));
+        let [r, k, v, g] = mix(x, before, [&self.time_mix_r, &self.time_mix_k, &self.time_mix_v, &self.time_mix_g]);
+        let [r, k] = [self.receptance.forward(r), self.key.forward(k)];
+        let [v, g] = [self.value.forward(v), self.gate.forward(g)];
 
         let [heads, head_size] = self.time_decay.dims();
         let decay = self.time_decay.val().exp().neg().exp().reshape([1, heads, 1, head_size]);
@@ -204,17 +202,22 @@ impl<B: SequenceOps> TimeMix<B> {
     }
 }
 
-/// x·μ + predecessor·(1 − μ).
-fn mix<B: SequenceOps>(x: &Tensor<B, 3>, before: &Option<Tensor<B, 3>>, with: &Param<Tensor<B, 3>>) -> Tensor<B, 3> {
-    B::token_mix(x.clone(), before.clone(), (-with.val() + 1.0).reshape([-1]), None)
+/// x·μ + predecessor·(1 − μ), for each μ.
+fn mix<B: SequenceOps, const M: usize>(
+    x: Tensor<B, 3>,
+    before: Option<Tensor<B, 3>>,
+    with: [&Param<Tensor<B, 3>>; M],
+) -> [Tensor<B, 3>; M] {
+    let with = Tensor::cat(with.map(Param::val).to_vec(), 1).squeeze_dim::<2>(0); // [M, hidden]
+    B::token_mixes(x, before, -with + 1.0)
 }
 
 impl<B: SequenceOps> ChannelMix<B> {
     /// σ(r)·(relu(k)²·W), `[batch, seq, hidden]` → the same shape, from and to the last token.
     fn forward(&self, x: Tensor<B, 3>, before: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
-        let k = mix(&x, &before, &self.time_mix_k);
-        let r = mix(&x, &before, &self.time_mix_r);
+        let last = last_token(&x);
+        let [k, r] = mix(x, before, [&self.time_mix_k, &self.time_mix_r]);
         let k = B::squared_relu(self.key.forward(k)); // [batch, seq, ffn]
-        (B::gated(self.value.forward(k), self.receptance.forward(r), Gate::Sigmoid), last_token(&x))
+        (B::gated(self.value.forward(k), self.receptance.forward(r), Gate::Sigmoid), last)
     }
 }

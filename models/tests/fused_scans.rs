@@ -211,6 +211,26 @@ proptest! {
     }
 
     #[test]
+    fn token_mixes(batch in 1..4usize, seq in 1..150usize, channels in 1..40usize, used in 1..8u8) {
+        let arguments = [(batch * seq * channels, UNIT), (3 * channels, UNIT), (batch * channels, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let (x, last) = (a[0].clone().reshape([batch, seq, channels]), a[2].clone().reshape([batch, 1, channels]));
+            let weights = a[1].clone().reshape([3, channels]);
+            let mixtures: [Tensor<Training, 3>; 3] = match fast {
+                true => Training::token_mixes(x, Some(last), weights),
+                false => [0, 1, 2].map(|m| {
+                    let weight = weights.clone().narrow(0, m, 1).reshape([channels]);
+                    plain::token_mix(x.clone(), last.clone(), weight, None)
+                }),
+            };
+            // Some of them have no part in the loss.
+            let used = mixtures.into_iter().enumerate().filter(|(m, _)| used >> m & 1 == 1);
+            used.map(|(_, mixture)| flat(mixture)).collect()
+        };
+        check("token mixes", &arguments, |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
     fn short_convolution(batch in 1..4usize, seq in 1..40usize, channels in 1..80usize, taps in 2..6usize, given: bool) {
         let n = batch * seq * channels;
         let arguments = [(n, UNIT), (channels * taps, UNIT), (channels, UNIT), (batch * (taps - 1) * channels, UNIT)];

@@ -245,38 +245,39 @@ impl<B: RunKernels, C: CheckpointStrategy> RunKernels for Autodiff<B, C> {
 
         // The first output's node computes all gradients. A further output's node is its child, so it comes earlier on
         // the way back, and leaves its gradient where the first will look.
-        let later: [Slot<B>; M] = std::array::from_fn(|_| Slot::<B>::default());
-        let mut outputs = outputs.into_iter().zip(later.clone());
-        let (first, _) = outputs.next()?;
+        let later: Slots<B, M> = Arc::new(Mutex::new([const { None }; M]));
+        let mut outputs = outputs.into_iter();
+        let first = outputs.next()?;
         let shape = first.shape();
         let first = match KernelBackward::<K, M>(PhantomData).prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(step) => step.finish((kernel, saved, later), first),
+            OpsKind::Tracked(step) => step.finish((kernel, saved, later.clone()), first),
             OpsKind::UnTracked(step) => step.finish(first),
         };
         let parent = first.node.clone();
-        let rest =
-            outputs.map(|(output, slot)| match LaterOutput.prepare::<C>([parent.clone()]).compute_bound().stateful() {
-                OpsKind::Tracked(step) => step.finish((slot, shape.clone()), output),
+        let rest = (1..).zip(outputs).map(|(i, output)| {
+            match LaterOutput::<M>.prepare::<C>([parent.clone()]).compute_bound().stateful() {
+                OpsKind::Tracked(step) => step.finish((later.clone(), i, shape.clone()), output),
                 OpsKind::UnTracked(step) => step.finish(output),
-            });
+            }
+        });
         let all: Vec<_> = std::iter::once(first).chain(rest).collect();
         all.try_into().ok()
     }
 }
 
-/// Where the gradient of a further output waits for the node of the first.
-type Slot<B> = Arc<Mutex<Option<FloatTensor<B>>>>;
+/// Where the gradients of further outputs wait for the node of the first.
+type Slots<B, const M: usize> = Arc<Mutex<[Option<FloatTensor<B>>; M]>>;
 
 /// The backward pass of a kernel: the step that made its first output.
 #[derive(Debug)]
 struct KernelBackward<K, const M: usize>(PhantomData<K>);
 
 impl<B: RunKernels, K: Kernel<N, M>, const N: usize, const M: usize> Backward<B, N> for KernelBackward<K, M> {
-    type State = (K, B::Saved<K::Saved>, [Slot<B>; M]);
+    type State = (K, B::Saved<K::Saved>, Slots<B, M>);
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let (kernel, saved, later) = ops.state;
-        let mut gradients = later.map(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let mut gradients = later.lock().unwrap_or_else(PoisonError::into_inner).each_mut().map(Option::take);
         gradients[0] = Some(grads.consume::<B>(&ops.node));
         let wanted = ops.parents.each_ref().map(Option::is_some);
         for (parent, gradient) in ops.parents.into_iter().zip(B::backward(&kernel, saved, gradients, wanted)) {
@@ -289,21 +290,24 @@ impl<B: RunKernels, K: Kernel<N, M>, const N: usize, const M: usize> Backward<B,
 
 /// The step that made a further output: a child of the first output's node.
 #[derive(Debug)]
-struct LaterOutput;
+struct LaterOutput<const M: usize>;
 
-impl<B: Backend> Backward<B, 1> for LaterOutput {
-    /// Where the gradient goes, and the shape of the first output.
-    type State = (Slot<B>, Shape);
+impl<B: Backend, const M: usize> Backward<B, 1> for LaterOutput<M> {
+    /// Where the gradients go, which of them this is, and the shape of the first output.
+    type State = (Slots<B, M>, usize, Shape);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let (slot, shape) = ops.state;
+        let (slots, i, shape) = ops.state;
+        let mut slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
         let gradient = grads.consume::<B>(&ops.node);
-        if let [Some(first)] = ops.parents {
+        if let [Some(first)] = ops.parents
+            && slots.iter().all(Option::is_none)
+        {
             // burn visits the first output's node only where it has a gradient.
             let zeros = B::float_zeros(shape, &B::float_device(&gradient), gradient.dtype().into());
             grads.register::<B>(first.id, zeros);
         }
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(gradient);
+        slots[i] = Some(gradient);
     }
 }
 

@@ -293,6 +293,21 @@ pub trait SequenceOps: RunKernels {
         fast.unwrap_or_else(|| plain::token_mix(x, last, weight, weights))
     }
 
+    /// [`Self::token_mix`] of the same tokens with each of `M` weights, `[M, channels]`.
+    fn token_mixes<const M: usize>(
+        x: Tensor<Self, 3>,
+        last: Option<Tensor<Self, 3>>,
+        weights: Tensor<Self, 2>,
+    ) -> [Tensor<Self, 3>; M] {
+        let [batch, _, channels] = x.dims();
+        let last = last.unwrap_or_else(|| zeros(&x, [batch, 1, channels]));
+        let fast = cpu::mix::token_mixes(&x, &last, &weights);
+        fast.unwrap_or_else(|| {
+            let weight = |m| weights.clone().narrow(0, m, 1).reshape([channels]);
+            std::array::from_fn(|m| plain::token_mix(x.clone(), last.clone(), weight(m), None))
+        })
+    }
+
     /// SiLU of a causal convolution of each channel with a few taps of its own: `x` `[batch, seq, channels]`, `weight`
     /// `[channels, 1, taps]` (the last tap is the present), `bias` `[channels]`, after the inputs `before` `[batch,
     /// taps − 1, channels]` (zero if `None`) → `[batch, seq, channels]`.

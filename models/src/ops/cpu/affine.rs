@@ -1,7 +1,7 @@
 //! Linear layers: y = x·Wᵀ, which is three products; and y = x·W + b, with or without a ReLU: the sum and the ReLU in one pass
 //! over the product, and on the way back one pass over the gradient before the two products.
 
-use super::product::{Matrix, Threads, new_product, product};
+use super::product::{Matrix, new_product};
 use super::simd::{V, sum_blocks};
 use super::{dims, like, tensor, values, with_simd};
 use crate::ops::autocast::is_autocast;
@@ -87,15 +87,10 @@ impl Kernel<3, 1> for AffineKernel {
 
     fn forward(&self, [x, weight, bias]: [FlexTensor; 3], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
         let ([batch, seq, _], [inputs, outputs]) = (dims(&x), dims(&weight));
-        let rows = batch * seq;
-        let mut y = Vec::with_capacity(rows * outputs);
-        let bias = values(&bias);
-        (0..rows).for_each(|_| y.extend_from_slice(bias));
         let (a, b) = (Matrix::rows(values(&x), inputs), Matrix::rows(values(&weight), outputs));
-        product(&mut y, [rows, inputs, outputs], a, b, true, Threads::All);
-        if self.relu {
-            y.par_chunks_mut(BLOCK).for_each(|y| with_simd(Relu(y)));
-        }
+        let mut y = new_product([batch * seq, inputs, outputs], a, b);
+        let (bias, relu) = (values(&bias), self.relu);
+        y.par_chunks_mut(block(outputs)).for_each(|y| with_simd(AddBias { bias, relu, y }));
         let y = tensor(y, [batch, seq, outputs]);
         let kept = self.relu.then(|| y.clone());
         ([y], save.then_some(([x, weight], kept)))
@@ -110,7 +105,7 @@ impl Kernel<3, 1> for AffineKernel {
         let Some(mut dy) = dy else { return Default::default() };
         let ([batch, seq, _], [inputs, outputs]) = (dims(&x), dims(&weight));
         let rows = batch * seq;
-        let block = (BLOCK / outputs).max(1) * outputs;
+        let block = block(outputs);
         let mut bias = vec![0.0; (rows * outputs).div_ceil(block).max(1) * outputs];
         // Its storage is this kernel's alone but where the model uses y twice; then it is copied.
         let gradient: &mut [f32] = dy.storage_mut();
@@ -132,15 +127,30 @@ impl Kernel<3, 1> for AffineKernel {
     }
 }
 
-struct Relu<'a>(&'a mut [f32]);
+/// Numbers of a unit of work: whole rows.
+fn block(width: usize) -> usize {
+    (BLOCK / width).max(1) * width
+}
 
-impl WithSimd for Relu<'_> {
+/// Some rows: adds the bias, and zeroes what is then negative with `relu`.
+struct AddBias<'a> {
+    bias: &'a [f32],
+    relu: bool,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for AddBias<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        for y in self.0.chunks_mut(V::<S>::LANES) {
-            V::load(simd, y).max(0.0).store(y);
+        let Self { bias, relu, y } = self;
+        let lanes = V::<S>::LANES;
+        let lowest = if relu { 0.0 } else { f32::NEG_INFINITY };
+        for y in y.chunks_exact_mut(bias.len()) {
+            for (y, bias) in y.chunks_mut(lanes).zip(bias.chunks(lanes)) {
+                (V::load(simd, y) + V::load(simd, bias)).max(lowest).store(y);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! The backward pass computes the probabilities anew from two numbers per query (Dao et al., arXiv 2205.14135).
 
 use super::product::{Matrix, Threads, product};
-use super::simd::{V, tiles};
+use super::simd::{V, init, tiles};
 use super::{dims, like, tensor, values, with_simd};
 use crate::ops::autocast::is_autocast;
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
@@ -14,6 +14,7 @@ use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::array::from_fn;
+use std::mem::MaybeUninit;
 
 /// Queries that are computed together.
 const QUERIES: usize = 64;
@@ -106,19 +107,23 @@ impl Kernel<4, 1> for AttentionKernel {
     /// The inputs, the output, and the largest score and 1/Σ exp of the others relative to it, `[batch·heads, seq, 2]`.
     type Saved = ([FlexTensor; 4], FlexTensor, Vec<f32>);
 
+    #[allow(unsafe_code)]
     fn forward(&self, inputs: [FlexTensor; 4], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
         let [batch, seq, width] = dims(&inputs[0]);
+        assert!(width.is_multiple_of(3 * self.heads), "{width} channels are not 3 × {} heads", self.heads);
         let hidden = width / 3;
-        let mut y = vec![0.0; batch * seq * hidden];
+        let mut y = Box::new_uninit_slice(batch * seq * hidden);
         let mut moments = vec![0.0; batch * self.heads * seq * 2];
         let units = tiles(&mut y, seq, hidden, hidden / self.heads).into_par_iter();
         units.zip(moments.par_chunks_mut(2 * seq)).enumerate().for_each(|(unit, (mut y, moments))| {
             self.head(&inputs, unit).forward(&mut y, moments);
         });
-        let y = tensor(y, [batch, seq, hidden]);
+        // SAFETY: every head of every example writes all its queries, and there is nothing beside the heads.
+        let y = tensor(unsafe { y.assume_init() }.into_vec(), [batch, seq, hidden]);
         ([y.clone()], save.then_some((inputs, y, moments)))
     }
 
+    #[allow(unsafe_code)]
     fn backward(
         &self,
         (inputs, y, moments): Self::Saved,
@@ -126,12 +131,16 @@ impl Kernel<4, 1> for AttentionKernel {
         _: [bool; 4],
     ) -> [Option<FlexTensor>; 4] {
         let Some(dy) = dy else { return Default::default() };
-        let [_, seq, width] = dims(&inputs[0]);
+        let [batch, seq, width] = dims(&inputs[0]);
         let (heads, hidden) = (self.heads, width / 3);
+        assert!(
+            width.is_multiple_of(3 * heads) && moments.len() == batch * heads * seq * 2,
+            "not of this forward pass"
+        );
         let size = hidden / heads;
-        let mut gradient = vec![0.0; values(&inputs[0]).len()];
+        let mut gradient = Box::new_uninit_slice(batch * seq * width);
         let mut parts = tiles(&mut gradient, seq, width, size);
-        let units: Vec<[Vec<&mut [f32]>; 3]> = (0..parts.len() / 3)
+        let units: Vec<[Vec<&mut [MaybeUninit<f32>]>; 3]> = (0..parts.len() / 3)
             .map(|unit| from_fn(|part| std::mem::take(&mut parts[(unit / heads * 3 + part) * heads + unit % heads])))
             .collect();
         units.into_par_iter().zip(moments.par_chunks(2 * seq)).enumerate().for_each(|(unit, (gradient, moments))| {
@@ -139,6 +148,8 @@ impl Kernel<4, 1> for AttentionKernel {
             let [y, dy] = [&y, &dy].map(|x| columns(&values(x)[rows.clone()], hidden, unit % heads * size, size));
             self.head(&inputs, unit).backward(moments, &y, &dy, gradient);
         });
+        // SAFETY: every head of every example writes its queries, keys and values, and there is nothing beside them.
+        let gradient = unsafe { gradient.assume_init() }.into_vec();
         [Some(like(&inputs[0], gradient)), None, None, None]
     }
 }
@@ -164,7 +175,7 @@ impl Head<'_> {
         keys
     }
 
-    fn forward(&self, y: &mut [&mut [f32]], moments: &mut [f32]) {
+    fn forward(&self, y: &mut [&mut [MaybeUninit<f32>]], moments: &mut [f32]) {
         let size = self.size;
         let (mut scores, mut out) = (Vec::new(), Vec::new());
         for (start, y) in (0..self.seq).step_by(QUERIES).zip(y.chunks_mut(QUERIES)) {
@@ -175,12 +186,12 @@ impl Head<'_> {
             out.resize(y.len() * size, 0.0);
             let (p, v) = (Matrix::rows(&scores, keys), Matrix::rows(&self.v, size));
             product(&mut out, [y.len(), keys, size], p, v, false, Threads::One);
-            y.iter_mut().zip(out.chunks_exact(size)).for_each(|(y, out)| y.copy_from_slice(out));
+            y.iter_mut().zip(out.chunks_exact(size)).for_each(|(y, out)| init(y, out));
         }
     }
 
     /// `y` and its gradient `dy` `[seq, size]`; `gradient`: the rows of the gradients of queries, keys and values.
-    fn backward(&self, moments: &[f32], y: &[f32], dy: &[f32], gradient: [Vec<&mut [f32]>; 3]) {
+    fn backward(&self, moments: &[f32], y: &[f32], dy: &[f32], gradient: [Vec<&mut [MaybeUninit<f32>]>; 3]) {
         let (seq, size) = (self.seq, self.size);
         let (mut dq, mut dk, mut dv) = (vec![0.0; seq * size], vec![0.0; seq * size], vec![0.0; seq * size]);
         let (mut p, mut ds) = (Vec::new(), Vec::new());
@@ -217,7 +228,7 @@ impl Head<'_> {
             rotate(&mut dk, rotation, size, -1.0);
         }
         for (rows, values) in gradient.into_iter().zip([dq, dk, dv]) {
-            rows.into_iter().zip(values.chunks_exact(size)).for_each(|(row, values)| row.copy_from_slice(values));
+            rows.into_iter().zip(values.chunks_exact(size)).for_each(|(row, values)| init(row, values));
         }
     }
 }

@@ -1,17 +1,20 @@
-//! RWKV's mixture of every token with the one before it.
+//! RWKV's mixtures of every token with the one before it: several in one pass over the tokens, and in one pass back.
 
 use super::simd::{V, sum_blocks};
-use super::{dims, like, tensor, values, with_simd};
+use super::{dims, like, values, with_simd};
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::array::from_fn;
+use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// Rows that one unit of work takes.
 const ROWS: usize = 64;
 
-/// What the mixture reads, row-major: y_t = x_t + (x_{t−1} − x_t)⊙(weight + weights_t).
+/// What the mixtures read, row-major: y_t = x_t + (x_{t−1} − x_t)⊙(weight + weights_t), for every row of `weight`.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenMix<'a> {
     /// `[batch, seq, channels]`.
@@ -20,9 +23,9 @@ pub struct TokenMix<'a> {
     pub x: &'a [f32],
     /// The token before the first, `[batch, channels]`; zero if `None`.
     pub last: Option<&'a [f32]>,
-    /// `[channels]`.
+    /// `[mixtures, channels]`.
     pub weight: &'a [f32],
-    /// What is added to `weight` at each token, `[batch, seq, channels]`.
+    /// What is added to every row of `weight` at each token, `[batch, seq, channels]`.
     pub weights: Option<&'a [f32]>,
 }
 
@@ -37,52 +40,81 @@ pub struct Gradients {
 }
 
 impl TokenMix<'_> {
-    /// `[batch, seq, channels]`.
-    pub fn forward(&self) -> Vec<f32> {
-        let mut y = vec![0.0; self.x.len()];
-        let blocks = y.par_chunks_mut(ROWS * self.shape[2]).enumerate();
-        blocks.for_each(|(block, y)| with_simd(Forward { mix: self, first: block * ROWS, y }));
-        y
+    /// Each mixture, `[batch, seq, channels]`, in memory that nobody has to clear before.
+    ///
+    /// # Panics
+    /// `x` is not of the shape.
+    #[allow(unsafe_code)]
+    pub fn forward(&self) -> Vec<Vec<f32>> {
+        let block = self.block();
+        let mixtures = self.weight.len() / self.shape[2];
+        let mut outputs: Vec<_> = (0..mixtures).map(|_| Box::new_uninit_slice(self.x.len())).collect();
+        let mut units: Vec<Vec<&mut [MaybeUninit<f32>]>> =
+            (0..self.x.len().div_ceil(block)).map(|_| Vec::with_capacity(mixtures)).collect();
+        for output in &mut outputs {
+            units.iter_mut().zip(output.chunks_mut(block)).for_each(|(unit, rows)| unit.push(rows));
+        }
+        units.into_par_iter().enumerate().for_each(|(block, outputs)| {
+            with_simd(Forward { mix: self, first: block * ROWS, outputs });
+        });
+        // SAFETY: the blocks are all of every output, of whole rows, and `Forward` writes all channels of every row.
+        outputs.into_iter().map(|y| unsafe { y.assume_init() }.into_vec()).collect()
     }
 
-    /// From the gradient of the outputs to those of everything read.
-    pub fn backward(&self, dy: &[f32]) -> Gradients {
+    /// From the gradients of the mixtures to those of everything read, the larger in memory that nobody has to clear before.
+    ///
+    /// # Panics
+    /// `x` or a gradient is not of the shape.
+    #[allow(unsafe_code)]
+    pub fn backward(&self, dy: &[&[f32]]) -> Gradients {
         let [batch, seq, channels] = self.shape;
-        let block = ROWS * channels;
-        let mut dx = vec![0.0; self.x.len()];
-        let mut weight = vec![0.0; self.x.len().div_ceil(block) * channels];
-        let mut weights = vec![0.0; self.weights.map_or(0, <[f32]>::len)];
-        let mut weights_blocks: Vec<&mut [f32]> = weights.chunks_mut(block).collect();
+        let (block, parameters) = (self.block(), self.weight.len());
+        let mut dx = Box::new_uninit_slice(self.x.len());
+        let mut weight = vec![0.0; self.x.len().div_ceil(block).max(1) * parameters];
+        let mut weights = Box::new_uninit_slice(self.weights.map_or(0, |_| self.x.len()));
+        let mut weights_blocks: Vec<&mut [MaybeUninit<f32>]> = weights.chunks_mut(block).collect();
         weights_blocks.resize_with(dx.len().div_ceil(block), Default::default);
-        let units = (dx.par_chunks_mut(block), weight.par_chunks_mut(channels), weights_blocks);
+        let units = (dx.par_chunks_mut(block), weight.par_chunks_mut(parameters), weights_blocks);
         units.into_par_iter().enumerate().for_each(|(block, (dx, dweight, dweights))| {
             with_simd(Backward { mix: self, first: block * ROWS, dy, dx, dweight, dweights });
         });
         let mut last = vec![0.0; batch * channels];
         for (example, last) in last.chunks_exact_mut(channels).enumerate() {
             let row = example * seq * channels;
-            let weights = |i: usize| self.weights.map_or(0.0, |w| w[row + i]);
-            last.iter_mut().enumerate().for_each(|(i, last)| *last = dy[row + i] * (self.weight[i] + weights(i)));
+            for (dy, weight) in dy.iter().zip(self.weight.chunks_exact(channels)) {
+                let weights = |i: usize| self.weights.map_or(0.0, |w| w[row + i]);
+                last.iter_mut().enumerate().for_each(|(i, last)| *last += dy[row + i] * (weight[i] + weights(i)));
+            }
         }
-        Gradients { x: dx, last, weight: sum_blocks(&weight, channels), weights }
+        // SAFETY: the blocks are all of both, of whole rows, and `Backward` writes all channels of every row: of `dx`, and of
+        // `weights` unless it is empty.
+        let (x, weights) = unsafe { (dx.assume_init().into_vec(), weights.assume_init().into_vec()) };
+        Gradients { x, last, weight: sum_blocks(&weight, parameters), weights }
     }
 
-    /// Some channels of a row of `x`, of the one before it, and the weights between them.
+    /// Numbers of a unit of work: whole rows, which is all that `x` has.
+    fn block(&self) -> usize {
+        let [batch, seq, channels] = self.shape;
+        assert!(self.x.len() == batch * seq * channels, "{} numbers are not {:?}", self.x.len(), self.shape);
+        ROWS * channels
+    }
+
+    /// Some channels of a row of `x`, of the one before it, and of what is added to the weights between them.
     #[inline(always)]
-    fn load<S: Simd>(&self, simd: S, row: usize, lanes: std::ops::Range<usize>) -> [V<S>; 3] {
+    fn load<S: Simd>(&self, simd: S, row: usize, lanes: Range<usize>) -> [V<S>; 3] {
         let [_, seq, channels] = self.shape;
         let at = |x: &[f32], row: usize| V::load(simd, &x[row * channels..][lanes.clone()]);
+        let zero = V::splat(simd, 0.0);
         let before = match (row % seq, self.last) {
             (0, Some(last)) => at(last, row / seq),
-            (0, None) => V::splat(simd, 0.0),
+            (0, None) => zero,
             _ => at(self.x, row - 1),
         };
-        let weight = at(self.weight, 0);
-        [at(self.x, row), before, self.weights.map_or(weight, |weights| weight + at(weights, row))]
+        [at(self.x, row), before, self.weights.map_or(zero, |weights| at(weights, row))]
     }
 }
 
-/// The operation on tensors: x, the token before, the weight and perhaps what is added to it → y.
+/// The operation on tensors: x, the token before, `M` weights and perhaps what is added to the only one → `M` mixtures.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenMixKernel;
 
@@ -103,19 +135,20 @@ impl TokenMixKernel {
     }
 }
 
-impl Kernel<3, 1> for TokenMixKernel {
+impl<const M: usize> Kernel<3, M> for TokenMixKernel {
     type Saved = [FlexTensor; 3];
 
-    fn forward(&self, inputs: [FlexTensor; 3], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
+    fn forward(&self, inputs: [FlexTensor; 3], save: bool) -> ([FlexTensor; M], Option<Self::Saved>) {
         let [x, last, weight] = &inputs;
-        let y = tensor(Self::of(x, last, weight, None).forward(), dims::<3>(x));
-        ([y], save.then_some(inputs))
+        let mut mixtures = Self::of(x, last, weight, None).forward().into_iter();
+        let outputs = from_fn(|_| like(x, mixtures.next().unwrap_or_default()));
+        (outputs, save.then_some(inputs))
     }
 
-    fn backward(&self, inputs: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        let Some(dy) = dy else { return Default::default() };
+    fn backward(&self, inputs: Self::Saved, dy: [Option<FlexTensor>; M], _: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let [x, last, weight] = &inputs;
-        let gradients = Self::of(x, last, weight, None).backward(values(&dy));
+        let dy = dy.map(|dy| dy.unwrap_or_else(|| like(x, vec![0.0; values(x).len()])));
+        let gradients = Self::of(x, last, weight, None).backward(&dy.each_ref().map(values));
         [Some(like(x, gradients.x)), Some(like(last, gradients.last)), Some(like(weight, gradients.weight))]
     }
 }
@@ -125,14 +158,15 @@ impl Kernel<4, 1> for TokenMixKernel {
 
     fn forward(&self, inputs: [FlexTensor; 4], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
         let [x, last, weight, weights] = &inputs;
-        let y = tensor(Self::of(x, last, weight, Some(weights)).forward(), dims::<3>(x));
+        let mut mixtures = Self::of(x, last, weight, Some(weights)).forward().into_iter();
+        let y = like(x, mixtures.next().unwrap_or_default());
         ([y], save.then_some(inputs))
     }
 
     fn backward(&self, inputs: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 4]) -> [Option<FlexTensor>; 4] {
         let Some(dy) = dy else { return Default::default() };
         let [x, last, weight, weights] = &inputs;
-        let gradients = Self::of(x, last, weight, Some(weights)).backward(values(&dy));
+        let gradients = Self::of(x, last, weight, Some(weights)).backward(&[values(&dy)]);
         [
             Some(like(x, gradients.x)),
             Some(like(last, gradients.last)),
@@ -142,10 +176,11 @@ impl Kernel<4, 1> for TokenMixKernel {
     }
 }
 
+/// Some rows of all mixtures.
 struct Forward<'a> {
     mix: &'a TokenMix<'a>,
     first: usize,
-    y: &'a mut [f32],
+    outputs: Vec<&'a mut [MaybeUninit<f32>]>,
 }
 
 impl WithSimd for Forward<'_> {
@@ -153,24 +188,30 @@ impl WithSimd for Forward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let channels = self.mix.shape[2];
-        for (row, y) in self.y.chunks_exact_mut(channels).enumerate() {
-            for (i, y) in y.chunks_mut(V::<S>::LANES).enumerate() {
-                let start = i * V::<S>::LANES;
-                let [x, before, weight] = self.mix.load(simd, self.first + row, start..start + y.len());
-                (before - x).mul_add(weight, x).store(y);
+        let Self { mix, first, mut outputs } = self;
+        let channels = mix.shape[2];
+        let rows = outputs.first().map_or(0, |y| y.len() / channels);
+        for row in 0..rows {
+            for start in (0..channels).step_by(V::<S>::LANES) {
+                let lanes = start..channels.min(start + V::<S>::LANES);
+                let [x, before, added] = mix.load(simd, first + row, lanes.clone());
+                for (y, weight) in outputs.iter_mut().zip(mix.weight.chunks_exact(channels)) {
+                    let weight = V::load(simd, &weight[lanes.clone()]) + added;
+                    (before - x).mul_add(weight, x).init(&mut y[row * channels..][lanes.clone()]);
+                }
             }
         }
     }
 }
 
+/// Some rows of the gradients of all that is read.
 struct Backward<'a> {
     mix: &'a TokenMix<'a>,
     first: usize,
-    dy: &'a [f32],
-    dx: &'a mut [f32],
+    dy: &'a [&'a [f32]],
+    dx: &'a mut [MaybeUninit<f32>],
     dweight: &'a mut [f32],
-    dweights: &'a mut [f32],
+    dweights: &'a mut [MaybeUninit<f32>],
 }
 
 impl WithSimd for Backward<'_> {
@@ -180,23 +221,32 @@ impl WithSimd for Backward<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { mix, first, dy, dx, dweight, dweights } = self;
         let [_, seq, channels] = mix.shape;
+        let zero = V::splat(simd, 0.0);
         for (i, dx) in dx.chunks_exact_mut(channels).enumerate() {
             let row = first + i;
             for (j, dx) in dx.chunks_mut(V::<S>::LANES).enumerate() {
                 let lanes = j * V::<S>::LANES..j * V::<S>::LANES + dx.len();
-                let g = |row: usize| V::load(simd, &dy[row * channels..][lanes.clone()]);
-                let [x, before, weight] = mix.load(simd, row, lanes.clone());
-                let dy = g(row);
-                let mut sum = dy - dy * weight;
-                if (row + 1) % seq != 0 {
-                    let [_, _, next] = mix.load(simd, row + 1, lanes.clone());
-                    sum = g(row + 1).mul_add(next, sum);
+                let [x, before, added] = mix.load(simd, row, lanes.clone());
+                let next = match (row + 1) % seq {
+                    0 => None, // of another example
+                    _ => Some(mix.load(simd, row + 1, lanes.clone())[2]),
+                };
+                let (mut sum, mut dadded) = (zero, zero);
+                let weights = mix.weight.chunks_exact(channels).zip(dweight.chunks_exact_mut(channels));
+                for (dy, (weight, dweight)) in dy.iter().zip(weights) {
+                    let g = |row: usize| V::load(simd, &dy[row * channels..][lanes.clone()]);
+                    let (dy, weight) = (g(row), V::load(simd, &weight[lanes.clone()]));
+                    sum += dy - dy * (weight + added);
+                    if let Some(added) = next {
+                        sum = g(row + 1).mul_add(weight + added, sum);
+                    }
+                    let product = (before - x) * dy;
+                    (V::load(simd, &dweight[lanes.clone()]) + product).store(&mut dweight[lanes.clone()]);
+                    dadded += product;
                 }
-                sum.store(dx);
-                let product = (before - x) * dy;
-                (V::load(simd, &dweight[lanes.clone()]) + product).store(&mut dweight[lanes.clone()]);
+                sum.init(dx);
                 if !dweights.is_empty() {
-                    product.store(&mut dweights[i * channels..][lanes]);
+                    dadded.init(&mut dweights[i * channels..][lanes]);
                 }
             }
         }
@@ -216,4 +266,13 @@ pub fn token_mix<B: RunKernels>(
         None => B::run(TokenMixKernel, [x, last, weight])?,
     };
     Some(kernel::tensor(y))
+}
+
+/// The same with `M` weights, `[M, channels]`.
+pub fn token_mixes<B: RunKernels, const M: usize>(
+    x: &Tensor<B, 3>,
+    last: &Tensor<B, 3>,
+    weights: &Tensor<B, 2>,
+) -> Option<[Tensor<B, 3>; M]> {
+    B::run(TokenMixKernel, [float(x), float(last), float(weights)]).map(|mixtures| mixtures.map(kernel::tensor))
 }

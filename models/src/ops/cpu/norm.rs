@@ -7,6 +7,7 @@ use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Numbers that one unit of work takes, about.
 const BLOCK: usize = 1 << 14;
@@ -26,11 +27,10 @@ pub struct Norm<'a> {
     pub epsilon: f32,
 }
 
-/// The gradient of each field of [`Norm`], of its shape.
+/// The gradients of the parameters of [`Norm`], of their shape.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct Gradients {
-    pub x: Vec<f32>,
     pub weight: Vec<f32>,
     pub bias: Vec<f32>,
 }
@@ -41,28 +41,36 @@ impl Norm<'_> {
         (BLOCK / self.weight.len()).max(1) * self.weight.len()
     }
 
-    /// `[rows, groups, width]`.
+    /// `[rows, groups, width]`, in memory that nobody has to clear before.
+    ///
+    /// # Panics
+    /// `x` does not consist of whole rows.
+    #[allow(unsafe_code)]
     pub fn forward(&self) -> Vec<f32> {
-        let mut y = vec![0.0; self.x.len()];
+        let (numbers, columns) = (self.x.len(), self.weight.len());
+        assert!(
+            numbers.is_multiple_of(columns) && columns.is_multiple_of(self.width),
+            "{numbers} numbers are no rows of {columns}"
+        );
+        let mut y = Box::new_uninit_slice(numbers);
         let blocks = y.par_chunks_mut(self.block()).zip(self.x.par_chunks(self.block()));
         blocks.for_each(|(y, x)| with_simd(Forward { norm: self, x, y }));
-        y
+        // SAFETY: `Forward` writes all groups of its block, and the assertion leaves nothing between them.
+        unsafe { y.assume_init() }.into_vec()
     }
 
-    /// From the gradient of the outputs to those of everything read.
-    pub fn backward(&self, dy: &[f32]) -> Gradients {
+    /// From the gradient of the outputs to that of `x`, in its place, and those of the parameters.
+    pub fn backward(&self, gradient: &mut [f32]) -> Gradients {
         let (block, columns) = (self.block(), self.weight.len());
-        let mut dx = vec![0.0; self.x.len()];
         let mut parameters = vec![0.0; self.x.len().div_ceil(block).max(1) * 2 * columns];
-        let inputs = self.x.par_chunks(block).zip(dy.par_chunks(block));
-        let blocks = dx.par_chunks_mut(block).zip(parameters.par_chunks_mut(2 * columns)).zip(inputs);
-        blocks.for_each(|((dx, parameters), (x, dy))| {
+        let blocks = gradient.par_chunks_mut(block).zip(parameters.par_chunks_mut(2 * columns));
+        blocks.zip(self.x.par_chunks(block)).for_each(|((gradient, parameters), x)| {
             let (dweight, dbias) = parameters.split_at_mut(columns);
-            with_simd(Backward { norm: self, x, dy, dx, dweight, dbias });
+            with_simd(Backward { norm: self, x, gradient, dweight, dbias });
         });
         let mut weight = sum_blocks(&parameters, 2 * columns);
         let bias = weight.split_off(columns);
-        Gradients { x: dx, weight, bias }
+        Gradients { weight, bias }
     }
 
     /// The mean and 1/√(variance + ε) of a row.
@@ -114,10 +122,11 @@ impl Kernel<3, 1> for NormKernel {
     }
 
     fn backward(&self, inputs: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        let Some(dy) = dy else { return Default::default() };
+        let Some(mut gradient) = dy else { return Default::default() };
         let [x, weight, bias] = &inputs;
-        let gradients = self.of(x, weight, Some(bias)).backward(values(&dy));
-        [Some(like(x, gradients.x)), Some(like(weight, gradients.weight)), Some(like(bias, gradients.bias))]
+        // Its storage is this kernel's alone but where the model uses y twice; then it is copied.
+        let gradients = self.of(x, weight, Some(bias)).backward(gradient.storage_mut());
+        [Some(gradient), Some(like(weight, gradients.weight)), Some(like(bias, gradients.bias))]
     }
 }
 
@@ -131,17 +140,17 @@ impl Kernel<2, 1> for NormKernel {
     }
 
     fn backward(&self, inputs: Self::Saved, [dy]: [Option<FlexTensor>; 1], _: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        let Some(dy) = dy else { return Default::default() };
+        let Some(mut gradient) = dy else { return Default::default() };
         let [x, weight] = &inputs;
-        let gradients = self.of(x, weight, None).backward(values(&dy));
-        [Some(like(x, gradients.x)), Some(like(weight, gradients.weight))]
+        let gradients = self.of(x, weight, None).backward(gradient.storage_mut());
+        [Some(gradient), Some(like(weight, gradients.weight))]
     }
 }
 
 struct Forward<'a> {
     norm: &'a Norm<'a>,
     x: &'a [f32],
-    y: &'a mut [f32],
+    y: &'a mut [MaybeUninit<f32>],
 }
 
 impl WithSimd for Forward<'_> {
@@ -158,7 +167,7 @@ impl WithSimd for Forward<'_> {
                 let parameter = |p: &[f32]| V::load(simd, &p[start + j * lanes..]);
                 let normal = (V::load(simd, x) - mean) * scale;
                 let bias = norm.bias.map_or(V::splat(simd, 0.0), parameter);
-                normal.mul_add(parameter(norm.weight), bias).store(y);
+                normal.mul_add(parameter(norm.weight), bias).init(y);
             }
         }
     }
@@ -167,8 +176,8 @@ impl WithSimd for Forward<'_> {
 struct Backward<'a> {
     norm: &'a Norm<'a>,
     x: &'a [f32],
-    dy: &'a [f32],
-    dx: &'a mut [f32],
+    /// In: of the outputs. Out: of `x`.
+    gradient: &'a mut [f32],
     dweight: &'a mut [f32],
     dbias: &'a mut [f32],
 }
@@ -180,31 +189,30 @@ impl WithSimd for Backward<'_> {
     /// no mean was taken.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { norm, x, dy, dx, dweight, dbias } = self;
+        let Self { norm, x, gradient, dweight, dbias } = self;
         let (lanes, width) = (V::<S>::LANES, norm.width);
-        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
-        for (i, ((x, dy), dx)) in rows.enumerate() {
+        for (i, (x, gradient)) in x.chunks_exact(width).zip(gradient.chunks_exact_mut(width)).enumerate() {
             let (mean, scale) = norm.moments(simd, x);
             let columns = i * width % norm.weight.len()..i * width % norm.weight.len() + width;
             let weight = norm.weight[columns.clone()].chunks(lanes);
             let (mut sum, mut product) = (V::splat(simd, 0.0), V::splat(simd, 0.0));
             let parameters = dweight[columns.clone()].chunks_mut(lanes).zip(dbias[columns.clone()].chunks_mut(lanes));
-            for ((((x, dy), weight), dx), (dweight, dbias)) in
-                x.chunks(lanes).zip(dy.chunks(lanes)).zip(weight).zip(dx.chunks_mut(lanes)).zip(parameters)
+            for (((x, gradient), weight), (dweight, dbias)) in
+                x.chunks(lanes).zip(gradient.chunks_mut(lanes)).zip(weight).zip(parameters)
             {
-                let (normal, dy) = ((V::load(simd, x) - mean) * scale, V::load(simd, dy));
+                let (normal, dy) = ((V::load(simd, x) - mean) * scale, V::load(simd, gradient));
                 let g = dy * V::load(simd, weight);
                 sum += g;
                 product = g.mul_add(normal, product);
-                g.store(dx);
+                g.store(gradient);
                 dy.mul_add(normal, V::load(simd, dweight)).store(dweight);
                 (V::load(simd, dbias) + dy).store(dbias);
             }
             let sum = if norm.bias.is_some() { sum.sum() / width as f32 } else { 0.0 };
             let (sum, product) = (V::splat(simd, sum), V::splat(simd, product.sum() / width as f32));
-            for (x, dx) in x.chunks(lanes).zip(dx.chunks_mut(lanes)) {
+            for (x, gradient) in x.chunks(lanes).zip(gradient.chunks_mut(lanes)) {
                 let normal = (V::load(simd, x) - mean) * scale;
-                ((V::load(simd, dx) - sum - normal * product) * scale).store(dx);
+                ((V::load(simd, gradient) - sum - normal * product) * scale).store(gradient);
             }
         }
     }

@@ -10,6 +10,7 @@ use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::fmt::Debug;
+use std::mem::MaybeUninit;
 
 /// Numbers that one unit of work takes.
 const BLOCK: usize = 1 << 14;
@@ -20,14 +21,15 @@ pub trait Pointwise<const IN: usize, const OUT: usize>: Copy + Debug + Send + Sy
     fn apply<S: Simd>(self, x: [V<S>; IN]) -> [V<S>; OUT];
 }
 
-/// The function of every number of the inputs, which are equally long.
+/// The function of every number of the inputs, which are equally long, in memory that nobody has to clear before.
+#[allow(unsafe_code)]
 pub fn map<P: Pointwise<IN, OUT>, const IN: usize, const OUT: usize>(
     function: P,
     inputs: [&[f32]; IN],
 ) -> [Vec<f32>; OUT] {
     let length = inputs[0].len();
-    let mut outputs: [Vec<f32>; OUT] = std::array::from_fn(|_| vec![0.0; length]);
-    let mut units: Vec<[&mut [f32]; OUT]> =
+    let mut outputs: [Box<[MaybeUninit<f32>]>; OUT] = std::array::from_fn(|_| Box::new_uninit_slice(length));
+    let mut units: Vec<[&mut [MaybeUninit<f32>]; OUT]> =
         (0..length.div_ceil(BLOCK)).map(|_| std::array::from_fn(|_| Default::default())).collect();
     for (i, output) in outputs.iter_mut().enumerate() {
         units.iter_mut().zip(output.chunks_mut(BLOCK)).for_each(|(unit, block)| unit[i] = block);
@@ -35,13 +37,14 @@ pub fn map<P: Pointwise<IN, OUT>, const IN: usize, const OUT: usize>(
     units.into_par_iter().enumerate().for_each(|(block, outputs)| {
         with_simd(Block { function, inputs: inputs.map(|x| &x[block * BLOCK..]), outputs });
     });
-    outputs
+    // SAFETY: the blocks are all of every output, and `Block` writes them from end to end.
+    outputs.map(|output| unsafe { output.assume_init() }.into_vec())
 }
 
 struct Block<'a, P, const IN: usize, const OUT: usize> {
     function: P,
     inputs: [&'a [f32]; IN],
-    outputs: [&'a mut [f32]; OUT],
+    outputs: [&'a mut [MaybeUninit<f32>]; OUT],
 }
 
 impl<P: Pointwise<IN, OUT>, const IN: usize, const OUT: usize> WithSimd for Block<'_, P, IN, OUT> {
@@ -53,7 +56,7 @@ impl<P: Pointwise<IN, OUT>, const IN: usize, const OUT: usize> WithSimd for Bloc
         for start in (0..outputs[0].len()).step_by(V::<S>::LANES) {
             let values = function.apply(inputs.map(|x| V::load(simd, &x[start..])));
             for (output, value) in outputs.iter_mut().zip(values) {
-                value.store(&mut output[start..]);
+                value.init(&mut output[start..]);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use pulp::Simd;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LN_2, LOG2_E};
+use std::mem::MaybeUninit;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 /// One vector register of numbers.
@@ -33,6 +34,21 @@ impl<S: Simd> V<S> {
         match S::as_mut_simd_f32s(x).0.first_mut() {
             Some(full) => *full = self.1,
             None => self.0.partial_store_f32s(x, self.1),
+        }
+    }
+
+    /// The same in memory that nobody has written to yet.
+    #[inline(always)]
+    pub fn init(self, x: &mut [MaybeUninit<f32>]) {
+        match S::as_uninit_mut_simd_f32s(x).0.first_mut() {
+            Some(full) => {
+                full.write(self.1);
+            }
+            None => {
+                let mut lanes = [0.0; 16]; // as many as the widest vectors have
+                self.store(&mut lanes);
+                init(x, &lanes[..x.len()]);
+            }
         }
     }
 
@@ -183,11 +199,22 @@ impl<S: Simd> Neg for V<S> {
     }
 }
 
+/// Copies numbers to memory that nobody has written to yet.
+///
+/// # Panics
+/// There is not a number for each place.
+pub fn init(x: &mut [MaybeUninit<f32>], numbers: &[f32]) {
+    assert!(x.len() == numbers.len(), "{} numbers for {} places", numbers.len(), x.len());
+    for (x, &number) in x.iter_mut().zip(numbers) {
+        x.write(number);
+    }
+}
+
 /// `[rows, width]` as mutable pieces of at most `columns` columns: for every block of `rows_per_block` rows and every
 /// piece, the rows of it. This is how threads share an array: each unit of work owns some columns of some rows.
-pub fn tiles(x: &mut [f32], rows_per_block: usize, width: usize, columns: usize) -> Vec<Vec<&mut [f32]>> {
+pub fn tiles<T>(x: &mut [T], rows_per_block: usize, width: usize, columns: usize) -> Vec<Vec<&mut [T]>> {
     let pieces = width.div_ceil(columns);
-    let mut tiles: Vec<Vec<&mut [f32]>> = Vec::new();
+    let mut tiles: Vec<Vec<&mut [T]>> = Vec::new();
     for (row, values) in x.chunks_mut(width).enumerate() {
         if row % rows_per_block == 0 {
             tiles.extend((0..pieces).map(|_| Vec::with_capacity(rows_per_block)));

@@ -16,6 +16,7 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Time steps between two matrices that are kept for the way back.
 const CHUNK: usize = 16;
@@ -67,14 +68,29 @@ impl<'a> Wkv<'a> {
         self.shape[0] * self.shape[2]
     }
 
-    /// Runs over time; `keep` what the way back needs.
+    /// Numbers of a tensor of this shape, which `r` is.
+    fn numbers(&self) -> usize {
+        let numbers = self.shape.iter().product();
+        assert!(self.r.len() == numbers, "{} numbers are not {:?}", self.r.len(), self.shape);
+        numbers
+    }
+
+    /// Runs over time; `keep` what the way back needs. The larger results are in memory that nobody has to clear before.
+    ///
+    /// # Panics
+    /// An input is not of its shape.
+    #[allow(unsafe_code)]
     pub fn forward(&self, keep: bool) -> Outputs {
         let [_, seq, heads, size] = self.shape;
-        let mut y = vec![0.0; self.r.len()];
-        let mut last = self.start();
+        let mut y = Box::new_uninit_slice(self.numbers());
+        let mut last = match self.state {
+            Some(state) => state.to_vec(),
+            None => vec![0.0; self.units() * size * size],
+        };
+        assert!(last.len() == self.units() * size * size, "{} numbers are no matrices of {:?}", last.len(), self.shape);
         let chunks = if keep { seq.div_ceil(CHUNK) } else { 0 };
-        let mut checkpoints = vec![0.0; self.units() * chunks * size * size];
-        let kept: Vec<&mut [f32]> = match chunks {
+        let mut checkpoints = Box::new_uninit_slice(self.units() * chunks * size * size);
+        let kept: Vec<&mut [MaybeUninit<f32>]> = match chunks {
             0 => (0..self.units()).map(|_| Default::default()).collect(),
             _ => checkpoints.chunks_mut(chunks * size * size).collect(),
         };
@@ -82,21 +98,38 @@ impl<'a> Wkv<'a> {
         units.into_par_iter().enumerate().for_each(|(unit, (y, matrix, checkpoints))| {
             with_simd(Forward { wkv: self, unit, y, matrix, checkpoints });
         });
-        Outputs { y, last: transpose(&last, size, size), checkpoints }
+        // SAFETY: the assertions leave a unit for every head of every example, and `Forward` writes all its time steps, and a
+        // matrix at the start of each of its chunks.
+        let (y, checkpoints) = unsafe { (y.assume_init().into_vec(), checkpoints.assume_init().into_vec()) };
+        Outputs { y, last, checkpoints }
     }
 
-    /// From the gradients of the outputs and of the last matrices (zero if `None`) to those of everything read.
+    /// From the gradients of the outputs and of the last matrices (zero if `None`) to those of everything read, the larger in
+    /// memory that nobody has to clear before.
+    ///
+    /// # Panics
+    /// A slice is not of its shape.
+    #[allow(unsafe_code)]
     pub fn backward(&self, checkpoints: &[f32], dy: &[f32], last: Option<&[f32]>) -> Gradients {
         let [_, seq, heads, size] = self.shape;
-        let whole = || vec![0.0; self.r.len()];
+        let whole = || Box::new_uninit_slice(self.numbers());
         let (mut dr, mut dk, mut dv) = (whole(), whole(), whole());
         let mut dstate = match last {
-            Some(last) => transpose(last, size, size),
+            Some(last) => last.to_vec(),
             None => vec![0.0; self.units() * size * size],
         };
+        assert!(
+            dstate.len() == self.units() * size * size,
+            "{} numbers are no matrices of {:?}",
+            dstate.len(),
+            self.shape
+        );
         let mut dbonus = vec![0.0; self.units() * size];
         let steady = self.is_steady();
-        let mut ddecay = if steady { vec![0.0; self.units() * size] } else { whole() };
+        let mut ddecay = match steady {
+            true => vec![MaybeUninit::new(0.0); self.units() * size].into_boxed_slice(),
+            false => whole(),
+        };
         let tile = |x| tiles(x, seq, heads * size, size);
         let decay_tiles = tiles(&mut ddecay, if steady { 1 } else { seq }, heads * size, size);
         let outputs = (tile(&mut dr), tile(&mut dk), tile(&mut dv), decay_tiles);
@@ -104,22 +137,15 @@ impl<'a> Wkv<'a> {
         units.into_par_iter().enumerate().for_each(|(unit, ((dr, dk, dv, ddecay), dbonus, dmatrix))| {
             with_simd(Backward { wkv: self, unit, checkpoints, dy, dr, dk, dv, ddecay, dbonus, dmatrix });
         });
+        // SAFETY: the assertions leave a unit for every head of every example, and `Backward` writes all its time steps.
+        let [dr, dk, dv, ddecay] = [dr, dk, dv, ddecay].map(|x| unsafe { x.assume_init() }.into_vec());
         Gradients {
             r: dr,
             k: dk,
             v: dv,
             decay: if steady { sum_blocks(&ddecay, heads * size) } else { ddecay },
             bonus: sum_blocks(&dbonus, heads * size),
-            state: transpose(&dstate, size, size),
-        }
-    }
-
-    /// The matrices before, `[batch, heads, value, key]`.
-    fn start(&self) -> Vec<f32> {
-        let size = self.shape[3];
-        match self.state {
-            Some(state) => transpose(state, size, size),
-            None => vec![0.0; self.units() * size * size],
+            state: dstate,
         }
     }
 
@@ -211,10 +237,10 @@ impl Kernel<6, 2> for WkvKernel {
 struct Forward<'a> {
     wkv: &'a Wkv<'a>,
     unit: usize,
-    y: Vec<&'a mut [f32]>,
-    /// In: the matrix before. Out: the matrix after. `[value, key]`.
+    y: Vec<&'a mut [MaybeUninit<f32>]>,
+    /// In: the matrix before. Out: the matrix after. `[key, value]`.
     matrix: &'a mut [f32],
-    checkpoints: &'a mut [f32],
+    checkpoints: &'a mut [MaybeUninit<f32>],
 }
 
 impl WithSimd for Forward<'_> {
@@ -227,12 +253,15 @@ impl WithSimd for Forward<'_> {
         let zero = V::splat(simd, 0.0);
         let width = size.div_ceil(V::<S>::LANES);
         let mut state = vec![zero; size * width];
-        pack(simd, matrix, &mut state, size);
+        pack(simd, &transpose(matrix, size, size), &mut state, size);
         let mut token = vec![[zero; 3]; width]; // r, k and decay
         let bonus = wkv.bonus_row(wkv.bonus, unit);
         for (t, y) in y.into_iter().enumerate() {
             if t % CHUNK == 0 && !checkpoints.is_empty() {
-                unpack(&state, &mut checkpoints[t / CHUNK * size * size..][..size * size], size);
+                let checkpoint = &mut checkpoints[t / CHUNK * size * size..][..size * size];
+                for (row, state) in checkpoint.chunks_exact_mut(size).zip(state.chunks_exact(width)) {
+                    row.chunks_mut(V::<S>::LANES).zip(state).for_each(|(x, state)| state.init(x));
+                }
             }
             let own = load_token(wkv, unit, t, bonus, &mut token);
             let v = wkv.row(wkv.v, unit, t);
@@ -243,10 +272,12 @@ impl WithSimd for Forward<'_> {
                     sum = r.mul_add(*state, sum);
                     *state = decay.mul_add(*state, k * value);
                 }
-                *y = own * v + sum.sum();
+                y.write(own * v + sum.sum());
             }
         }
-        unpack(&state, matrix, size);
+        let mut after = vec![0.0; size * size]; // [value, key]
+        unpack(&state, &mut after, size);
+        matrix.copy_from_slice(&transpose(&after, size, size));
     }
 }
 
@@ -269,13 +300,13 @@ struct Backward<'a> {
     unit: usize,
     checkpoints: &'a [f32],
     dy: &'a [f32],
-    dr: Vec<&'a mut [f32]>,
-    dk: Vec<&'a mut [f32]>,
-    dv: Vec<&'a mut [f32]>,
+    dr: Vec<&'a mut [MaybeUninit<f32>]>,
+    dk: Vec<&'a mut [MaybeUninit<f32>]>,
+    dv: Vec<&'a mut [MaybeUninit<f32>]>,
     /// One row per time step, or a single one.
-    ddecay: Vec<&'a mut [f32]>,
+    ddecay: Vec<&'a mut [MaybeUninit<f32>]>,
     dbonus: &'a mut [f32],
-    /// In: of the matrix after. Out: of the matrix before. `[value, key]`.
+    /// In: of the matrix after. Out: of the matrix before. `[key, value]`.
     dmatrix: &'a mut [f32],
 }
 
@@ -291,7 +322,7 @@ impl WithSimd for Backward<'_> {
         let width = size.div_ceil(lanes);
         let zero = V::splat(simd, 0.0);
         let mut dstate = vec![zero; size * width];
-        pack_columns(simd, dmatrix, &mut dstate, size);
+        pack_columns(simd, &transpose(dmatrix, size, size), &mut dstate, size);
         let mut states = vec![zero; CHUNK * size * width]; // before each time step of a chunk
         let mut token = vec![[zero; 3]; width];
         let mut dvalues = vec![zero; size];
@@ -338,25 +369,27 @@ impl WithSimd for Backward<'_> {
                     dr_j = (down * bonus).mul_add(k, dr_j);
                     dk_j = (down * bonus).mul_add(r, dk_j);
                     dbonus_sum[j] = (down * r).mul_add(k, dbonus_sum[j]);
-                    dr_j.store(&mut dr[t][keys.clone()]);
-                    dk_j.store(&mut dk[t][keys.clone()]);
+                    dr_j.init(&mut dr[t][keys.clone()]);
+                    dk_j.init(&mut dk[t][keys.clone()]);
                     match wkv.is_steady() {
                         true => ddecay_sum[j] += ddecay_j,
-                        false => ddecay_j.store(&mut ddecay[t][keys]),
+                        false => ddecay_j.init(&mut ddecay[t][keys]),
                     }
                 }
                 for ((dv, dvalue), &dy) in dv[t].iter_mut().zip(&dvalues).zip(dy) {
-                    *dv = own * dy + dvalue.sum();
+                    dv.write(own * dy + dvalue.sum());
                 }
             }
         }
-        unpack_columns(&dstate, dmatrix, size);
+        let mut before = vec![0.0; size * size]; // [value, key]
+        unpack_columns(&dstate, &mut before, size);
+        dmatrix.copy_from_slice(&transpose(&before, size, size));
         for (x, sum) in dbonus.chunks_mut(lanes).zip(&dbonus_sum) {
             sum.store(x);
         }
         if wkv.is_steady() {
             for (x, sum) in ddecay[0].chunks_mut(lanes).zip(&ddecay_sum) {
-                sum.store(x);
+                sum.init(x);
             }
         }
     }
