@@ -4,9 +4,9 @@
     cargo build --release
     python3 scripts/bench_gpu.py --baseline torch_baseline.py --python /path/to/python/with/torch
 
-Whole optimisation steps on random tokens, 32 × 128, at the paper's sizes: `pipeline bench train` (32-bit floats) beside the
-baseline in 32-bit floats and with autocast to bfloat16, `--repeat` times in turn; medians. The last column but two is the
-baseline's faster time over ours. Of the card, as PyTorch measures it:
+Whole optimisation steps on random tokens, 32 × 128, at the paper's sizes: `pipeline bench train` beside the baseline, both in
+32-bit floats and with products in bfloat16 (autocast), `--repeat` times in turn; medians. The last column but two is the
+baseline's faster time over our faster one. Of the card, as PyTorch measures it:
 
 - `products` is the rate of the products that the model's matrices need, 6·tokens·(parameters − embedding) and
   12·batch·seq²·hidden per layer of attention, over that of a product of two 4096 × 4096 matrices of 32-bit floats (as
@@ -80,10 +80,11 @@ def run(command, folder):
     return None
 
 
-def ours(o, arch, hidden, layers, folder):
+def ours(o, arch, hidden, layers, precision, folder):
     name, positions = {"transformer": ("transformer", "none"), "rope": ("transformer", "rope")}.get(arch, (arch, None))
     command = [o.pipeline, "bench", "train", "--arch", name, "--hidden", hidden, "--layers", layers]
     command += ["--batch", BATCH, "--seq", SEQ, "--steps", o.steps, "--device", o.device, "--json", "--quiet"]
+    command += ["--set", f"train.precision={precision}"]
     return run(command + (["--positional-embedding", positions] if positions else []), folder)
 
 
@@ -104,20 +105,23 @@ def cell(value, form):
 
 
 def row(o, arch, hidden, layers, card, folder):
-    mine, plain, mixed = [], [], []
+    precisions = ("fp32", "bf16")
+    mine, others = ({precision: [] for precision in precisions} for _ in range(2))
     for _ in range(o.repeat):
-        mine.append(ours(o, arch, hidden, layers, folder))
-        if o.baseline:
-            plain.append(theirs(o, arch, hidden, layers, "fp32", folder))
-            mixed.append(theirs(o, arch, hidden, layers, "bf16", folder))
-    ms, others = median(mine), [median(plain), median(mixed)]
-    cells = [arch, str(hidden), str(layers), cell(ms, ".2f"), cell(ms and BATCH * SEQ * 1e3 / ms, ".0f")]
-    cells += [cell(other, ".2f") for other in others]
+        for precision in precisions:
+            mine[precision].append(ours(o, arch, hidden, layers, precision, folder))
+            if o.baseline:
+                others[precision].append(theirs(o, arch, hidden, layers, precision, folder))
+    own = [median(mine[precision]) for precision in precisions]
+    others = [median(others[precision]) for precision in precisions]
+    ms = min((ms for ms in own if ms), default=None)
+    cells = [arch, str(hidden), str(layers), *(cell(time, ".2f") for time in own)]
+    cells += [cell(ms and BATCH * SEQ * 1e3 / ms, ".0f"), *(cell(other, ".2f") for other in others)]
     fastest = min((other for other in others if other), default=None)
     cells.append("–" if ms is None or fastest is None else f"{fastest / ms:.2f}×")
     shares = [None, None]
     if ms and card:
-        report = next(report for report in mine if report)
+        report = next(report for reports in mine.values() for report in reports if report)
         flops = 6 * BATCH * SEQ * (report["parameters"] - report["vocab"] * hidden)
         flops += 12 * BATCH * SEQ**2 * hidden * layers if arch in ("transformer", "rope") else 0
         moved = 11 * 4 * report["parameters"]
@@ -132,8 +136,8 @@ def main():
         if card:
             rates = f"products at {card['flops'] / 1e12:.2f} TFLOP/s, copies at {card['bandwidth'] / 1e9:.0f} GB/s"
             print(f"{card['name']}: {rates} (PyTorch {card['torch']}).\n")
-        print("| model | width | layers | ms per step | tokens/s | PyTorch, ms | with autocast | | products | bandwidth |")
-        print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+        print("| model | width | layers | ms per step | bfloat16 | tokens/s | PyTorch, ms | autocast | | products | bandwidth |")
+        print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
         for size in o.sizes.split(","):
             hidden, layers = map(int, size.split("x"))
             for arch in o.archs.split(","):

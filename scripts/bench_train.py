@@ -13,7 +13,7 @@
    examples that others begin with; with train.fold=false; and PyTorch's time for as many steps of the same size on examples
    padded to 128 tokens, as the original pads them. Each is the time of as many steps as fit into `--budget` seconds
    (at least 5, at most 1000), scaled to 1000. Recipes with dropout (S4, RWKV) do not fold.
-3. Steps of 4 random sequences of 128 to 4096 tokens: microseconds per token, which stay the same where time is linear
+3. Steps of random sequences of 128 to 4096 tokens: microseconds per token, which stay the same where time is linear
    in length; and the largest memory that the process held, beside what the formula of docs/memory.md predicts.
 
 Run it on an idle machine. Needs nothing but Python 3 for itself.
@@ -183,13 +183,18 @@ def training_table(o, folder):
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
-# Numbers that a step holds for every token: for every layer and unit of its width, and for every unit besides; per
+# Numbers that a step holds for every token and unit of width, for the first layer and for every further one: see
 # docs/memory.md.
-HELD = {}
+HELD = {"rnn": (6, 3.5), "lstm": (10, 14), "gru": (12, 11), "mamba": (25, 18), "rwkv5": (40, 29), "s4": (55, 48)}
+# Bytes that the program itself takes.
+BASE = 25e6
+# Width, layers and sequences of the third table, not those that the numbers above come from.
+SCALING = (192, 2, 2)
 
 
 def scaling_table(o, folder):
     lengths = [128 << i for i in range(6)]
+    width, layers, batch = SCALING
     print("| model | " + " | ".join(f"{length}" for length in lengths) + " | memory at 4096 | predicted |")
     print("|---|" + "--:|" * (len(lengths) + 2))
     for arch in HELD:
@@ -197,23 +202,23 @@ def scaling_table(o, folder):
             continue
         cells = [arch]
         for length in lengths:
-            command = [o.pipeline, "bench", "train", "--arch", arch, "--hidden", 128, "--layers", 1, "--batch", 4]
-            command += ["--seq", length, "--steps", 5, "--device", o.device, "--json", "--quiet"]
+            command = [o.pipeline, "bench", "train", "--arch", arch, "--hidden", width, "--layers", layers]
+            command += ["--batch", batch, "--seq", length, "--steps", 5, "--device", o.device, "--json", "--quiet"]
             process = subprocess.Popen([str(part) for part in command], cwd=folder, stdout=subprocess.PIPE)
             report = json.loads(process.stdout.read())
             _, status, usage = os.wait4(process.pid, 0)
             if status != 0:
                 sys.exit(f"{' '.join(map(str, command))} failed")
-            cells.append(f"{1e3 * report['step_ms_median'] / (4 * length):.1f} µs")
-        predicted = memory(report["parameters"], 4 * lengths[-1], HELD[arch], 128, 1)
+            cells.append(f"{1e3 * report['step_ms_median'] / (batch * length):.1f} µs")
+        predicted = memory(report["parameters"], batch * lengths[-1], HELD[arch], width, layers)
         cells += [f"{usage.ru_maxrss / 1024:.0f} MiB", f"{predicted / 2**20:.0f} MiB"]
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def memory(parameters, tokens, held, width, layers):
     """Bytes that a training process holds, by docs/memory.md."""
-    per_layer, besides = held
-    return BASE + 16 * parameters + 4 * tokens * width * (per_layer * layers + besides)
+    first, further = held
+    return BASE + 16 * parameters + 4 * tokens * width * (first + further * (layers - 1))
 
 
 def main():
