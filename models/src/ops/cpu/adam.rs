@@ -1,5 +1,6 @@
 //! The optimiser's step, in one pass over each parameter.
 
+use super::memory::write;
 use super::simd::V;
 use super::{like, tensor, values, with_simd};
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
@@ -48,15 +49,21 @@ pub struct AdamKernel {
 impl Kernel<5, 3> for AdamKernel {
     type Saved = ();
 
+    #[allow(unsafe_code)]
     fn forward(&self, inputs: [FlexTensor; 5], _: bool) -> ([FlexTensor; 3], Option<()>) {
         let [parameter, gradient, first, second, factor] = inputs.each_ref().map(values);
-        let mut next = [parameter, first, second].map(<[f32]>::to_vec);
-        let [p, m, v] = &mut next;
-        let blocks = p.par_chunks_mut(BLOCK).zip(m.par_chunks_mut(BLOCK)).zip(v.par_chunks_mut(BLOCK));
-        blocks.zip(gradient.par_chunks(BLOCK)).for_each(|(((p, m), v), gradient)| {
+        let length = parameter.len();
+        assert!([gradient, first, second].iter().all(|x| x.len() == length), "tensors of different shapes");
+        let [mut p, mut m, mut v] = [(); 3].map(|()| Box::new_uninit_slice(length));
+        let next = p.par_chunks_mut(BLOCK).zip(m.par_chunks_mut(BLOCK)).zip(v.par_chunks_mut(BLOCK));
+        let before = parameter.par_chunks(BLOCK).zip(first.par_chunks(BLOCK)).zip(second.par_chunks(BLOCK));
+        next.zip(before).zip(gradient.par_chunks(BLOCK)).for_each(|((((p, m), v), before), gradient)| {
+            let ((parameter, first), second) = before;
+            let (p, m, v) = (write(p, parameter), write(m, first), write(v, second));
             with_simd(Block { rule: self, factor: factor[0], gradient, p, m, v });
         });
-        let [p, m, v] = next;
+        // SAFETY: the blocks, which are as many on both sides since the lengths are the same, have written all numbers.
+        let [p, m, v] = [p, m, v].map(|x| unsafe { x.assume_init() }.into_vec());
         ([like(&inputs[0], p), like(&inputs[2], m), like(&inputs[3], v)], None)
     }
 

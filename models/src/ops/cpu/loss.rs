@@ -99,11 +99,18 @@ impl WithSimd for Rows<'_> {
             if weight == 0.0 {
                 continue;
             }
-            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let (vectors, rest) = S::as_simd_f32s(logits);
+            let mut largest = simd.splat_f32s(f32::NEG_INFINITY);
+            for &x in vectors {
+                largest = simd.max_f32s(x, largest);
+            }
+            let largest = rest.iter().copied().fold(simd.reduce_max_f32s(largest), f32::max);
+            let mut sum = V::splat(simd, 0.0);
             for (e, x) in exponentials.chunks_mut(lanes).zip(logits.chunks(lanes)) {
                 (V::load(simd, x) - V::splat(simd, largest)).exp().store(e);
+                sum += V::load(simd, e); // zeros beyond the vocabulary
             }
-            let sum: f32 = exponentials.iter().sum();
+            let sum = sum.sum();
             loss += f64::from(weight) * f64::from(largest - logits[label] + sum.ln());
             if let Some(gradient) = &mut gradient {
                 let gradient = &mut gradient[row * vocab..(row + 1) * vocab];

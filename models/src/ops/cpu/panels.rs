@@ -68,8 +68,8 @@ impl Panels {
 
 /// Row r of a [`Panels::product`] of so many rows, in pieces of 16.
 #[inline(always)]
-pub fn row(product: &[f32], rows: usize, r: usize) -> impl Iterator<Item = &[f32]> {
-    product.chunks_exact(rows * WIDTH).map(move |panel| &panel[r * WIDTH..][..WIDTH])
+pub fn row(product: &[f32], rows: usize, r: usize) -> impl Iterator<Item = &[f32; WIDTH]> {
+    product.chunks_exact(rows * WIDTH).map(move |panel| &panel.as_chunks().0[r])
 }
 
 /// The product of all rows with one panel.

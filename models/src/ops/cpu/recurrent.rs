@@ -7,6 +7,8 @@
 //! has the time first, so that a step finds all of its own in one place. The gradient of the recurrent weight is one product
 //! at the end.
 
+use super::affine::projection;
+use super::memory::write;
 use super::panels::{self, Panels};
 use super::product::{Matrix, Threads, product};
 use super::{dims, math, tensor, values, with_simd};
@@ -25,6 +27,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::fmt::Debug;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 /// Which layer a [`RecurrentKernel`] computes.
@@ -292,8 +295,8 @@ fn rows_per_thread(batch: usize) -> usize {
 }
 
 /// `[steps, batch, width]` → for every block of so many examples, theirs at each step; no steps, where there is nothing.
-fn blocks(values: &mut [f32], batch: usize, rows: usize, width: usize) -> Vec<Vec<&mut [f32]>> {
-    let mut blocks: Vec<Vec<&mut [f32]>> = (0..batch.div_ceil(rows)).map(|_| Vec::new()).collect();
+fn blocks<T>(values: &mut [T], batch: usize, rows: usize, width: usize) -> Vec<Vec<&mut [T]>> {
+    let mut blocks: Vec<Vec<&mut [T]>> = (0..batch.div_ceil(rows)).map(|_| Vec::new()).collect();
     for step in values.chunks_mut((batch * width).max(1)) {
         for (block, rows) in blocks.iter_mut().zip(step.chunks_mut(rows * width)) {
             block.push(rows);
@@ -302,10 +305,12 @@ fn blocks(values: &mut [f32], batch: usize, rows: usize, width: usize) -> Vec<Ve
     blocks
 }
 
+#[allow(unsafe_code)]
 fn forward<C: Cell>(ids: Option<&[usize]>, inputs: [FlexTensor; 5], save: bool) -> ([FlexTensor; 2], Option<Saved>) {
     let [input, weight_hh, bias_ih, bias_hh, state] = inputs;
     let [gates, hidden] = dims(&weight_hh);
     let [batch, states] = dims(&state);
+    assert!(gates == C::GATES * hidden && states == C::STATES * hidden, "weights or state of another kind of layer");
     let vocab = values(&input).len() / gates;
     let seq = ids.map_or(vocab, <[usize]>::len) / batch;
     let recurrent = Panels::pack(values(&weight_hh), [hidden, gates], [1, hidden]);
@@ -314,13 +319,14 @@ fn forward<C: Cell>(ids: Option<&[usize]>, inputs: [FlexTensor; 5], save: bool) 
     let bias = if C::RESETS { bias_ih.to_vec() } else { bias_ih.iter().zip(bias_hh).map(|(a, b)| a + b).collect() };
     let bias_hh = if C::RESETS { bias_hh } else { &[] };
 
-    let mut outputs = vec![0.0; batch * seq * hidden];
+    let mut outputs = Box::new_uninit_slice(batch * seq * hidden);
     let mut last = values(&state).to_vec();
     let steps = if save { batch * seq } else { 0 };
-    let (mut saved_gates, mut extra) = (vec![0.0; steps * gates], vec![0.0; steps * C::EXTRA * hidden]);
-    let mut saved_outputs = vec![0.0; if save { (1 + seq) * batch * hidden } else { 0 }];
+    let mut saved_gates = Box::new_uninit_slice(steps * gates);
+    let mut extra = Box::new_uninit_slice(steps * C::EXTRA * hidden);
+    let mut saved_outputs = Box::new_uninit_slice(if save { (1 + seq) * batch * hidden } else { 0 });
     for (h, state) in saved_outputs.chunks_exact_mut(hidden).zip(last.chunks_exact(states)) {
-        h.copy_from_slice(&state[..hidden]);
+        write(h, &state[..hidden]);
     }
     let scratch = [gates, gates, gates + C::EXTRA * hidden].map(|length| vec![0.0; length]);
     let rows = rows_per_thread(batch);
@@ -350,6 +356,10 @@ fn forward<C: Cell>(ids: Option<&[usize]>, inputs: [FlexTensor; 5], save: bool) 
         .collect();
     run(blocks, rows, &recurrent, 0..seq);
 
+    // SAFETY: the blocks are all examples, and each has written all of theirs at every step; `saved_outputs` also has the
+    // state before the first.
+    let [outputs, saved_gates, extra, saved_outputs] =
+        [outputs, saved_gates, extra, saved_outputs].map(|x| unsafe { x.assume_init() }.into_vec());
     let saved = Saved { gates: saved_gates, extra, outputs: saved_outputs, weight_hh, state, vocab };
     ([tensor(outputs, [batch, seq, hidden]), tensor(last, [batch, states])], save.then_some(saved))
 }
@@ -483,25 +493,30 @@ fn run<W: Sweep>(
     mut sweeps: Vec<W>,
     rows: usize,
     recurrent: &Panels,
-    times: impl Iterator<Item = usize> + Clone + Sync,
+    times: impl Iterator<Item = usize> + Clone + Send + Sync,
 ) {
     if sweeps.len() < 2 || !recurrent.is_large() {
         let times = &times;
         sweeps.into_par_iter().for_each(|sweep| with_simd(Alone { sweep, recurrent, times: times.clone() }));
         return;
     }
-    let (mut left, mut product) = (Vec::new(), Vec::new());
-    for t in times {
-        sweeps.par_iter_mut().for_each(|sweep| with_simd(BeforeProduct { sweep, t }));
-        left.clear();
-        sweeps.iter().for_each(|sweep| left.extend_from_slice(sweep.left(t)));
-        product.resize(left.len() / recurrent.depth() * recurrent.padded_columns(), 0.0);
-        recurrent.product_by_all(&left, &mut product);
-        let (product, all) = (&product, left.len() / recurrent.depth());
-        sweeps.par_iter_mut().enumerate().for_each(|(index, sweep)| {
-            with_simd(AfterProduct { sweep, t, product, rows: all, first: index * rows });
-        });
-    }
+    let Some(first) = times.clone().next() else { return };
+    let depth = recurrent.depth();
+    let mut left = vec![0.0; sweeps.iter().map(|sweep| sweep.left(first).len()).sum()];
+    let all = left.len() / depth;
+    let mut product = vec![0.0; all * recurrent.padded_columns()];
+    // On one of the pool's threads, which need not be woken for its own part of every step.
+    rayon::scope(|_| {
+        for t in times {
+            let lefts = left.par_chunks_mut(rows * depth);
+            sweeps.par_iter_mut().zip(lefts).for_each(|(sweep, left)| with_simd(BeforeProduct { sweep, t, left }));
+            recurrent.product_by_all(&left, &mut product);
+            let product = &product;
+            sweeps.par_iter_mut().enumerate().for_each(|(index, sweep)| {
+                with_simd(AfterProduct { sweep, t, product, rows: all, first: index * rows });
+            });
+        }
+    });
 }
 
 /// A sweep that waits for no other.
@@ -531,6 +546,8 @@ impl<W: Sweep, I: Iterator<Item = usize>> WithSimd for Alone<'_, W, I> {
 struct BeforeProduct<'a, W> {
     sweep: &'a mut W,
     t: usize,
+    /// Where [`Sweep::left`] goes.
+    left: &'a mut [f32],
 }
 
 impl<W: Sweep> WithSimd for BeforeProduct<'_, W> {
@@ -539,6 +556,7 @@ impl<W: Sweep> WithSimd for BeforeProduct<'_, W> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         self.sweep.before_product(self.t);
+        self.left.copy_from_slice(self.sweep.left(self.t));
     }
 }
 
@@ -573,18 +591,18 @@ struct Forward<'a, C> {
     /// As the kernel has it: of the whole batch, or of the vocabulary.
     input: &'a [f32],
     /// `[rows, seq, hidden]`.
-    outputs: &'a mut [f32],
+    outputs: &'a mut [MaybeUninit<f32>],
     /// The output of the step before, `[rows, hidden]`.
     h: Vec<f32>,
     /// `[rows, states·hidden]`.
     state: &'a mut [f32],
     /// At every step `[rows, gates·hidden]`; or no steps.
-    gates: Vec<&'a mut [f32]>,
+    gates: Vec<&'a mut [MaybeUninit<f32>]>,
     /// At every step `[rows, EXTRA·hidden]`; or no steps.
-    extra: Vec<&'a mut [f32]>,
+    extra: Vec<&'a mut [MaybeUninit<f32>]>,
     /// At every step `[rows, hidden]`; or no steps.
-    saved_outputs: Vec<&'a mut [f32]>,
-    /// Of one row: the input, the product, and what is not saved.
+    saved_outputs: Vec<&'a mut [MaybeUninit<f32>]>,
+    /// Of one row: the input, the product, and the gates with what is saved beside them.
     scratch: [Vec<f32>; 3],
     cell: PhantomData<C>,
 }
@@ -602,24 +620,34 @@ impl<C: Cell> Sweep for Forward<'_, C> {
     fn after_product(&mut self, t: usize, product: &[f32], rows: usize, first: usize) {
         let (seq, hidden) = (self.seq, self.hidden);
         let (gates, states, extra) = (C::GATES * hidden, C::STATES * hidden, C::EXTRA * hidden);
-        let [input, product_row, unsaved] = &mut self.scratch;
+        let [input, product_row, to_save] = &mut self.scratch;
         for (r, (state, h)) in self.state.chunks_exact_mut(states).zip(self.h.chunks_exact_mut(hidden)).enumerate() {
             let step = (self.first + r) * seq + t;
             let row = self.ids.map_or(step, |ids| ids[step]);
             sum(input, &self.input[row * gates..], self.bias);
-            for (to, from) in product_row.chunks_mut(panels::WIDTH).zip(panels::row(product, rows, first + r)) {
-                to.copy_from_slice(&from[..to.len()]);
+            // Of a length that the compiler knows, pieces are copied without a call.
+            let (pieces, rest) = product_row.as_chunks_mut::<{ panels::WIDTH }>();
+            let mut product_pieces = panels::row(product, rows, first + r);
+            for (to, from) in pieces.iter_mut().zip(&mut product_pieces) {
+                *to = *from;
+            }
+            if let Some(from) = product_pieces.next() {
+                rest.copy_from_slice(&from[..rest.len()]);
             }
             add(product_row, self.bias_hh);
-            let (no_gates, no_extra) = unsaved.split_at_mut(gates);
-            let gates = self.gates.get_mut(t).map_or(no_gates, |saved| &mut saved[r * gates..][..gates]);
-            let extra = self.extra.get_mut(t).map_or(no_extra, |saved| &mut saved[r * extra..][..extra]);
-            C::forward(input, product_row, state, gates, extra);
+            let (row_gates, row_extra) = to_save.split_at_mut(gates);
+            C::forward(input, product_row, state, row_gates, row_extra);
             let output = &state[..hidden];
             h.copy_from_slice(output);
-            self.outputs[(r * seq + t) * hidden..][..hidden].copy_from_slice(output);
+            write(&mut self.outputs[(r * seq + t) * hidden..][..hidden], output);
+            if let Some(saved) = self.gates.get_mut(t) {
+                write(&mut saved[r * gates..][..gates], row_gates);
+            }
+            if let Some(saved) = self.extra.get_mut(t) {
+                write(&mut saved[r * extra..][..extra], row_extra);
+            }
             if let Some(saved) = self.saved_outputs.get_mut(t) {
-                saved[r * hidden..][..hidden].copy_from_slice(output);
+                write(&mut saved[r * hidden..][..hidden], output);
             }
         }
     }
@@ -682,9 +710,13 @@ impl<C: Cell> Sweep for Backward<'_, C> {
     #[inline(always)]
     fn after_product(&mut self, _: usize, product: &[f32], rows: usize, first: usize) {
         for (r, d_state) in self.d_state.chunks_exact_mut(C::STATES * self.hidden).enumerate() {
-            let d_h = d_state[..self.hidden].chunks_mut(panels::WIDTH);
-            for (d_h, through) in d_h.zip(panels::row(product, rows, first + r)) {
+            let (pieces, rest) = d_state[..self.hidden].as_chunks_mut::<{ panels::WIDTH }>();
+            let mut product_pieces = panels::row(product, rows, first + r);
+            for (d_h, through) in pieces.iter_mut().zip(&mut product_pieces) {
                 add(d_h, through);
+            }
+            if let Some(through) = product_pieces.next() {
+                add(rest, through);
             }
         }
     }
@@ -727,13 +759,16 @@ fn layer<B: RunKernels, C: Cell>(
     weights: &RecurrentWeights<B>,
     state: Option<Tensor<B, 2>>,
 ) -> Option<(Tensor<B, 3>, Tensor<B, 2>)> {
-    let weight_ih = weights.weight_ih.clone().transpose();
+    let weight_ih = &weights.weight_ih;
     if !B::has_kernel::<RecurrentKernel, 5, 2>() || is_autocast() || weight_ih.dtype() != DType::F32 {
         return None;
     }
+    let project = |x: Tensor<B, 3>| {
+        projection(&x, weight_ih).unwrap_or_else(|| plain::matmul_rows(x, weight_ih.clone().transpose()))
+    };
     let ([batch, _], projected, ids) = match x {
         LayerInput::Embedded { table, ids } if table.dims()[0] < ids.dims().iter().product() => {
-            let projected = table.clone().matmul(weight_ih); // [vocab, gates·hidden]
+            let projected: Tensor<B, 2> = project(table.clone().unsqueeze()).squeeze_dim(0); // [vocab, gates·hidden]
             match B::int_input(ids.clone().into_primitive()) {
                 Some(rows) => {
                     let rows = rows.into_data();
@@ -745,7 +780,7 @@ fn layer<B: RunKernels, C: Cell>(
         _ => {
             let x = x.clone().rows();
             let [batch, seq, _] = x.dims();
-            ([batch, seq], float(&plain::matmul_rows(x, weight_ih)), None)
+            ([batch, seq], float(&project(x)), None)
         }
     };
     let states = C::STATES * weights.weight_hh.dims()[1];
