@@ -118,12 +118,12 @@ fn every_architecture_has_nearly_the_loss_and_gradients_of_32_bits() {
         let (loss, exact) = gradients(&model, &batch, None);
         for precision in [HalfPrecision::Bf16, HalfPrecision::Fp16] {
             let (narrow, found) = gradients(&model, &batch, Some(precision));
-            assert!(narrow != loss, "{arch}, {precision:?}: no product was computed in it");
             assert!((narrow / loss - 1.0).abs() < 0.01, "{arch}, {precision:?}: loss {narrow}, not {loss}");
             assert_eq!(found.keys().collect::<Vec<_>>(), exact.keys().collect::<Vec<_>>(), "{arch}");
             let norm = |xs: Vec<Tensor<Cpu, 1>>| Tensor::cat(xs, 0).square().sum().sqrt().into_scalar();
             let off = norm(exact.iter().map(|(i, g)| g.clone() - found[i].clone()).collect());
             let off = off / norm(exact.values().cloned().collect());
+            assert!(off > 1e-5, "{arch}, {precision:?}: no product was computed in it");
             assert!(off < 0.05, "{arch}, {precision:?}: the gradient is off by {off} of its length");
         }
     }
