@@ -32,7 +32,9 @@ use pulp::WithSimd;
 #[inline]
 pub fn with_simd<Op: WithSimd>(op: Op) -> Op::Output {
     #[cfg(target_arch = "x86_64")]
-    if let Some(avx2) = pulp::x86::V3::try_new() {
+    if let Some(avx512) = pulp::x86::V4::try_new() {
+        return pulp::Simd::vectorize(avx512, op);
+    } else if let Some(avx2) = pulp::x86::V3::try_new() {
         return pulp::Simd::vectorize(avx2, op);
     }
     pulp::Arch::new().dispatch(op)
