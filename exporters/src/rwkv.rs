@@ -135,7 +135,8 @@ fn per_step(
 
 /// Time steps that [`steady_chunks`] works on at once.
 const STEADY_CHUNK: usize = 32;
-/// The fastest decay that [`steady_chunks`] takes: over half a chunk, it and its inverse are far from a float's limits.
+/// The fastest decay that [`steady_chunks`] takes, as a logarithm: over half a chunk, it and its inverse are far from a
+/// float's limits.
 const FASTEST_STEADY: f32 = -4.0;
 
 /// The same for decays w that are constants, with standard operators.
