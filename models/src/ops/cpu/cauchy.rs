@@ -167,7 +167,9 @@ impl Bluestein {
     #[inline(always)]
     fn convolve<S: Simd>(&self, simd: S, x: &mut [Complex<S>]) {
         transform(simd, x, &self.roots);
-        x.iter_mut().zip(&self.chirp).for_each(|(x, &chirp)| *x = mul(*x, splat(simd, chirp)));
+        for (x, &chirp) in x.iter_mut().zip(&self.chirp) {
+            *x = mul(*x, splat(simd, chirp));
+        }
         inverse(simd, x, &self.roots);
     }
 }
@@ -269,12 +271,22 @@ fn sums<S: Simd>(simd: S, angle: [f32; 2], modes: &[Mode<S>], inverses: &mut [Co
     for (mode, inverse) in modes.iter().zip(inverses) {
         *inverse = mode.inverse(simd, angle);
         for j in 0..4 {
-            sin[j] = [0, 1].map(|part| mode.sin[j].mul_add(inverse[part], sin[j][part]));
-            cos[j] = [0, 1].map(|part| mode.cos[j].mul_add(inverse[part], cos[j][part]));
+            sin[j] = add(mode.sin[j], *inverse, sin[j]);
+            cos[j] = add(mode.cos[j], *inverse, cos[j]);
         }
     }
     let [s, c] = angle;
-    std::array::from_fn(|j| [cos[j][0] * c - sin[j][1] * s, cos[j][1] * c + sin[j][0] * s])
+    let mut sums = zero;
+    for j in 0..4 {
+        sums[j] = [cos[j][0] * c - sin[j][1] * s, cos[j][1] * c + sin[j][0] * s];
+    }
+    sums
+}
+
+/// sum + a·x for real a.
+#[inline(always)]
+fn add<S: Simd>(a: V<S>, x: Complex<S>, sum: Complex<S>) -> Complex<S> {
+    [a.mul_add(x[0], sum[0]), a.mul_add(x[1], sum[1])]
 }
 
 /// 1/(1 + cos·PQ).
@@ -285,7 +297,7 @@ fn feedback<S: Simd>(simd: S, [_, cos]: [f32; 2], pq: Complex<S>) -> Complex<S> 
 
 #[inline(always)]
 fn scale<S: Simd>(x: Complex<S>, factor: f32) -> Complex<S> {
-    x.map(|x| x * factor)
+    [x[0] * factor, x[1] * factor]
 }
 
 struct Forward<'a> {
@@ -344,7 +356,7 @@ impl WithSimd for Backward<'_> {
             signal.fill(zero);
             for (t, (x, &after)) in signal.iter_mut().zip(after).enumerate() {
                 let dtap = V::load(simd, &dtaps[t * width..][channels.clone()]);
-                *x = splat(simd, after).map(|part| part * dtap);
+                *x = [dtap * after[0], dtap * after[1]];
             }
             group.transform.convolve(simd, &mut signal);
 
@@ -384,7 +396,10 @@ fn through_modes<S: Simd>(
     inverses: &[Complex<S>],
     dmodes: &mut [Mode<S>],
 ) {
-    let (sin, cos) = (dsums.map(|g| scale(g, s)), dsums.map(|g| scale(g, c)));
+    let (mut sin, mut cos) = (dsums, dsums);
+    for j in 0..4 {
+        (sin[j], cos[j]) = (scale(dsums[j], s), scale(dsums[j], c));
+    }
     for ((mode, &inverse), dmode) in modes.iter().zip(inverses).zip(dmodes) {
         let [re, im] = inverse;
         let mut dinverse = [V::splat(simd, 0.0); 2];

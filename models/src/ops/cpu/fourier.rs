@@ -1,6 +1,7 @@
 //! Fourier transforms of many signals at once, a signal in every lane of the vectors: every step of a transform is then plain
 //! arithmetic. Frequencies are in bit-reversed order (decimation in frequency), and the inverse takes them in that order
-//! (decimation in time): products of spectra do not mind.
+//! (decimation in time): products of spectra do not mind. (There are no closures in the loops: they would be compiled without
+//! the vector instructions of what surrounds them.)
 
 use super::simd::V;
 use pulp::Simd;
@@ -71,7 +72,9 @@ pub fn transform<S: Simd>(simd: S, x: &mut [Complex<S>], roots: &[[f32; 2]]) {
             size /= 4;
         }
         if size == 2 {
-            part.as_chunks_mut().0.iter_mut().for_each(pair);
+            for x in part.as_chunks_mut().0 {
+                pair(x);
+            }
         }
     }
 }
@@ -86,7 +89,9 @@ pub fn inverse<S: Simd>(simd: S, x: &mut [Complex<S>], roots: &[[f32; 2]]) {
     for part in x.chunks_exact_mut(cached) {
         let mut size = 4;
         if cached.ilog2() % 2 == 1 {
-            part.as_chunks_mut().0.iter_mut().for_each(pair);
+            for x in part.as_chunks_mut().0 {
+                pair(x);
+            }
             size = 8;
         }
         while size <= cached {
@@ -118,7 +123,8 @@ fn split<S: Simd>(simd: S, block: &mut [Complex<S>], roots: &[[f32; 2]]) {
     let step = roots.len() / block.len();
     let [x0, x1, x2, x3] = quarters(block);
     for (i, (((x0, x1), x2), x3)) in x0.iter_mut().zip(x1).zip(x2).zip(x3).enumerate() {
-        let [w1, w2, w3] = [1, 2, 3].map(|k| splat(simd, roots[k * i * step]));
+        let (w1, w2) = (splat(simd, roots[i * step]), splat(simd, roots[2 * i * step]));
+        let w3 = splat(simd, roots[3 * i * step]);
         let (even, odd) = (add(*x0, *x2), add(*x1, *x3));
         let (difference, turned) = (sub(*x0, *x2), turn(sub(*x1, *x3)));
         *x0 = add(even, odd);
@@ -134,8 +140,9 @@ fn join<S: Simd>(simd: S, block: &mut [Complex<S>], roots: &[[f32; 2]]) {
     let step = roots.len() / block.len();
     let [x0, x1, x2, x3] = quarters(block);
     for (i, (((x0, x1), x2), x3)) in x0.iter_mut().zip(x1).zip(x2).zip(x3).enumerate() {
-        let [w1, w2, w3] = [1, 2, 3].map(|k| conj(splat(simd, roots[k * i * step])));
-        let (y1, y2, y3) = (mul(*x1, w2), mul(*x2, w1), mul(*x3, w3));
+        let (w1, w2) = (splat(simd, roots[i * step]), splat(simd, roots[2 * i * step]));
+        let w3 = splat(simd, roots[3 * i * step]);
+        let (y1, y2, y3) = (mul(*x1, conj(w2)), mul(*x2, conj(w1)), mul(*x3, conj(w3)));
         let (even, odd) = (add(*x0, y1), sub(*x0, y1));
         let (difference, turned) = (add(y2, y3), turn(sub(y2, y3)));
         *x0 = add(even, difference);
