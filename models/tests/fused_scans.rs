@@ -8,6 +8,7 @@ use burn::tensor::{DType, TensorData};
 use data::stream_rng;
 use models::Cpu;
 use models::ops::delta::{self, DeltaRule};
+use models::ops::s4::S4Kernel;
 use models::ops::scan::{self, SelectiveScan};
 use models::ops::{Gate, SequenceOps, plain, s4, wkv};
 use proptest::prelude::*;
@@ -155,6 +156,29 @@ proptest! {
             vec![flat(states), flat(last)]
         };
         check("recurrence", &arguments[..if given { 3 } else { 2 }], |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn s4_kernel(hidden in 1..40usize, modes in 1..5usize, l_kernel in 1..150usize, length in 1..150usize) {
+        let pairs = (hidden * modes * 2, UNIT);
+        let plane = (hidden * modes, UNIT);
+        let arguments = [(hidden, UNIT), plane, plane, pairs, pairs, pairs];
+        let run = |a: &[Flat], fast: bool| {
+            let pairs = |i: usize| a[i].clone().reshape([1, hidden, modes, 2]);
+            let plane = |i: usize| a[i].clone().reshape([hidden, modes]);
+            let parameters = S4Kernel {
+                inv_dt: a[0].clone().reshape([hidden, 1]),
+                a_real: plane(1),
+                a_imag: plane(2),
+                b: pairs(3),
+                c: pairs(4),
+                p: pairs(5),
+                l_kernel,
+            };
+            let length = length.min(l_kernel); // the kernel does not make longer ones itself
+            vec![flat(if fast { Training::s4_kernel } else { s4::kernel }(parameters, length))]
+        };
+        check("S4's kernel", &arguments, |a| run(a, true), |a| run(a, false));
     }
 
     #[test]

@@ -189,7 +189,8 @@ pub trait SequenceOps: RunKernels {
 
     /// The first `length` taps of S4's kernel, `[hidden, length]`. See [`s4::kernel`] for the definition.
     fn s4_kernel(parameters: S4Kernel<Self>, length: usize) -> Tensor<Self, 2> {
-        s4::kernel(parameters, length)
+        let modes = parameters.modes(length);
+        cpu::cauchy::taps(&modes, length).unwrap_or_else(|| s4::taps(modes, length))
     }
 
     /// Causal convolution of every channel with a kernel of its own: `u` `[batch, seq, hidden]`, `k` `[hidden, seq]` →

@@ -1,7 +1,7 @@
 //! S4's convolution kernel and the convolution with it (Gu et al., arXiv 2111.00396).
 
 use burn::prelude::*;
-use burn::tensor::TensorData;
+use burn::tensor::{DType, TensorData};
 use std::f64::consts::PI;
 
 /// The parameters of S4's kernel, one row per channel; pairs are `[re, im]` on the last axis.
@@ -66,35 +66,39 @@ impl<B: Backend> Complex<B, 2> {
 /// Q = conj P, where g(v) = Σ Δ·v / (2i·s − ΔΛ·c) over all modes with s = sin θ/2 and c = cos θ/2. That is the paper's
 /// Cauchy product (section 3.2) with 1 + ω = 2c·e^{−iθ/2} taken out, so that nothing is infinite at ω = −1.
 pub fn kernel<B: Backend>(parameters: S4Kernel<B>, length: usize) -> Tensor<B, 2> {
-    let device = parameters.inv_dt.device();
-    let S4Kernel { inv_dt, a_real, a_imag, b, c, p, l_kernel } = parameters.at_least(length);
-    let dt = inv_dt.exp(); // [hidden, 1]
-    let lambda = Complex { re: -a_real.exp() * dt.clone(), im: -a_imag * dt.clone() }; // Δ·Λ, [hidden, modes]
-    let [hidden, modes] = lambda.re.dims();
+    taps(parameters.modes(length), length)
+}
+
+/// What the sums over modes consist of. A mode and its conjugate together are
+/// (4i·s·Re Δv − 2c·Re(Δv·conj ΔΛ)) / (|ΔΛ|²c² − 4s² − 4i·s·c·Re ΔΛ).
+#[derive(Debug, Clone)]
+pub struct Modes<B: Backend> {
+    /// Re ΔΛ and |ΔΛ|², `[hidden, 2, modes]`.
+    pub poles: Tensor<B, 3>,
+    /// 4·Re Δv for v = BC, BQ, PC and PQ, then −2·Re(Δv·conj ΔΛ) for the same, `[hidden, 8, modes]`.
+    pub numerators: Tensor<B, 3>,
+    /// The length that the spectrum stands for.
+    pub l_kernel: usize,
+}
+
+/// [`kernel`] from the modes, of which `length` is at most `l_kernel`.
+pub fn taps<B: Backend>(modes: Modes<B>, length: usize) -> Tensor<B, 2> {
+    let Modes { poles, numerators, l_kernel } = modes;
+    let hidden = poles.dims()[0];
     let frequencies = l_kernel / 2 + 1;
+    let options = (&poles.device(), poles.dtype());
     let half_angles = |f: fn(f64) -> f64| {
         let values: Vec<f64> = (0..frequencies).map(|k| f(PI * k as f64 / l_kernel as f64)).collect();
-        Tensor::<B, 3>::from_data(TensorData::new(values, [1, 1, frequencies]), &device)
+        Tensor::<B, 3>::from_data(TensorData::new(values, [1, 1, frequencies]), options)
     };
     let (sin, cos) = (half_angles(f64::sin), half_angles(f64::cos));
-
-    // A mode and its conjugate together: (4i·s·Re v − 2c·Re(v·conj ΔΛ)) / (|ΔΛ|²c² − 4s² − 4i·s·c·Re ΔΛ).
-    let over_modes = |x: Tensor<B, 2>| x.reshape([hidden, modes, 1]);
-    let square = lambda.re.clone() * lambda.re.clone() + lambda.im.clone() * lambda.im.clone();
+    let [re, square] = [0, 1].map(|i| poles.clone().narrow(1, i, 1).swap_dims(1, 2)); // [hidden, modes, 1]
     let denominator = Complex {
-        re: over_modes(square) * cos.clone().square() - sin.clone().square() * 4.0,
-        im: over_modes(lambda.re.clone()) * (sin.clone() * cos.clone()) * -4.0,
+        re: square * cos.clone().square() - sin.clone().square() * 4.0,
+        im: re * (sin.clone() * cos.clone()) * -4.0,
     };
     let inverse = denominator.recip(); // [hidden, modes, frequencies]
-    let (b, c, p) = (Complex::from_pairs(b), Complex::from_pairs(c), Complex::from_pairs(p));
-    let q = p.clone().conj();
-    let numerators = [b.clone().mul(c.clone()), b.mul(q.clone()), p.clone().mul(c), p.mul(q)].map(|v| {
-        let product = v.re.clone() * lambda.re.clone() + v.im * lambda.im.clone();
-        (v.re * dt.clone(), product * dt.clone())
-    });
-    let (v, product): (Vec<_>, Vec<_>) = numerators.into_iter().unzip();
-    let v = Tensor::stack::<3>(v, 1) * 4.0; // [hidden, 4, modes]
-    let product = Tensor::stack::<3>(product, 1) * -2.0;
+    let [v, product] = [0, 4].map(|i| numerators.clone().narrow(1, i, 4));
     let g = Complex {
         re: product.clone().matmul(inverse.re.clone()) * cos.clone()
             - v.clone().matmul(inverse.im.clone()) * sin.clone(),
@@ -106,12 +110,12 @@ pub fn kernel<B: Backend>(parameters: S4Kernel<B>, length: usize) -> Tensor<B, 2
     let correction = bq.mul(pc).mul(feedback);
     let spectrum = [bc.re - correction.re * cos.clone(), bc.im - correction.im * cos];
     let spectrum = Tensor::cat(spectrum.to_vec(), 2).reshape([hidden, 2 * frequencies]);
-    spectrum.matmul(inverse_transform(l_kernel, length, &device))
+    spectrum.matmul(inverse_transform(l_kernel, length, options))
 }
 
 /// The inverse Fourier transform of the half spectrum of a real signal of `l` samples, times e^{iθ/2}, as a matrix: real
 /// and imaginary parts `[2·frequencies]` → the first `length` samples.
-fn inverse_transform<B: Backend>(l: usize, length: usize, device: &B::Device) -> Tensor<B, 2> {
+fn inverse_transform<B: Backend>(l: usize, length: usize, options: (&B::Device, DType)) -> Tensor<B, 2> {
     let frequencies = l / 2 + 1;
     // Angles are π/l times k·(2t + 1), of which only the remainder modulo 2·l counts.
     let table =
@@ -125,10 +129,25 @@ fn inverse_transform<B: Backend>(l: usize, length: usize, device: &B::Device) ->
             values.extend((0..length).map(|t| weight * table[k * (2 * t + 1) % (2 * l)]));
         }
     }
-    Tensor::from_data(TensorData::new(values, [2 * frequencies, length]), device)
+    Tensor::from_data(TensorData::new(values, [2 * frequencies, length]), options)
 }
 
 impl<B: Backend> S4Kernel<B> {
+    /// What the first `length` taps are computed from.
+    pub fn modes(self, length: usize) -> Modes<B> {
+        let S4Kernel { inv_dt, a_real, a_imag, b, c, p, l_kernel } = self.at_least(length);
+        let dt = inv_dt.exp(); // [hidden, 1]
+        let lambda = Complex { re: -a_real.exp() * dt.clone(), im: -a_imag * dt.clone() }; // Δ·Λ, [hidden, modes]
+        let square = lambda.re.clone() * lambda.re.clone() + lambda.im.clone() * lambda.im.clone();
+        let (b, c, p) = (Complex::from_pairs(b), Complex::from_pairs(c), Complex::from_pairs(p));
+        let q = p.clone().conj();
+        let products = [b.clone().mul(c.clone()), b.mul(q.clone()), p.clone().mul(c), p.mul(q)];
+        let sin = products.clone().map(|v| v.re * dt.clone() * 4.0);
+        let cos = products.map(|v| (v.re * lambda.re.clone() + v.im * lambda.im.clone()) * dt.clone() * -2.0);
+        let numerators = Tensor::stack(sin.into_iter().chain(cos).collect(), 1);
+        Modes { poles: Tensor::stack(vec![lambda.re, square], 1), numerators, l_kernel }
+    }
+
     /// The same kernel with `l_kernel` doubled until it is `length` or more: (I − Ā²ˡ)ᵀC = (I + Āˡ)ᵀ·(I − Āˡ)ᵀC.
     fn at_least(self, length: usize) -> Self {
         let mut l_kernel = self.l_kernel;

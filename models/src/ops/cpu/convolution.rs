@@ -1,9 +1,8 @@
 //! Causal convolution of every channel with a kernel as long as the sequence, by Fourier transforms.
 //!
-//! Vectors run along the channels, which makes every step of the transform plain arithmetic. Kernels are real, so two
-//! examples are one complex signal, the second its imaginary part. The transform leaves frequencies in bit-reversed
-//! order (decimation in frequency), and the inverse takes them in that order (decimation in time): products do not mind.
+//! Vectors run along the channels. Kernels are real, so two examples are one complex signal, the second its imaginary part.
 
+use super::fourier::{self, Complex, conj, inverse, mul, transform};
 use super::simd::{V, tiles, transpose};
 use super::{dims, like, tensor, values, with_simd};
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
@@ -11,10 +10,9 @@ use burn::prelude::Tensor;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
-use std::f64::consts::TAU;
 
-/// Channels that one unit of work takes.
-const GROUP: usize = 8;
+/// Channels that one unit of work takes: as many as the widest vectors have lanes.
+const GROUP: usize = 16;
 
 /// What the convolution reads, row-major; see [`causal_convolution`](crate::ops::s4::causal_convolution).
 #[derive(Debug, Clone, Copy)]
@@ -93,58 +91,9 @@ impl Kernel<2, 1> for CausalConvolution {
     }
 }
 
-/// Half of the complex roots of unity for signals of `seq` samples and as many zeros: e^(−2πi·j/n), j < n/2.
+/// The complex roots of unity for signals of `seq` samples and as many zeros.
 fn roots(seq: usize) -> Vec<[f32; 2]> {
-    let n = (2 * seq).next_power_of_two();
-    let root = |j: usize| -TAU * j as f64 / n as f64;
-    (0..n / 2).map(|j| [root(j).cos() as f32, root(j).sin() as f32]).collect()
-}
-
-/// Complex numbers, a vector of them.
-type Complex<S> = [V<S>; 2];
-
-#[inline(always)]
-fn mul<S: Simd>([a, b]: Complex<S>, [c, d]: Complex<S>) -> Complex<S> {
-    [a.mul_add(c, -(b * d)), a.mul_add(d, b * c)]
-}
-
-#[inline(always)]
-fn conj<S: Simd>([a, b]: Complex<S>) -> Complex<S> {
-    [a, -b]
-}
-
-/// Frequencies of `x` in bit-reversed order, in place.
-#[inline(always)]
-fn transform<S: Simd>(simd: S, x: &mut [Complex<S>], roots: &[[f32; 2]]) {
-    let mut stride = 1;
-    while stride < x.len() {
-        for block in x.chunks_exact_mut(x.len() / stride) {
-            let (low, high) = block.split_at_mut(block.len() / 2);
-            for ((a, b), &[cos, sin]) in low.iter_mut().zip(high).zip(roots.iter().step_by(stride)) {
-                let difference = [a[0] - b[0], a[1] - b[1]];
-                *a = [a[0] + b[0], a[1] + b[1]];
-                *b = mul(difference, [V::splat(simd, cos), V::splat(simd, sin)]);
-            }
-        }
-        stride *= 2;
-    }
-}
-
-/// The way back from [`transform`], times the number of samples.
-#[inline(always)]
-fn inverse<S: Simd>(simd: S, x: &mut [Complex<S>], roots: &[[f32; 2]]) {
-    let mut stride = x.len() / 2;
-    while stride > 0 {
-        for block in x.chunks_exact_mut(x.len() / stride) {
-            let (low, high) = block.split_at_mut(block.len() / 2);
-            for ((a, b), &[cos, sin]) in low.iter_mut().zip(high).zip(roots.iter().step_by(stride)) {
-                let turned = mul(*b, [V::splat(simd, cos), V::splat(simd, -sin)]);
-                *b = [a[0] - turned[0], a[1] - turned[1]];
-                *a = [a[0] + turned[0], a[1] + turned[1]];
-            }
-        }
-        stride /= 2;
-    }
+    fourier::roots((2 * seq).next_power_of_two())
 }
 
 /// Some channels of all examples.
@@ -221,7 +170,7 @@ impl WithSimd for Forward<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { group, mut y } = self;
-        let zeros = vec![[V::splat(simd, 0.0); 2]; 2 * group.roots.len()];
+        let zeros = vec![[V::splat(simd, 0.0); 2]; group.roots.len()];
         let (mut kernel, mut signal) = (zeros.clone(), zeros);
         for channels in group.blocks::<S>() {
             group.kernel(simd, channels.clone(), &mut kernel);
@@ -253,7 +202,7 @@ impl WithSimd for Backward<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { group, dy, mut du, mut dk } = self;
-        let zeros = vec![[V::splat(simd, 0.0); 2]; 2 * group.roots.len()];
+        let zeros = vec![[V::splat(simd, 0.0); 2]; group.roots.len()];
         let [mut kernel, mut dkernel, mut signal, mut output] = [(); 4].map(|()| zeros.clone());
         for channels in group.blocks::<S>() {
             group.kernel(simd, channels.clone(), &mut kernel);

@@ -7,8 +7,10 @@
 pub mod adam;
 pub mod affine;
 pub mod attention;
+pub mod cauchy;
 pub mod convolution;
 pub mod delta;
+pub mod fourier;
 pub mod linear;
 pub mod loss;
 pub mod math;

@@ -227,12 +227,20 @@ pub fn tiles<T>(x: &mut [T], rows_per_block: usize, width: usize, columns: usize
     tiles
 }
 
-/// `[…, rows, columns]` → `[…, columns, rows]`.
+/// `[…, rows, columns]` → `[…, columns, rows]`, square after square, so that both sides of it stay in the cache.
 pub fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(x.len());
-    for matrix in x.chunks_exact((rows * columns).max(1)) {
-        for column in 0..columns {
-            out.extend(matrix[column..].iter().step_by(columns));
+    const SIDE: usize = 16;
+    let mut out = vec![0.0; x.len()];
+    let size = (rows * columns).max(1);
+    for (x, out) in x.chunks_exact(size).zip(out.chunks_exact_mut(size)) {
+        for first_column in (0..columns).step_by(SIDE) {
+            for first_row in (0..rows).step_by(SIDE) {
+                for column in first_column..columns.min(first_column + SIDE) {
+                    for row in first_row..rows.min(first_row + SIDE) {
+                        out[column * rows + row] = x[row * columns + column];
+                    }
+                }
+            }
         }
     }
     out
