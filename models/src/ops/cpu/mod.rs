@@ -9,6 +9,7 @@ pub mod affine;
 pub mod attention;
 pub mod convolution;
 pub mod delta;
+pub mod dropout;
 pub mod linear;
 pub mod loss;
 pub mod math;
