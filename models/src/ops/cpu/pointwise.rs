@@ -55,7 +55,9 @@ impl<P: Pointwise<IN, OUT>, const IN: usize, const OUT: usize> WithSimd for Bloc
         let Self { function, inputs, mut outputs } = self;
         for start in (0..outputs[0].len()).step_by(V::<S>::LANES) {
             let mut values = [V::splat(simd, 0.0); IN]; // (the compiler would call a function for `inputs.map`)
-            values.iter_mut().zip(inputs).for_each(|(value, x)| *value = V::load(simd, &x[start..]));
+            for (value, x) in values.iter_mut().zip(inputs) {
+                *value = V::load(simd, &x[start..]);
+            }
             let values = function.apply(values);
             for (output, value) in outputs.iter_mut().zip(values) {
                 value.init(&mut output[start..]);

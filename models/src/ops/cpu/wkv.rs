@@ -4,7 +4,7 @@
 //! as it is defined. The way back takes a few time steps at once, between two matrices that were kept, and never computes
 //! those in between. Both only multiply decays: nothing is divided by a product of them, which may be close to zero.
 
-use super::simd::{V, init, pack, sum_blocks, tiles, unpack};
+use super::simd::{V, pack, sum_blocks, tiles, unpack};
 use super::{dims, like, tensor, values, with_simd};
 #[cfg(feature = "cube")]
 use crate::ops::cube;
@@ -258,7 +258,9 @@ impl WithSimd for Forward<'_> {
             if t % CHUNK == 0 && !checkpoints.is_empty() {
                 let checkpoint = &mut checkpoints[t / CHUNK * size * size..][..size * size];
                 for (row, state) in checkpoint.chunks_exact_mut(size).zip(state.chunks_exact(width)) {
-                    row.chunks_mut(lanes).zip(state).for_each(|(x, state)| state.init(x));
+                    for (x, state) in row.chunks_mut(lanes).zip(state) {
+                        state.init(x);
+                    }
                 }
             }
             let step = Step::of(simd, wkv, unit, t, bonus);
@@ -362,25 +364,24 @@ impl WithSimd for Backward<'_> {
         let (pairs, reads) = (take(CHUNK * CHUNK), take(CHUNK * CHUNK)); // v_j·dy_i at [i, j], what i reads of v_j at [j, i]
         let (total, overlap, ones) = (take(n), take(n), take(n));
         ones.fill(1.0);
-        copy_rows(dmatrix, size, dstate, n);
+        copy_rows(simd, dmatrix, size, dstate, n);
         let bonus = wkv.bonus_row(wkv.bonus, unit);
         let width = size.div_ceil(lanes);
         let (mut dbonus_sum, mut ddecay_sum) = (vec![zero; width], vec![zero; width]);
         for chunk in (0..chunks).rev() {
             let start = chunk * CHUNK;
             let length = CHUNK.min(seq - start);
-            copy_rows(&checkpoints[(unit * chunks + chunk) * size * size..][..size * size], size, state, n);
+            copy_rows(simd, &checkpoints[(unit * chunks + chunk) * size * size..][..size * size], size, state, n);
             // Steps that neither read nor write nor decay fill up the last chunk.
             for (x, fill) in [(&mut *r, 0.0), (k, 0.0), (v, 0.0), (dys, 0.0), (decay, 1.0)] {
                 x[length * n..].fill(fill);
             }
             for t in 0..length {
-                let copy = |to: &mut [f32], row: &[f32]| to[t * n..][..size].copy_from_slice(row);
-                copy(r, wkv.row(wkv.r, unit, start + t));
-                copy(k, wkv.row(wkv.k, unit, start + t));
-                copy(v, wkv.row(wkv.v, unit, start + t));
-                copy(decay, wkv.decay(unit, start + t));
-                copy(dys, wkv.row(dy, unit, start + t));
+                copy(simd, wkv.row(wkv.r, unit, start + t), &mut r[t * n..]);
+                copy(simd, wkv.row(wkv.k, unit, start + t), &mut k[t * n..]);
+                copy(simd, wkv.row(wkv.v, unit, start + t), &mut v[t * n..]);
+                copy(simd, wkv.decay(unit, start + t), &mut decay[t * n..]);
+                copy(simd, wkv.row(dy, unit, start + t), &mut dys[t * n..]);
             }
             turn(v, v_columns, n);
             turn(dys, dy_columns, n);
@@ -406,12 +407,12 @@ impl WithSimd for Backward<'_> {
                 reads[j * CHUNK..][..j].fill(0.0);
                 let mut sums = [zero; CHUNK];
                 for at in (0..size).step_by(lanes) {
-                    let load = |x: &[f32], t: usize| V::load(simd, &x[t * n + at..]);
-                    let mut key = load(k, j);
-                    sums[j] = (key * load(r, j)).mul_add(V::load(simd, &bonus[at..]), sums[j]);
+                    let mut key = V::load(simd, &k[j * n + at..]);
+                    let own = key * V::load(simd, &r[j * n + at..]);
+                    sums[j] = own.mul_add(V::load(simd, &bonus[at..]), sums[j]);
                     for i in j + 1..CHUNK {
-                        sums[i] = key.mul_add(load(r, i), sums[i]);
-                        key = key * load(decay, i);
+                        sums[i] = key.mul_add(V::load(simd, &r[i * n + at..]), sums[i]);
+                        key = key * V::load(simd, &decay[i * n + at..]);
                     }
                 }
                 for i in j..CHUNK {
@@ -437,44 +438,52 @@ impl WithSimd for Backward<'_> {
 
             for (w, (dbonus, ddecay_sum)) in dbonus_sum.iter_mut().zip(&mut ddecay_sum).enumerate() {
                 let at = w * lanes;
-                let load = |x: &[f32], t: usize| V::load(simd, &x[t * n + at..]);
-                let pair = |i: usize, j: usize| V::splat(simd, pairs[i * CHUNK + j]);
-                let (mut a, mut q, mut reads, mut writes) = ([one; CHUNK], [zero; CHUNK], [zero; CHUNK], [zero; CHUNK]);
+                let (mut a, mut q, mut read_t, mut write_t) =
+                    ([one; CHUNK], [zero; CHUNK], [zero; CHUNK], [zero; CHUNK]);
                 for t in 0..CHUNK {
-                    (a[t], q[t], reads[t], writes[t]) = (load(decay, t), load(r, t), load(read, t), load(written, t));
+                    a[t] = V::load(simd, &decay[t * n + at..]);
+                    q[t] = V::load(simd, &r[t * n + at..]);
+                    read_t[t] = V::load(simd, &read[t * n + at..]);
+                    write_t[t] = V::load(simd, &written[t * n + at..]);
                 }
                 let bonus = V::load(simd, &bonus[at..]);
                 let mut overlap = V::load(simd, &overlap[at..]); // of the matrix before t with D
                 for t in 0..length {
-                    let (key, own) = (load(k, t), pair(t, t));
-                    (own * bonus).mul_add(key, reads[t]).store(&mut dr_rows[t * n + at..]);
+                    let (key, own) = (V::load(simd, &k[t * n + at..]), V::splat(simd, pairs[t * CHUNK + t]));
+                    (own * bonus).mul_add(key, read_t[t]).store(&mut dr_rows[t * n + at..]);
                     *dbonus = (own * key).mul_add(q[t], *dbonus);
                     let mut gradient = overlap;
                     for i in (t + 1..CHUNK).rev() {
-                        gradient = a[i].mul_add(gradient, q[i] * reads[i]);
-                        reads[i] = a[t].mul_add(reads[i], key * pair(i, t));
+                        gradient = a[i].mul_add(gradient, q[i] * read_t[i]);
+                        read_t[i] = a[t].mul_add(read_t[i], key * V::splat(simd, pairs[i * CHUNK + t]));
                     }
-                    overlap = a[t].mul_add(overlap, key * writes[t]);
+                    overlap = a[t].mul_add(overlap, key * write_t[t]);
                     match wkv.is_steady() {
                         true => *ddecay_sum += gradient,
                         false => gradient.init(&mut ddecay[start + t][at..]),
                     }
                 }
                 for t in (0..CHUNK).rev() {
-                    (pair(t, t) * bonus).mul_add(q[t], writes[t]).store(&mut dk_rows[t * n + at..]);
+                    let own = V::splat(simd, pairs[t * CHUNK + t]);
+                    (own * bonus).mul_add(q[t], write_t[t]).store(&mut dk_rows[t * n + at..]);
                     for j in 0..t {
-                        writes[j] = a[t].mul_add(writes[j], q[t] * pair(t, j));
+                        write_t[j] = a[t].mul_add(write_t[j], q[t] * V::splat(simd, pairs[t * CHUNK + j]));
                     }
                 }
             }
             for t in 0..length {
-                init(dr[start + t], &dr_rows[t * n..][..size]);
-                init(dk[start + t], &dk_rows[t * n..][..size]);
-                init(dv[start + t], &dvalues[t * n..][..size]);
+                let rows =
+                    [(&mut dr[start + t], &*dr_rows), (&mut dk[start + t], dk_rows), (&mut dv[start + t], dvalues)];
+                for (to, from) in rows {
+                    let from = &from[t * n..][..size];
+                    for (to, from) in to.chunks_mut(lanes).zip(from.chunks(lanes)) {
+                        V::load(simd, from).init(to);
+                    }
+                }
             }
         }
-        for (row, padded) in dmatrix.chunks_exact_mut(size).zip(dstate.chunks_exact(n)) {
-            row.copy_from_slice(&padded[..size]);
+        for (to, from) in dmatrix.chunks_exact_mut(size).zip(dstate.chunks_exact(n)) {
+            copy(simd, &from[..size], to);
         }
         for (x, sum) in dbonus.chunks_mut(lanes).zip(&dbonus_sum) {
             sum.store(x);
@@ -487,10 +496,19 @@ impl WithSimd for Backward<'_> {
     }
 }
 
+/// Copies a row, vector by vector; the last may write zeros after it.
+#[inline(always)]
+fn copy<S: Simd>(simd: S, from: &[f32], to: &mut [f32]) {
+    for (from, to) in from.chunks(V::<S>::LANES).zip(to.chunks_mut(V::<S>::LANES)) {
+        V::load(simd, from).store(to);
+    }
+}
+
 /// Rows of `size` numbers to the start of rows of `n`.
-fn copy_rows(from: &[f32], size: usize, to: &mut [f32], n: usize) {
+#[inline(always)]
+fn copy_rows<S: Simd>(simd: S, from: &[f32], size: usize, to: &mut [f32], n: usize) {
     for (from, to) in from.chunks_exact(size).zip(to.chunks_exact_mut(n)) {
-        to[..size].copy_from_slice(from);
+        copy(simd, from, to);
     }
 }
 
@@ -515,7 +533,7 @@ fn turn_back(from: &[f32], to: &mut [f32], n: usize) {
 }
 
 /// `out = left·right`, or with `keep` this plus what `out` was, each row times a number of `keep`: `left` `[rows, depth]`,
-/// `right` `[depth, columns]`. Rows and columns are multiples of [`CHUNK`], which is one of the lanes of any vector.
+/// `right` `[depth, columns]`. Rows, depth and columns are multiples of [`CHUNK`], and that of the lanes of any vector.
 #[inline(always)]
 fn product<S: Simd>(
     simd: S,
@@ -548,15 +566,20 @@ fn tiles_of<S: Simd, const R: usize, const W: usize>(
 ) {
     let (out, right) = (S::as_mut_simd_f32s(out).0, S::as_simd_f32s(right).0);
     for (block, (out, left)) in out.chunks_exact_mut(R * vectors).zip(left.chunks_exact(R * depth)).enumerate() {
-        let rows: [&[f32]; R] = std::array::from_fn(|r| &left[r * depth..][..depth]);
         for first in (0..vectors).step_by(W) {
             let mut sums = [[simd.splat_f32s(0.0); W]; R];
-            for k in 0..depth {
-                let columns = &right[k * vectors + first..][..W];
-                for r in 0..R {
-                    let x = simd.splat_f32s(rows[r][k]);
-                    for w in 0..W {
-                        sums[r][w] = simd.mul_add_f32s(x, columns[w], sums[r][w]);
+            for (part, right) in right.chunks_exact(CHUNK * vectors).enumerate() {
+                let mut rows = [&[0.0; CHUNK]; R];
+                for (row, left) in rows.iter_mut().zip(left.chunks_exact(depth)) {
+                    *row = &left.as_chunks().0[part];
+                }
+                for k in 0..CHUNK {
+                    let columns = &right[k * vectors + first..][..W];
+                    for r in 0..R {
+                        let x = simd.splat_f32s(rows[r][k]);
+                        for w in 0..W {
+                            sums[r][w] = simd.mul_add_f32s(x, columns[w], sums[r][w]);
+                        }
                     }
                 }
             }
