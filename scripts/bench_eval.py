@@ -34,7 +34,7 @@ def options():
     parser.add_argument("--pipeline", default=str(ROOT / "target/release/pipeline"))
     parser.add_argument("--baseline", help="a script with `eval --arch A --lengths 1..N --per-length K`")
     parser.add_argument("--python", default=sys.executable, help="the Python that the baseline runs in")
-    parser.add_argument("--archs", default="rnn,lstm,transformer,s4,mamba,rwkv5")
+    parser.add_argument("--archs", default="rnn,lstm,transformer,rope,s4,mamba,rwkv5", help="as the baseline names them")
     parser.add_argument("--task", default="counting_diffsymbol_mod10", help="must have different sequences of all lengths")
     parser.add_argument("--longest", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=8)
@@ -75,8 +75,10 @@ class Utilisation:
 
 
 def exported(o, arch, folder):
-    config = ROOT / f"configs/{arch}.toml"
+    positions = {"transformer": "none", "rope": "rope"}.get(arch)  # the baseline's `transformer` has none
+    config = ROOT / f"configs/{'transformer' if positions else arch}.toml"
     sets = [f"model.hidden_size={o.width}", "model.num_layers=1", "train.max_steps=1", "task.train_examples=1000"]
+    sets += [f"model.positional_embedding={positions}"] if positions else []
     sets = [argument for key in sets for argument in ("--set", key)]
     train = [o.pipeline, "train", "--config", config, "--task", o.task, *sets, "--json", "--quiet"]
     handle = run(train, folder)[0]["handle"]

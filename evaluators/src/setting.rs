@@ -106,8 +106,9 @@ impl Setting<'_> {
     pub fn budget(&self, max_tokens: Option<usize>, total: usize, longest: usize) -> Budget {
         let cpu = matches!(self.provider, Provider::Auto | Provider::Cpu);
         let stateful = self.interface.is_stateful();
-        // On a CPU the best pieces are those whose intermediate results stay in a core's own cache.
-        let tokens = max_tokens.unwrap_or(match (cpu, stateful) {
+        // On a CPU the best batches are those whose intermediate results stay in a core's own cache, but for models that
+        // first make a filter of the batch's length.
+        let tokens = max_tokens.unwrap_or(match (cpu, stateful || self.quadratic) {
             (true, true) => 2048,
             (true, false) => 16_384,
             (false, _) => 65_536,

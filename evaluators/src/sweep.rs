@@ -125,7 +125,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// The most tokens (rows × longest row) in one batch; a longer single sequence is a batch by itself. Bounds memory.
-    /// By default 65 536 on a GPU, and on a CPU 16 384, or 2048 for models with states.
+    /// By default 65 536 on a GPU, and on a CPU 2048, or 16 384 for models without states or attention.
     pub fn max_tokens(mut self, max_tokens: Option<usize>) -> Self {
         self.max_tokens = max_tokens;
         self

@@ -8,16 +8,26 @@ use crate::{ExportError, Target};
 /// Queries that [`Attention::Blocks`] takes at once: their scores against 1000 keys stay in a core's cache.
 const BLOCK: i64 = 64;
 
-/// How attention is computed; every layer does it alike, with the same mask.
+/// Into how many parts [`Attention::Parts`] cuts the queries: 5/8 of all pairs of tokens are left.
+const PARTS: usize = 4;
+
+/// How attention is computed; every layer does it alike, with the same masks.
 pub(crate) enum Attention {
-    /// All queries at once.
-    Whole {
-        /// What is added to the scores, `[batch, 1, query, key]`.
-        mask: Value,
-    },
+    /// The queries in [`PARTS`] parts, without the keys after each part.
+    Parts(Vec<Part>),
     /// A loop over blocks of queries, which leaves out the keys after each block. Half the products, and no
-    /// `[batch, heads, seq, seq]` in memory: on a CPU twice as fast at length 1000. On a GPU the whole is better.
+    /// `[batch, heads, seq, seq]` in memory: best on a CPU. On a GPU a loop costs more than it saves.
     Blocks(Blocks),
+}
+
+/// What [`Attention::Parts`] shares between layers.
+pub(crate) struct Part {
+    /// The first query, `[1]`.
+    start: Value,
+    /// One past the last query, `[1]`.
+    end: Value,
+    /// What is added to the scores, `[batch, 1, query, key]`.
+    mask: Value,
 }
 
 /// What [`Attention::Blocks`] shares between layers.
@@ -50,7 +60,7 @@ impl Attention {
             let middle_axes = g.list("middle_axes", &[1, 2]);
             let hidden = g.node("Unsqueeze", &[&hidden, &middle_axes], &[]); // [batch, 1, 1, key]
             match g.target() {
-                Target::Portable => Self::Whole { mask: score_mask(g, &key, &key, &hidden, identity) },
+                Target::Portable => Self::Parts(parts(g, &seq, &key, &hidden, identity)),
                 Target::Ort => {
                     let block = g.scalar("block", BLOCK);
                     let starts = g.node("Range", &[&zero, &length, &block], &[]);
@@ -74,8 +84,15 @@ impl Attention {
     ) -> Result<Value, ExportError> {
         let merged = g.list("merged", &[0, -1, (heads * head_dim) as i64]); // 0 keeps an axis as it is
         match self {
-            Self::Whole { mask } => {
-                let y = weighted_sum(g, q, k, v, mask); // [batch, heads, seq, head_dim]
+            Self::Parts(parts) => {
+                let zero = g.list("zero", &[0]);
+                let attended = parts.iter().map(|Part { start, end, mask }| {
+                    let [q, k, v] = [(q, start, 2), (k, &zero, 3), (v, &zero, 2)]
+                        .map(|(x, start, axis)| slice(g, x, start, end, axis));
+                    weighted_sum(g, &q, &k, &v, mask) // [batch, heads, query, head_dim]
+                });
+                let attended: Vec<Value> = attended.collect();
+                let y = g.node("Concat", &attended.iter().collect::<Vec<_>>(), &[("axis", Int(2))]);
                 let y = g.node("Transpose", &[&y], &[("perm", Ints(&[0, 2, 1, 3]))]);
                 Ok(g.node("Reshape", &[&y, &merged], &[]))
             }
@@ -106,10 +123,7 @@ impl Blocks {
             let (zero, block) = (g.list("zero", &[0]), g.list("block", &[BLOCK]));
             let end = g.node("Add", &[&start, &block], &[]); // [1]
             let end = g.node("Min", &[&end, &self.seq], &[]);
-            let mut before_end = |x: &Value, axis: i64| {
-                let axis = g.list(&format!("axis_{axis}"), &[axis]);
-                g.node("Slice", &[x, &zero, &end, &axis], &[])
-            };
+            let mut before_end = |x: &Value, axis: i64| slice(g, x, &zero, &end, axis);
             let (k, v) = (before_end(k, 3), before_end(v, 2));
             let (key, hidden) = (before_end(&self.key, 0), before_end(&self.hidden, 3));
             let step = g.constant("steps", &[BLOCK as usize], &(0..BLOCK).collect::<Vec<_>>());
@@ -119,6 +133,30 @@ impl Blocks {
         })?;
         Ok(y)
     }
+}
+
+/// The queries cut into [`PARTS`] parts, the later ones empty if there are fewer queries.
+fn parts(g: &mut GraphBuilder<'_>, seq: &Value, key: &Value, hidden: &Value, identity: bool) -> Vec<Part> {
+    let (zero, count) = (g.list("first", &[0]), g.list("parts", &[PARTS as i64]));
+    let round_up = g.list("round_up", &[PARTS as i64 - 1]);
+    let mut start = zero.clone();
+    let parts = (1..=PARTS).map(|i| {
+        let i = g.list(&format!("part_{i}"), &[i as i64]);
+        let end = g.node("Mul", &[seq, &i], &[]);
+        let end = g.node("Add", &[&end, &round_up], &[]);
+        let end = g.node("Div", &[&end, &count], &[]);
+        let query = slice(g, key, &start, &end, 0);
+        let (key, hidden) = (slice(g, key, &zero, &end, 0), slice(g, hidden, &zero, &end, 3));
+        let mask = score_mask(g, &query, &key, &hidden, identity);
+        Part { start: std::mem::replace(&mut start, end.clone()), end, mask }
+    });
+    parts.collect()
+}
+
+/// The part of `x` from `start` to before `end` of an axis.
+fn slice(g: &mut GraphBuilder<'_>, x: &Value, start: &Value, end: &Value, axis: i64) -> Value {
+    let axis = g.list(&format!("axis_{axis}"), &[axis]);
+    g.node("Slice", &[x, start, end, &axis], &[])
 }
 
 fn weighted_sum(g: &mut GraphBuilder<'_>, q: &Value, k: &Value, v: &Value, mask: &Value) -> Value {

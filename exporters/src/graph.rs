@@ -226,15 +226,26 @@ impl<'a> GraphBuilder<'a> {
         self.initializer(name, shape, T::TYPE, raw_data)
     }
 
+    /// The same constant asked for twice is one; another one of the same name gets a number, as nodes do.
     fn initializer(&mut self, name: &str, shape: &[usize], element: DataType, raw_data: Vec<u8>) -> Value {
-        let name = self.initializer_name(name);
-        self.graph.initializer.push(TensorProto {
+        let base = self.initializer_name(name);
+        let mut tensor = TensorProto {
             dims: shape.iter().map(|&n| n as i64).collect(),
             data_type: Some(element.into()),
-            name: Some(name.clone()),
+            name: Some(base.clone()),
             raw_data: Some(raw_data),
             ..Default::default()
-        });
+        };
+        let mut count = 0;
+        while let Some(found) = self.graph.initializer.iter().find(|found| found.name == tensor.name) {
+            if *found == tensor {
+                return Value(tensor.name.unwrap_or_default());
+            }
+            count += 1;
+            tensor.name = Some(format!("{base}_{count}"));
+        }
+        let name = tensor.name.clone().unwrap_or_default();
+        self.graph.initializer.push(tensor);
         Value(name)
     }
 

@@ -66,13 +66,23 @@ pub(crate) fn group_norm(
     })
 }
 
-/// The WKV operation of `models::ops::wkv` from and to the state `<name>` `[batch, heads, key, value]`: `r`, `k`, `v` and
-/// `log_decay` (at most 0), all `[batch, seq, hidden]`, `bonus` `[heads, head_size]` → `[batch, seq, heads, head_size]`.
+/// How much of a state is left after a time step, as logarithms (at most 0).
+#[derive(Clone, Copy)]
+pub(crate) enum Decay<'a> {
+    /// The same at every step, `[hidden]`.
+    Steady(&'a [f32]),
+    /// Its own at every step, `[batch, seq, hidden]`.
+    PerStep(&'a Value),
+}
+
+/// The WKV operation of `models::ops::wkv` from and to the state `<name>` `[batch, heads, key, value]`: `r`, `k` and `v`
+/// `[batch, seq, hidden]`, `bonus` `[heads, head_size]` → `[batch, seq, heads, head_size]`.
 pub(crate) fn wkv(
     g: &mut GraphBuilder<'_>,
     name: &str,
     ids: &Value,
-    [r, k, v, log_decay]: [&Value; 4],
+    [r, k, v]: [&Value; 3],
+    decay: Decay<'_>,
     bonus: &Value,
     sizes: Sizes,
 ) -> Result<Value, ExportError> {
@@ -87,17 +97,127 @@ pub(crate) fn wkv(
         let own = g.node("ReduceSum", &[&product, &channel_axis], &[("keepdims", Int(1))]);
         let own = g.node("Mul", &[&own, &own_v], &[]);
 
-        let (earlier, after) = match g.target() {
-            Target::Portable => {
-                let decay = g.node("Exp", &[log_decay], &[]);
-                chunks(g, ids, [r, k, v, &decay], &before, sizes)?
+        let (earlier, after) = match decay {
+            Decay::Steady(logs) if logs.iter().all(|&log| log >= FASTEST_STEADY) => {
+                steady_chunks(g, ids, [r, k, v], logs, &before, sizes)?
             }
-            Target::Ort => linear_attention(g, [r, k, v, log_decay], &before, sizes),
+            Decay::Steady(logs) => {
+                let logs = g.constant("log_decay", &[1, 1, sizes.hidden], logs);
+                let shape = g.node("Shape", &[k], &[]);
+                let logs = g.node("Expand", &[&logs, &shape], &[]);
+                per_step(g, ids, [r, k, v, &logs], &before, sizes)?
+            }
+            Decay::PerStep(logs) => per_step(g, ids, [r, k, v, logs], &before, sizes)?,
         };
         Ok((g.node("Add", &[&own, &earlier], &[]), after))
     })?;
     g.state_output(name, "the matrix of every head, by key and value", after, &dims);
     Ok(y)
+}
+
+/// What every step reads of the steps before it, `[batch, seq, heads, head_size]`, and the state at the end, for decays
+/// that differ from step to step.
+fn per_step(
+    g: &mut GraphBuilder<'_>,
+    ids: &Value,
+    [r, k, v, log_decay]: [&Value; 4],
+    before: &Value,
+    sizes: Sizes,
+) -> Result<(Value, Value), ExportError> {
+    match g.target() {
+        Target::Portable => {
+            let decay = g.node("Exp", &[log_decay], &[]);
+            chunks(g, ids, [r, k, v, &decay], before, sizes)
+        }
+        Target::Ort => Ok(linear_attention(g, [r, k, v, log_decay], before, sizes)),
+    }
+}
+
+/// Time steps that [`steady_chunks`] works on at once.
+const STEADY_CHUNK: usize = 32;
+/// The fastest decay that [`steady_chunks`] takes, as a logarithm: over half a chunk, it and its inverse are far from a
+/// float's limits.
+const FASTEST_STEADY: f32 = -4.0;
+
+/// The same for decays w that are constants, with standard operators.
+///
+/// The sequence is cut into chunks, the last one filled up with steps that do nothing. In a chunk of C steps, step t reads
+/// (r_t·w^(t−C/2))·(k_s·w^(C/2−1−s))ᵀ·v_s of every earlier step s: two products of matrices, whose decays count from the
+/// middle of the chunk. A loop over the chunks carries the state A = w^(−C/2)·S; with B = Σ_s (k_s·w^(C/2−1−s))·v_sᵀ, a
+/// chunk reads (r_t·w^(t−C/2))·w^C·A, and then A ← w^C·A + B.
+fn steady_chunks(
+    g: &mut GraphBuilder<'_>,
+    ids: &Value,
+    inputs: [&Value; 3],
+    log_decay: &[f32],
+    before: &Value,
+    sizes: Sizes,
+) -> Result<(Value, Value), ExportError> {
+    let (heads, size) = (sizes.heads(), sizes.head_size);
+    let (chunk, middle) = (STEADY_CHUNK as i64, STEADY_CHUNK as i64 / 2);
+    let time_axis = g.list("time_axis", &[1]);
+    let seq = g.node("Shape", &[ids], &[("start", Int(1)), ("end", Int(2))]);
+    let (zero, one, length) = (g.list("zero", &[0]), g.list("one", &[1]), g.list("chunk", &[chunk]));
+    let missing = g.node("Neg", &[&seq], &[]);
+    let missing = g.node("Mod", &[&missing, &length], &[]);
+    let pads = g.node("Concat", &[&zero, &missing], &[("axis", Int(0))]);
+    let by_chunk = g.list("by_chunk", &[0, -1, chunk, heads as i64, size as i64]);
+    let mut cut = |x: &Value, perm: &[i64]| {
+        let x = g.node("Pad", &[x, &pads, &Value::none(), &time_axis], &[]);
+        let x = g.node("Reshape", &[&x, &by_chunk], &[]);
+        g.node("Transpose", &[&x], &[("perm", Ints(perm))])
+    };
+    let [r, k, v] = inputs;
+    let (r, v) = (cut(r, &[1, 0, 3, 2, 4]), cut(v, &[1, 0, 3, 2, 4])); // [chunks, batch, heads, chunk, size]
+    let k = cut(k, &[1, 0, 3, 4, 2]); // [chunks, batch, heads, size, chunk]
+
+    let power = |channel: usize, exponent: i64| (f64::from(log_decay[channel]) * exponent as f64).exp() as f32;
+    let powers = |g: &mut GraphBuilder<'_>, name: &str, exponent: i64| {
+        let values: Vec<f32> = (0..sizes.hidden).map(|channel| power(channel, exponent)).collect();
+        g.constant(name, &[heads, size, 1], &values)
+    };
+    let since: Vec<f32> = (0..heads)
+        .flat_map(|head| (0..chunk).flat_map(move |t| (0..size).map(move |i| (head * size + i, t - middle))))
+        .map(|(channel, exponent)| power(channel, exponent))
+        .collect();
+    let since = g.constant("since_middle", &[heads, STEADY_CHUNK, size], &since);
+    let until: Vec<f32> = (0..sizes.hidden)
+        .flat_map(|channel| (0..chunk).map(move |s| (channel, middle - 1 - s)))
+        .map(|(channel, exponent)| power(channel, exponent))
+        .collect();
+    let until = g.constant("until_middle", &[heads, size, STEADY_CHUNK], &until);
+    let reads = g.node("Mul", &[&r, &since], &[]);
+    let writes = g.node("Mul", &[&k, &until], &[]);
+    let scores = g.node("MatMul", &[&reads, &writes], &[]); // [chunks, batch, heads, chunk, chunk]
+    let before_diagonal = g.scalar("before_diagonal", -1i64);
+    let scores = g.node("Trilu", &[&scores, &before_diagonal], &[("upper", Int(0))]);
+    let within = g.node("MatMul", &[&scores, &v], &[]);
+    let written = g.node("MatMul", &[&writes, &v], &[]); // [chunks, batch, heads, key, value]
+
+    let over_chunk = powers(g, "over_chunk", chunk);
+    let before_middle = powers(g, "before_middle", -middle);
+    let state = g.node("Mul", &[before, &before_middle], &[]);
+    let ([state], [carried]) = g.scan([&state], [&reads, &written], |g, [state], [reads, written]| {
+        let kept = g.node("Mul", &[&state, &over_chunk], &[]);
+        let read = g.node("MatMul", &[&reads, &kept], &[]);
+        Ok(([g.node("Add", &[&kept, &written], &[])], [read]))
+    })?;
+    // The last chunk ends early: S = w^(steps−C/2)·A.
+    let ends: Vec<f32> = (1..=chunk)
+        .flat_map(|steps| (0..sizes.hidden).map(move |channel| (channel, steps - middle)))
+        .map(|(channel, exponent)| power(channel, exponent))
+        .collect();
+    let ends = g.constant("since_end", &[STEADY_CHUNK, heads, size, 1], &ends);
+    let last = g.node("Sub", &[&seq, &one], &[]);
+    let last = g.node("Mod", &[&last, &length], &[]);
+    let end = g.node("Gather", &[&ends, &last], &[("axis", Int(0))]);
+    let after = g.node("Mul", &[&state, &end], &[]);
+
+    let y = g.node("Add", &[&within, &carried], &[]);
+    let y = g.node("Transpose", &[&y], &[("perm", Ints(&[1, 0, 3, 2, 4]))]); // [batch, chunks, chunk, heads, size]
+    let joined = g.list("joined", &[0, -1, heads as i64, size as i64]);
+    let y = g.node("Reshape", &[&y, &joined], &[]);
+    Ok((g.node("Slice", &[&y, &zero, &seq, &time_axis], &[]), after))
 }
 
 /// What every step reads of the steps before it, `[batch, seq, heads, head_size]`, and the state at the end, by ONNX

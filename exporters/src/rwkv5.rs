@@ -3,7 +3,7 @@
 use crate::ExportError;
 use crate::graph::{GraphBuilder, Value};
 use crate::layers::{embedding, input_ids, layer_norm, linear, logits, silu};
-use crate::rwkv::{Sizes, group_norm, mixture, shift, wkv};
+use crate::rwkv::{Decay, Sizes, group_norm, mixture, shift, wkv};
 use models::rwkv::{LAYER_NORM_EPSILON, ffn_size};
 use models::rwkv5::Rwkv5Config;
 
@@ -52,11 +52,8 @@ fn time_mix(
     let heads = [sizes.heads(), sizes.head_size];
     let w = g.weight("time_decay", &heads)?;
     let log_decay: Vec<f32> = w.values.iter().map(|w| -w.exp()).collect();
-    let log_decay = g.constant("time_decay.log", &[1, 1, hidden], &log_decay);
-    let shape = g.node("Shape", &[&k], &[]);
-    let log_decay = g.node("Expand", &[&log_decay, &shape], &[]);
     let bonus = g.parameter("time_faaaa", &heads)?;
-    let y = wkv(g, &format!("wkv_l{layer}"), ids, [&r, &k, &v, &log_decay], &bonus, sizes)?;
+    let y = wkv(g, &format!("wkv_l{layer}"), ids, [&r, &k, &v], Decay::Steady(&log_decay), &bonus, sizes)?;
     let y = group_norm(g, "ln_x", &y, sizes)?;
     let gate = linear(g, "gate", &gate, [hidden, hidden])?;
     let gate = silu(g, &gate);

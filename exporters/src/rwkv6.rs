@@ -4,7 +4,7 @@ use crate::ExportError;
 use crate::graph::Attribute::{Int, Ints};
 use crate::graph::{GraphBuilder, Value};
 use crate::layers::{embedding, input_ids, layer_norm, linear, logits, silu};
-use crate::rwkv::{Sizes, group_norm, mixture, shift, wkv};
+use crate::rwkv::{Decay, Sizes, group_norm, mixture, shift, wkv};
 use models::rwkv::{LAYER_NORM_EPSILON, ffn_size};
 use models::rwkv6::{DECAY_RANK, MIX_RANK, MIXES, Rwkv6Config};
 
@@ -57,7 +57,7 @@ fn time_mix(
     let k = linear(g, "key", &k, [hidden, hidden])?;
     let v = linear(g, "value", &v, [hidden, hidden])?;
     let bonus = g.parameter("time_faaaa", &[sizes.heads(), sizes.head_size])?;
-    let y = wkv(g, &format!("wkv_l{layer}"), ids, [&r, &k, &v, &log_decay], &bonus, sizes)?;
+    let y = wkv(g, &format!("wkv_l{layer}"), ids, [&r, &k, &v], Decay::PerStep(&log_decay), &bonus, sizes)?;
     let y = group_norm(g, "ln_x", &y, sizes)?;
     let gate = linear(g, "gate", &gate, [hidden, hidden])?;
     let gate = silu(g, &gate);

@@ -280,7 +280,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub workers: Option<u16>,
     /// Tokens in one batch at most; bounds the memory. Default: 65536 on a GPU; on a
-    /// CPU 16384, or 2048 for models with states
+    /// CPU 2048, or 16384 for models without states or attention
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_tokens: Option<u64>,
     /// Begin anew, where a killed sweep with the same options would be taken up

@@ -296,10 +296,21 @@ mod tests {
         let positions = ["none", "absolute", "sinusoidal", "rope", "scalar"]
             .map(|kind| format!(r#""arch": "transformer", "num_heads": 2, "positional_embedding": "{kind}""#));
         let identity = r#""arch": "transformer", "num_heads": 2, "must_attend_to_identity": true"#.to_owned();
-        recurrent.into_iter().chain(heads).chain(positions).chain([identity]).map(|settings| {
-            let json = format!(r#"{{{settings}, "hidden_size": 16, "num_layers": 2}}"#);
-            let config: ModelConfig = serde_json::from_str(&json).unwrap();
+        let config = |settings: String| -> ModelConfig {
+            serde_json::from_str(&format!(r#"{{{settings}, "hidden_size": 16, "num_layers": 2}}"#)).unwrap()
+        };
+        let decays = [-0.2, -0.35].map(|factor| {
+            let config = config(r#""arch": "rwkv5", "head_size": 8"#.into());
+            let weights = scaled(&fresh(&config, 1), "blocks.0.att.time_decay", factor);
+            (config, scaled(&weights, "blocks.1.att.time_decay", factor))
+        });
+        let fresh = recurrent.into_iter().chain(heads).chain(positions).chain([identity]).map(move |settings| {
+            let config = config(settings);
             let weights = fresh(&config, 1);
+            (config, weights)
+        });
+        // logarithms of decays down to -3.3 and to -8.2: constants of every kind, and too fast for them
+        fresh.chain(decays).map(|(config, weights)| {
             let decoders = ["decoder.weight", "head.weight", "lm_head.weight", "backbone.embedding.weight"];
             let decoder = decoders.into_iter().find(|name| weights.get(name).is_some()).unwrap();
             (config, scaled(&weights, decoder, 3.0))
