@@ -1,12 +1,11 @@
 //! The layers that architectures share, with parameters named and laid out as in the PyTorch checkpoints.
 
 use crate::Init;
+use crate::ops::cpu::dropout::Mask;
 use crate::ops::{LayerInput, RecurrentWeights, SequenceOps};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::{TensorData, module::embedding};
-use data::stream_rng;
-use rand::RngExt;
+use burn::tensor::module::embedding;
 
 /// A lookup table, `weight` `[vocab, hidden]`.
 #[derive(Module, Debug)]
@@ -239,7 +238,7 @@ pub struct DropoutSource {
 
 /// Zeroes entries with probability `p` and scales the rest by 1/(1−p) while training (Srivastava et al., 2014).
 /// `place` tells several dropouts of one forward pass apart.
-pub fn dropout<B: Backend, const D: usize>(
+pub fn dropout<B: SequenceOps, const D: usize>(
     x: Tensor<B, D>,
     p: f64,
     source: Option<DropoutSource>,
@@ -251,25 +250,30 @@ pub fn dropout<B: Backend, const D: usize>(
 
 /// Like [`dropout`], but of whole channels: a channel of `[batch, seq, channels]` is dropped at all time steps of an
 /// example or at none (Tompson et al., arXiv 1411.4280).
-pub fn channel_dropout<B: Backend>(x: Tensor<B, 3>, p: f64, source: Option<DropoutSource>, place: u64) -> Tensor<B, 3> {
+pub fn channel_dropout<B: SequenceOps>(
+    x: Tensor<B, 3>,
+    p: f64,
+    source: Option<DropoutSource>,
+    place: u64,
+) -> Tensor<B, 3> {
     let [batch, _, channels] = x.dims();
     masked(x, [batch, 1, channels], p, source, place)
 }
 
 /// x times a random mask of this shape.
-fn masked<B: Backend, const D: usize>(
+fn masked<B: SequenceOps, const D: usize>(
     x: Tensor<B, D>,
     shape: [usize; D],
     p: f64,
     source: Option<DropoutSource>,
     place: u64,
 ) -> Tensor<B, D> {
-    let Some(DropoutSource { seed, step }) = source.filter(|_| p > 0.0) else { return x };
-    let mut rng = stream_rng(seed, "dropout", step << 16 | place);
-    let keep = (1.0 / (1.0 - p)) as f32;
-    let mask = (0..shape.iter().product()).map(|_| if rng.random_bool(p) { 0.0 } else { keep }).collect();
-    let mask = Tensor::from_data(TensorData::new(mask, shape), &x.device());
-    x * mask
+    match source {
+        Some(DropoutSource { seed, step }) if p > 0.0 => {
+            B::dropout(x, shape, Mask { p, seed, stream: step << 16 | place })
+        }
+        _ => x,
+    }
 }
 
 /// The parameters of one RNN or LSTM layer, in PyTorch's layout (see [`RecurrentWeights`]).

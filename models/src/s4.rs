@@ -168,11 +168,11 @@ struct Drop {
 }
 
 impl Drop {
-    fn entries<B: Backend>(&self, x: Tensor<B, 3>, place: u64) -> Tensor<B, 3> {
+    fn entries<B: SequenceOps>(&self, x: Tensor<B, 3>, place: u64) -> Tensor<B, 3> {
         dropout(x, self.p, self.source, 3 * self.block + place)
     }
 
-    fn channels<B: Backend>(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    fn channels<B: SequenceOps>(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         channel_dropout(x, self.p, self.source, 3 * self.block + 2)
     }
 }

@@ -7,6 +7,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use data::stream_rng;
 use models::Cpu;
+use models::ops::cpu::dropout::Mask;
 use models::ops::delta::{self, DeltaRule};
 use models::ops::s4::S4Kernel;
 use models::ops::scan::{self, SelectiveScan};
@@ -83,6 +84,11 @@ fn flat<const D: usize>(x: Tensor<Training, D>) -> Flat {
     x.reshape([-1])
 }
 
+/// Small and odd ones, and those that vectors fill.
+fn sizes_of_heads() -> impl Strategy<Value = usize> {
+    prop_oneof![3 => 1..20usize, 1 => Just(32usize), 1 => 40..70usize, 1 => Just(64usize)]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(12) })]
 
@@ -110,7 +116,7 @@ proptest! {
     }
 
     #[test]
-    fn wkv(batch in 1..4usize, heads in 1..4usize, seq in 1..50usize, size in 1..20usize, steady: bool, given: bool) {
+    fn wkv(batch in 1..4usize, heads in 1..4usize, seq in 1..50usize, size in sizes_of_heads(), steady: bool, given: bool) {
         let n = batch * heads * seq * size;
         let decay = if steady { heads * size } else { n };
         let state = batch * heads * size * size;
@@ -215,6 +221,15 @@ proptest! {
         check("GELU", arguments, |a| vec![flat(Training::exact_gelu(row(&a[0])))], |a| vec![gelu(a[0].clone())]);
         let kernel = |a: &[Flat]| vec![flat(Training::squared_relu(row(&a[0])))];
         check("squared ReLU", arguments, kernel, |a| vec![flat(plain::squared_relu(row(&a[0])))]);
+    }
+
+    #[test]
+    fn dropout(batch in 1..4usize, seq in 1..150usize, channels in 1..80usize, whole: bool, stream: u64) {
+        let shape = [batch, if whole { 1 } else { seq }, channels];
+        let mask = Mask { p: 0.3, seed: 1, stream };
+        let x = |a: &[Flat]| a[0].clone().reshape([batch, seq, channels]);
+        let kernel = |a: &[Flat]| vec![flat(Training::dropout(x(a), shape, mask))];
+        check("dropout", &[(batch * seq * channels, UNIT)], kernel, |a| vec![flat(plain::dropout(x(a), shape, mask))]);
     }
 
     #[test]

@@ -9,12 +9,13 @@ use data::{Batch, Collation, Example, PAD, Vocabulary, stream_rng};
 use models::layers::{DropoutSource, dropout};
 use models::lstm::LstmConfig;
 use models::mamba::MambaConfig;
+use models::ops::cpu::dropout::Mask;
 use models::ops::{RecurrentWeights, SequenceOps};
 use models::rnn::RnnConfig;
 use models::s4::S4Config;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
 use models::{Cpu, Model, ModelConfig, ModelInput, Positions, Weight, WeightError, Weights};
-use rand::RngExt;
+use rand::{Rng, RngExt};
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::{Path, PathBuf};
 
@@ -467,6 +468,44 @@ fn dropout_keeps_the_expected_part_and_follows_its_source() {
     }
     assert_eq!(flat(&dropout(ones.clone(), p, None, 1)), flat(&ones), "evaluation");
     assert_eq!(flat(&dropout(ones.clone(), 0.0, Some(source), 1)), flat(&ones), "probability 0");
+}
+
+#[test]
+fn every_factor_of_a_dropout_is_a_word_of_its_stream() {
+    let (p, seed, stream) = (0.3, 5, 2 << 16 | 1);
+    let factors = Mask { p, seed, stream }.factors(10_001);
+    let mut rng = stream_rng(seed, "dropout", stream);
+    for (i, factor) in factors.into_iter().enumerate() {
+        let dropped = f64::from(rng.next_u32()) < p * 2f64.powi(32);
+        assert_eq!(factor, if dropped { 0.0 } else { 1.0 / 0.7 }, "{i}");
+    }
+    let (n, p) = (1 << 20, 1e-3);
+    let dropped = Mask { p, seed, stream }.factors(n).into_iter().filter(|&f| f == 0.0).count() as f64;
+    let standard_error = (p * (1.0 - p) * n as f64).sqrt();
+    assert!((dropped - p * n as f64).abs() < 5.0 * standard_error, "{dropped} of {n}");
+}
+
+/// Of neighbours, of rows, of one place and the next, and of one step and the next.
+#[test]
+fn dropouts_do_not_depend_on_each_other() {
+    let (n, p) = (1 << 20, 0.3);
+    let drop = |step: u64, place: u64| -> Vec<f64> {
+        let factors = Mask { p, seed: 1, stream: step << 16 | place }.factors(n);
+        factors.into_iter().map(|f| f64::from(f) - 1.0).collect() // of mean 0
+    };
+    let one = drop(7, 1);
+    let variance = p / (1.0 - p);
+    let check = |what: &str, other: &[f64]| {
+        let covariance = one.iter().zip(other).map(|(a, b)| a * b).sum::<f64>() / other.len() as f64;
+        assert!(covariance.abs() < 5.0 * variance / (other.len() as f64).sqrt(), "{what}: {covariance}");
+    };
+    let own = one.iter().map(|x| x * x).sum::<f64>() / n as f64;
+    assert!((own / variance - 1.0).abs() < 0.01, "{own}, not {variance}");
+    for shift in [1, 2, 16, 128, 4096] {
+        check(&format!("{shift} numbers on"), &one[shift..]);
+    }
+    check("the next place", &drop(7, 2));
+    check("the next step", &drop(8, 1));
 }
 
 #[test]

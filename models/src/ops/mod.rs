@@ -18,6 +18,7 @@ use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::prelude::*;
 use burn::tensor::module::embedding;
+use cpu::dropout::Mask;
 use kernel::RunKernels;
 use s4::S4Kernel;
 use scan::SelectiveScan;
@@ -272,6 +273,11 @@ pub trait SequenceOps: RunKernels {
     /// x·Φ(x), entry by entry, with the normal distribution function Φ (Hendrycks and Gimpel, arXiv 1606.08415, exact).
     fn exact_gelu(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
         cpu::pointwise::gelu(&x).unwrap_or_else(|| burn::tensor::activation::gelu(x))
+    }
+
+    /// `x` times random factors, the first of `mask`, in this shape: that of `x`, or 1 on axes along which they are the same.
+    fn dropout<const D: usize>(x: Tensor<Self, D>, shape: [usize; D], mask: Mask) -> Tensor<Self, D> {
+        cpu::dropout::dropout(&x, shape, mask).unwrap_or_else(|| plain::dropout(x, shape, mask))
     }
 
     /// max(x, 0)², entry by entry (So et al., arXiv 2109.08668).

@@ -2,9 +2,11 @@
 
 use super::autocast::product;
 use super::cpu::adam::AdamKernel;
+use super::cpu::dropout::Mask;
 use super::{Gate, KeyMask, RecurrentWeights, Rotation};
 use crate::layers::split_heads;
 use burn::prelude::*;
+use burn::tensor::TensorData;
 use burn::tensor::activation::{log_softmax, relu, sigmoid, silu, softmax, tanh};
 
 /// h_t = tanh(W_ih·x_t + b_ih + W_hh·h_{t−1} + b_hh) (Elman, 1990).
@@ -248,6 +250,13 @@ pub fn rotate<B: Backend>(t: Tensor<B, 4>, rotation: &Rotation<B>) -> Tensor<B, 
 pub fn side_by_side<B: Backend>(y: Tensor<B, 4>) -> Tensor<B, 3> {
     let [batch, heads, seq, head_dim] = y.dims();
     y.swap_dims(1, 2).reshape([batch, seq, heads * head_dim])
+}
+
+/// `x` times the first factors of `mask`, in this shape.
+pub fn dropout<B: Backend, const D: usize>(x: Tensor<B, D>, shape: [usize; D], mask: Mask) -> Tensor<B, D> {
+    let factors = TensorData::new(mask.factors(shape.iter().product()), shape);
+    let factors = Tensor::from_data(factors, (&x.device(), x.dtype()));
+    x * factors
 }
 
 /// x·W + b, and max(·, 0) of it with `relu`.

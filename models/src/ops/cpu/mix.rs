@@ -99,18 +99,30 @@ impl TokenMix<'_> {
         ROWS * channels
     }
 
-    /// Some channels of a row of `x`, of the one before it, and of what is added to the weights between them.
+    /// A row of a tensor like `x`.
     #[inline(always)]
-    fn load<S: Simd>(&self, simd: S, row: usize, lanes: Range<usize>) -> [V<S>; 3] {
-        let [_, seq, channels] = self.shape;
-        let at = |x: &[f32], row: usize| V::load(simd, &x[row * channels..][lanes.clone()]);
-        let zero = V::splat(simd, 0.0);
-        let before = match (row % seq, self.last) {
-            (0, Some(last)) => at(last, row / seq),
-            (0, None) => zero,
-            _ => at(self.x, row - 1),
+    fn row<'a>(&self, x: &'a [f32], row: usize) -> &'a [f32] {
+        &x[row * self.shape[2]..][..self.shape[2]]
+    }
+
+    /// A row of `x`, the one before it, and what is added to the weights between them.
+    #[inline(always)]
+    fn rows(&self, row: usize) -> [Option<&[f32]>; 3] {
+        let seq = self.shape[1];
+        let before = match row % seq {
+            0 => self.last.map(|last| self.row(last, row / seq)),
+            _ => Some(self.row(self.x, row - 1)),
         };
-        [at(self.x, row), before, self.weights.map_or(zero, |weights| at(weights, row))]
+        [Some(self.row(self.x, row)), before, self.weights.map(|weights| self.row(weights, row))]
+    }
+}
+
+/// Some channels of a row that there may be; otherwise zeros.
+#[inline(always)]
+fn load<S: Simd>(simd: S, row: Option<&[f32]>, lanes: &Range<usize>) -> V<S> {
+    match row {
+        Some(row) => V::load(simd, &row[lanes.clone()]),
+        None => V::splat(simd, 0.0),
     }
 }
 
@@ -192,9 +204,11 @@ impl WithSimd for Forward<'_> {
         let channels = mix.shape[2];
         let rows = outputs.first().map_or(0, |y| y.len() / channels);
         for row in 0..rows {
+            let [x, before, added] = mix.rows(first + row);
             for start in (0..channels).step_by(V::<S>::LANES) {
                 let lanes = start..channels.min(start + V::<S>::LANES);
-                let [x, before, added] = mix.load(simd, first + row, lanes.clone());
+                let (x, before) = (load(simd, x, &lanes), load(simd, before, &lanes));
+                let added = load(simd, added, &lanes);
                 for (y, weight) in outputs.iter_mut().zip(mix.weight.chunks_exact(channels)) {
                     let weight = V::load(simd, &weight[lanes.clone()]) + added;
                     (before - x).mul_add(weight, x).init(&mut y[row * channels..][lanes.clone()]);
@@ -224,22 +238,23 @@ impl WithSimd for Backward<'_> {
         let zero = V::splat(simd, 0.0);
         for (i, dx) in dx.chunks_exact_mut(channels).enumerate() {
             let row = first + i;
+            let [x, before, added] = mix.rows(row);
+            let has_next = !(row + 1).is_multiple_of(seq); // in the same example
+            let added_next = if has_next { mix.rows(row + 1)[2] } else { None };
             for (j, dx) in dx.chunks_mut(V::<S>::LANES).enumerate() {
                 let lanes = j * V::<S>::LANES..j * V::<S>::LANES + dx.len();
-                let [x, before, added] = mix.load(simd, row, lanes.clone());
-                let next = match (row + 1) % seq {
-                    0 => None, // of another example
-                    _ => Some(mix.load(simd, row + 1, lanes.clone())[2]),
-                };
+                let (x, before) = (load(simd, x, &lanes), load(simd, before, &lanes));
+                let (added, added_next) = (load(simd, added, &lanes), load(simd, added_next, &lanes));
                 let (mut sum, mut dadded) = (zero, zero);
                 let weights = mix.weight.chunks_exact(channels).zip(dweight.chunks_exact_mut(channels));
                 for (dy, (weight, dweight)) in dy.iter().zip(weights) {
-                    let g = |row: usize| V::load(simd, &dy[row * channels..][lanes.clone()]);
-                    let (dy, weight) = (g(row), V::load(simd, &weight[lanes.clone()]));
-                    sum += dy - dy * (weight + added);
-                    if let Some(added) = next {
-                        sum = g(row + 1).mul_add(weight + added, sum);
+                    let weight = V::load(simd, &weight[lanes.clone()]);
+                    if has_next {
+                        let dy = V::load(simd, &mix.row(dy, row + 1)[lanes.clone()]);
+                        sum = dy.mul_add(weight + added_next, sum);
                     }
+                    let dy = V::load(simd, &mix.row(dy, row)[lanes.clone()]);
+                    sum += dy - dy * (weight + added);
                     let product = (before - x) * dy;
                     (V::load(simd, &dweight[lanes.clone()]) + product).store(&mut dweight[lanes.clone()]);
                     dadded += product;

@@ -10,6 +10,7 @@ pub mod attention;
 pub mod cauchy;
 pub mod convolution;
 pub mod delta;
+pub mod dropout;
 pub mod fourier;
 pub mod linear;
 pub mod loss;

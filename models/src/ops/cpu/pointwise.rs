@@ -54,7 +54,11 @@ impl<P: Pointwise<IN, OUT>, const IN: usize, const OUT: usize> WithSimd for Bloc
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { function, inputs, mut outputs } = self;
         for start in (0..outputs[0].len()).step_by(V::<S>::LANES) {
-            let values = function.apply(inputs.map(|x| V::load(simd, &x[start..])));
+            let mut values = [V::splat(simd, 0.0); IN]; // (the compiler would call a function for `inputs.map`)
+            for (value, x) in values.iter_mut().zip(inputs) {
+                *value = V::load(simd, &x[start..]);
+            }
+            let values = function.apply(values);
             for (output, value) in outputs.iter_mut().zip(values) {
                 value.init(&mut output[start..]);
             }

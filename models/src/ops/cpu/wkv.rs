@@ -1,10 +1,10 @@
 //! The WKV operation of RWKV-5 and RWKV-6, forward and backward in one sweep over time each.
 //!
-//! A head's matrix stays in the first cache for all its time steps, value by value, with vectors along the keys. The way
-//! back recomputes the matrices of a few time steps at once from the one before them. All this is the recurrence itself:
-//! no product of decays is divided by, as the quadratic forms of it would have to.
+//! A head's matrix stays in the first cache for all its time steps, key by key, with vectors along the values: the recurrence
+//! as it is defined. The way back takes a few time steps at once, between two matrices that were kept, and never computes
+//! those in between. Both only multiply decays: nothing is divided by a product of them, which may be close to zero.
 
-use super::simd::{V, pack, sum_blocks, tiles, transpose, unpack};
+use super::simd::{V, pack, sum_blocks, tiles, unpack};
 use super::{dims, like, tensor, values, with_simd};
 #[cfg(feature = "cube")]
 use crate::ops::cube;
@@ -47,7 +47,7 @@ pub struct Outputs {
     pub y: Vec<f32>,
     /// The matrices after, `[batch, heads, key, value]`.
     pub last: Vec<f32>,
-    /// What [`Wkv::backward`] needs: matrices `[batch, heads, seq/CHUNK, value, key]`; empty if not asked for.
+    /// What [`Wkv::backward`] needs: matrices `[batch, heads, seq/CHUNK, key, value]`; empty if not asked for.
     pub checkpoints: Vec<f32>,
 }
 
@@ -249,49 +249,76 @@ impl WithSimd for Forward<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { wkv, unit, y, matrix, checkpoints } = self;
-        let size = wkv.shape[3];
-        let zero = V::splat(simd, 0.0);
-        let width = size.div_ceil(V::<S>::LANES);
-        let mut state = vec![zero; size * width];
-        pack(simd, &transpose(matrix, size, size), &mut state, size);
-        let mut token = vec![[zero; 3]; width]; // r, k and decay
+        let (lanes, size) = (V::<S>::LANES, wkv.shape[3]);
+        let width = size.div_ceil(lanes);
+        let mut state = vec![V::splat(simd, 0.0); size * width];
+        pack(simd, matrix, &mut state, size);
         let bonus = wkv.bonus_row(wkv.bonus, unit);
         for (t, y) in y.into_iter().enumerate() {
             if t % CHUNK == 0 && !checkpoints.is_empty() {
                 let checkpoint = &mut checkpoints[t / CHUNK * size * size..][..size * size];
                 for (row, state) in checkpoint.chunks_exact_mut(size).zip(state.chunks_exact(width)) {
-                    row.chunks_mut(V::<S>::LANES).zip(state).for_each(|(x, state)| state.init(x));
+                    for (x, state) in row.chunks_mut(lanes).zip(state) {
+                        state.init(x);
+                    }
                 }
             }
-            let own = load_token(wkv, unit, t, bonus, &mut token);
-            let v = wkv.row(wkv.v, unit, t);
-            for ((y, &v), state) in y.iter_mut().zip(v).zip(state.chunks_exact_mut(width)) {
-                let value = V::splat(simd, v);
-                let mut sum = zero;
-                for (state, &[r, k, decay]) in state.iter_mut().zip(&token) {
-                    sum = r.mul_add(*state, sum);
-                    *state = decay.mul_add(*state, k * value);
-                }
-                y.write(own * v + sum.sum());
+            let step = Step::of(simd, wkv, unit, t, bonus);
+            for first in (0..width / 4 * 4).step_by(4) {
+                step.advance::<4>(&mut state, width, first, y);
+            }
+            for first in width / 4 * 4..width {
+                step.advance::<1>(&mut state, width, first, y);
             }
         }
-        let mut after = vec![0.0; size * size]; // [value, key]
-        unpack(&state, &mut after, size);
-        matrix.copy_from_slice(&transpose(&after, size, size));
+        unpack(&state, matrix, size);
     }
 }
 
-/// Fills in r, k and the decay of one time step; gives what it reads of its own value, Σ r·bonus·k.
-#[inline(always)]
-fn load_token<S: Simd>(wkv: &Wkv<'_>, unit: usize, t: usize, bonus: &[f32], token: &mut [[V<S>; 3]]) -> f32 {
-    let (lanes, simd) = (V::<S>::LANES, token[0][0].0);
-    let mut own = V::splat(simd, 0.0);
-    let rows = [wkv.row(wkv.r, unit, t), wkv.row(wkv.k, unit, t), wkv.decay(unit, t)];
-    for (i, token) in token.iter_mut().enumerate() {
-        *token = rows.map(|row| V::load(simd, &row[i * lanes..]));
-        own = (token[0] * token[1]).mul_add(V::load(simd, &bonus[i * lanes..]), own);
+/// What one time step of a head reads.
+struct Step<'a, S: Simd> {
+    r: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    decay: &'a [f32],
+    /// What it reads of its own value, Σ r·bonus·k.
+    own: V<S>,
+}
+
+impl<'a, S: Simd> Step<'a, S> {
+    #[inline(always)]
+    fn of(simd: S, wkv: &Wkv<'a>, unit: usize, t: usize, bonus: &[f32]) -> Self {
+        let [r, k, v] = [wkv.row(wkv.r, unit, t), wkv.row(wkv.k, unit, t), wkv.row(wkv.v, unit, t)];
+        let mut own = V::splat(simd, 0.0);
+        for start in (0..bonus.len()).step_by(V::<S>::LANES) {
+            let (r, k) = (V::load(simd, &r[start..]), V::load(simd, &k[start..]));
+            own = (r * k).mul_add(V::load(simd, &bonus[start..]), own);
+        }
+        Self { r, k, v, decay: wkv.decay(unit, t), own: V::splat(simd, own.sum()) }
     }
-    own.sum()
+
+    /// The outputs of W vectors of values from the `first`, and their part of the next matrix `[key, width vectors]`.
+    #[inline(always)]
+    fn advance<const W: usize>(&self, state: &mut [V<S>], width: usize, first: usize, y: &mut [MaybeUninit<f32>]) {
+        let (lanes, simd) = (V::<S>::LANES, self.own.0);
+        let mut v = [self.own; W];
+        let mut sums = v;
+        for (w, (v, sum)) in v.iter_mut().zip(&mut sums).enumerate() {
+            *v = V::load(simd, &self.v[(first + w) * lanes..]);
+            *sum = *v * self.own;
+        }
+        let keys = self.r.iter().zip(self.k).zip(self.decay);
+        for (row, ((&r, &k), &decay)) in state.chunks_exact_mut(width).zip(keys) {
+            let [r, k, decay] = [V::splat(simd, r), V::splat(simd, k), V::splat(simd, decay)];
+            for ((state, sum), v) in row[first..][..W].iter_mut().zip(&mut sums).zip(&v) {
+                *sum = r.mul_add(*state, *sum);
+                *state = decay.mul_add(*state, k * *v);
+            }
+        }
+        for (w, sum) in sums.iter().enumerate() {
+            sum.init(&mut y[(first + w) * lanes..]);
+        }
+    }
 }
 
 /// One head of one example.
@@ -313,77 +340,151 @@ struct Backward<'a> {
 impl WithSimd for Backward<'_> {
     type Output = ();
 
+    /// With S the matrix before a chunk and D the gradient of the matrix after it, what reaches over the chunk's ends are four
+    /// products: S·dyᵀ, D·vᵀ, (k·decays after it)·D, and D's own next value. What stays inside needs only vectors of keys:
+    /// from S·dy_i, the matrix before any step t ≤ i times dy_i follows by the recurrence of the matrix itself, with the
+    /// numbers v_t·dy_i in the place of v_t; likewise backwards from D·v_j.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { wkv, unit, checkpoints, dy, mut dr, mut dk, mut dv, mut ddecay, dbonus, dmatrix } = self;
         let [_, seq, _, size] = wkv.shape;
+        let (lanes, zero, one) = (V::<S>::LANES, V::splat(simd, 0.0), V::splat(simd, 1.0));
         let chunks = seq.div_ceil(CHUNK);
-        let lanes = V::<S>::LANES;
-        let width = size.div_ceil(lanes);
-        let zero = V::splat(simd, 0.0);
-        let mut dstate = vec![zero; size * width];
-        pack_columns(simd, &transpose(dmatrix, size, size), &mut dstate, size);
-        let mut states = vec![zero; CHUNK * size * width]; // before each time step of a chunk
-        let mut token = vec![[zero; 3]; width];
-        let mut dvalues = vec![zero; size];
+        let n = size.next_multiple_of(CHUNK); // filled up with zeros
+        let (square, rows) = (n * n, CHUNK * n);
+        let mut memory = vec![0.0; 2 * square + 15 * rows + 2 * CHUNK * CHUNK + 3 * n + 16];
+        let aligned = memory.as_ptr().align_offset(64).min(16);
+        let mut rest = &mut memory[aligned..];
+        let mut take = |length: usize| rest.split_off_mut(..length).unwrap_or_default();
+        let (state, dstate) = (take(square), take(square)); // [key, value]
+        let [r, k, v, decay, dys] = [(); 5].map(|()| take(rows)); // [step, key or value]
+        let [v_columns, dy_columns, r_since] = [(); 3].map(|()| take(rows)); // [key or value, step]
+        let [k_until, products, read, written, dvalues] = [(); 5].map(|()| take(rows)); // [step, key or value]
+        let [dr_rows, dk_rows] = [(); 2].map(|()| take(rows)); // [step, key]
+        let (pairs, reads) = (take(CHUNK * CHUNK), take(CHUNK * CHUNK)); // v_j·dy_i at [i, j], what i reads of v_j at [j, i]
+        let (total, overlap, ones) = (take(n), take(n), take(n));
+        ones.fill(1.0);
+        copy_rows(simd, dmatrix, size, dstate, n);
         let bonus = wkv.bonus_row(wkv.bonus, unit);
+        let width = size.div_ceil(lanes);
         let (mut dbonus_sum, mut ddecay_sum) = (vec![zero; width], vec![zero; width]);
         for chunk in (0..chunks).rev() {
             let start = chunk * CHUNK;
             let length = CHUNK.min(seq - start);
-            let checkpoint = &checkpoints[(unit * chunks + chunk) * size * size..][..size * size];
-            pack_columns(simd, checkpoint, &mut states[..size * width], size);
-            for i in 1..length {
-                load_token(wkv, unit, start + i - 1, bonus, &mut token);
-                let v = wkv.row(wkv.v, unit, start + i - 1);
-                let (before, after) = states[(i - 1) * size * width..][..2 * size * width].split_at_mut(size * width);
-                let columns = before.chunks_exact(size).zip(after.chunks_exact_mut(size));
-                for ((before, after), &[_, k, decay]) in columns.zip(&token) {
-                    for ((before, after), &v) in before.iter().zip(after).zip(v) {
-                        *after = decay.mul_add(*before, k * V::splat(simd, v));
+            copy_rows(simd, &checkpoints[(unit * chunks + chunk) * size * size..][..size * size], size, state, n);
+            // Steps that neither read nor write nor decay fill up the last chunk.
+            for (x, fill) in [(&mut *r, 0.0), (k, 0.0), (v, 0.0), (dys, 0.0), (decay, 1.0)] {
+                x[length * n..].fill(fill);
+            }
+            for t in 0..length {
+                copy(simd, wkv.row(wkv.r, unit, start + t), &mut r[t * n..]);
+                copy(simd, wkv.row(wkv.k, unit, start + t), &mut k[t * n..]);
+                copy(simd, wkv.row(wkv.v, unit, start + t), &mut v[t * n..]);
+                copy(simd, wkv.decay(unit, start + t), &mut decay[t * n..]);
+                copy(simd, wkv.row(dy, unit, start + t), &mut dys[t * n..]);
+            }
+            turn(v, v_columns, n);
+            turn(dys, dy_columns, n);
+
+            // Decays since the chunk's start, and until its end.
+            for at in (0..n).step_by(lanes) {
+                let mut product = one;
+                for t in 0..CHUNK {
+                    (V::load(simd, &r[t * n + at..]) * product).store(&mut products[t * n + at..]);
+                    product = product * V::load(simd, &decay[t * n + at..]);
+                }
+                product.store(&mut total[at..]);
+                product = one;
+                for t in (0..CHUNK).rev() {
+                    (V::load(simd, &k[t * n + at..]) * product).store(&mut k_until[t * n + at..]);
+                    product = product * V::load(simd, &decay[t * n + at..]);
+                }
+            }
+            turn(products, r_since, n);
+
+            // What every step reads of the values of those before it, and of its own.
+            for j in 0..CHUNK {
+                reads[j * CHUNK..][..j].fill(0.0);
+                let mut sums = [zero; CHUNK];
+                for at in (0..size).step_by(lanes) {
+                    let mut key = V::load(simd, &k[j * n + at..]);
+                    let own = key * V::load(simd, &r[j * n + at..]);
+                    sums[j] = own.mul_add(V::load(simd, &bonus[at..]), sums[j]);
+                    for i in j + 1..CHUNK {
+                        sums[i] = key.mul_add(V::load(simd, &r[i * n + at..]), sums[i]);
+                        key = key * V::load(simd, &decay[i * n + at..]);
+                    }
+                }
+                for i in j..CHUNK {
+                    reads[j * CHUNK + i] = sums[i].sum();
+                }
+            }
+            product(simd, pairs, None, dys, n, v_columns, CHUNK);
+
+            for (key, overlap) in overlap.iter_mut().enumerate() {
+                let mut sum = zero;
+                for at in (key * n..(key + 1) * n).step_by(lanes) {
+                    sum = V::load(simd, &state[at..]).mul_add(V::load(simd, &dstate[at..]), sum);
+                }
+                *overlap = sum.sum();
+            }
+            product(simd, products, None, state, n, dy_columns, CHUNK);
+            turn_back(products, read, n);
+            product(simd, products, None, dstate, n, v_columns, CHUNK);
+            turn_back(products, written, n);
+            product(simd, dvalues, None, k_until, n, dstate, n);
+            product(simd, dvalues, Some(ones), reads, CHUNK, dys, n);
+            product(simd, dstate, Some(total), r_since, CHUNK, dys, n);
+
+            for (w, (dbonus, ddecay_sum)) in dbonus_sum.iter_mut().zip(&mut ddecay_sum).enumerate() {
+                let at = w * lanes;
+                let (mut a, mut q, mut read_t, mut write_t) =
+                    ([one; CHUNK], [zero; CHUNK], [zero; CHUNK], [zero; CHUNK]);
+                for t in 0..CHUNK {
+                    a[t] = V::load(simd, &decay[t * n + at..]);
+                    q[t] = V::load(simd, &r[t * n + at..]);
+                    read_t[t] = V::load(simd, &read[t * n + at..]);
+                    write_t[t] = V::load(simd, &written[t * n + at..]);
+                }
+                let bonus = V::load(simd, &bonus[at..]);
+                let mut overlap = V::load(simd, &overlap[at..]); // of the matrix before t with D
+                for t in 0..length {
+                    let (key, own) = (V::load(simd, &k[t * n + at..]), V::splat(simd, pairs[t * CHUNK + t]));
+                    (own * bonus).mul_add(key, read_t[t]).store(&mut dr_rows[t * n + at..]);
+                    *dbonus = (own * key).mul_add(q[t], *dbonus);
+                    let mut gradient = overlap;
+                    for i in (t + 1..CHUNK).rev() {
+                        gradient = a[i].mul_add(gradient, q[i] * read_t[i]);
+                        read_t[i] = a[t].mul_add(read_t[i], key * V::splat(simd, pairs[i * CHUNK + t]));
+                    }
+                    overlap = a[t].mul_add(overlap, key * write_t[t]);
+                    match wkv.is_steady() {
+                        true => *ddecay_sum += gradient,
+                        false => gradient.init(&mut ddecay[start + t][at..]),
+                    }
+                }
+                for t in (0..CHUNK).rev() {
+                    let own = V::splat(simd, pairs[t * CHUNK + t]);
+                    (own * bonus).mul_add(q[t], write_t[t]).store(&mut dk_rows[t * n + at..]);
+                    for j in 0..t {
+                        write_t[j] = a[t].mul_add(write_t[j], q[t] * V::splat(simd, pairs[t * CHUNK + j]));
                     }
                 }
             }
-            for i in (0..length).rev() {
-                let t = start + i;
-                let own = load_token(wkv, unit, t, bonus, &mut token);
-                let (v, dy) = (wkv.row(wkv.v, unit, t), wkv.row(dy, unit, t));
-                let down: f32 = v.iter().zip(dy).map(|(v, dy)| v * dy).sum();
-                let down = V::splat(simd, down);
-                dvalues.fill(zero);
-                let before = &states[i * size * width..][..size * width];
-                let columns = before.chunks_exact(size).zip(dstate.chunks_exact_mut(size)).zip(&token);
-                for (j, ((before, dstate), &[r, k, decay])) in columns.enumerate() {
-                    let (mut dr_j, mut dk_j, mut ddecay_j) = (zero, zero, zero);
-                    let rows = before.iter().zip(dstate).zip(&mut dvalues).zip(v.iter().zip(dy));
-                    for (((state, dstate), dvalue), (&v, &dy)) in rows {
-                        let dy = V::splat(simd, dy);
-                        dr_j = state.mul_add(dy, dr_j);
-                        dk_j = dstate.mul_add(V::splat(simd, v), dk_j);
-                        ddecay_j = dstate.mul_add(*state, ddecay_j);
-                        *dvalue = dstate.mul_add(k, *dvalue);
-                        *dstate = dstate.mul_add(decay, r * dy);
+            for t in 0..length {
+                let rows =
+                    [(&mut dr[start + t], &*dr_rows), (&mut dk[start + t], dk_rows), (&mut dv[start + t], dvalues)];
+                for (to, from) in rows {
+                    let from = &from[t * n..][..size];
+                    for (to, from) in to.chunks_mut(lanes).zip(from.chunks(lanes)) {
+                        V::load(simd, from).init(to);
                     }
-                    let keys = j * lanes..((j + 1) * lanes).min(size);
-                    let bonus = V::load(simd, &bonus[keys.clone()]);
-                    dr_j = (down * bonus).mul_add(k, dr_j);
-                    dk_j = (down * bonus).mul_add(r, dk_j);
-                    dbonus_sum[j] = (down * r).mul_add(k, dbonus_sum[j]);
-                    dr_j.init(&mut dr[t][keys.clone()]);
-                    dk_j.init(&mut dk[t][keys.clone()]);
-                    match wkv.is_steady() {
-                        true => ddecay_sum[j] += ddecay_j,
-                        false => ddecay_j.init(&mut ddecay[t][keys]),
-                    }
-                }
-                for ((dv, dvalue), &dy) in dv[t].iter_mut().zip(&dvalues).zip(dy) {
-                    dv.write(own * dy + dvalue.sum());
                 }
             }
         }
-        let mut before = vec![0.0; size * size]; // [value, key]
-        unpack_columns(&dstate, &mut before, size);
-        dmatrix.copy_from_slice(&transpose(&before, size, size));
+        for (to, from) in dmatrix.chunks_exact_mut(size).zip(dstate.chunks_exact(n)) {
+            copy(simd, &from[..size], to);
+        }
         for (x, sum) in dbonus.chunks_mut(lanes).zip(&dbonus_sum) {
             sum.store(x);
         }
@@ -395,22 +496,104 @@ impl WithSimd for Backward<'_> {
     }
 }
 
-/// `[value, key]` → vectors of keys, `[key vector, value]`: what is summed over the values is then one after another.
+/// Copies a row, vector by vector; the last may write zeros after it.
 #[inline(always)]
-fn pack_columns<S: Simd>(simd: S, matrix: &[f32], vectors: &mut [V<S>], size: usize) {
-    for (value, row) in matrix.chunks_exact(size).enumerate() {
-        for (x, column) in row.chunks(V::<S>::LANES).zip(vectors.chunks_exact_mut(size)) {
-            column[value] = V::load(simd, x);
+fn copy<S: Simd>(simd: S, from: &[f32], to: &mut [f32]) {
+    for (from, to) in from.chunks(V::<S>::LANES).zip(to.chunks_mut(V::<S>::LANES)) {
+        V::load(simd, from).store(to);
+    }
+}
+
+/// Rows of `size` numbers to the start of rows of `n`.
+#[inline(always)]
+fn copy_rows<S: Simd>(simd: S, from: &[f32], size: usize, to: &mut [f32], n: usize) {
+    for (from, to) in from.chunks_exact(size).zip(to.chunks_exact_mut(n)) {
+        copy(simd, from, to);
+    }
+}
+
+/// `[CHUNK, n]` → `[n, CHUNK]`.
+#[inline(always)]
+fn turn(from: &[f32], to: &mut [f32], n: usize) {
+    for (t, row) in from.chunks_exact(n).enumerate() {
+        for (to, &x) in to.as_chunks_mut::<CHUNK>().0.iter_mut().zip(row) {
+            to[t] = x;
         }
     }
 }
 
-/// The way back from [`pack_columns`].
+/// The way back from [`turn`].
 #[inline(always)]
-fn unpack_columns<S: Simd>(vectors: &[V<S>], matrix: &mut [f32], size: usize) {
-    for (value, row) in matrix.chunks_exact_mut(size).enumerate() {
-        for (x, column) in row.chunks_mut(V::<S>::LANES).zip(vectors.chunks_exact(size)) {
-            column[value].store(x);
+fn turn_back(from: &[f32], to: &mut [f32], n: usize) {
+    for (t, row) in to.chunks_exact_mut(n).enumerate() {
+        for (to, x) in row.iter_mut().zip(from.as_chunks::<CHUNK>().0) {
+            *to = x[t];
+        }
+    }
+}
+
+/// `out = left·right`, or with `keep` this plus what `out` was, each row times a number of `keep`: `left` `[rows, depth]`,
+/// `right` `[depth, columns]`. Rows, depth and columns are multiples of [`CHUNK`], and that of the lanes of any vector.
+#[inline(always)]
+fn product<S: Simd>(
+    simd: S,
+    out: &mut [f32],
+    keep: Option<&[f32]>,
+    left: &[f32],
+    depth: usize,
+    right: &[f32],
+    columns: usize,
+) {
+    match columns / V::<S>::LANES {
+        vectors if vectors.is_multiple_of(4) && V::<S>::LANES == 16 => {
+            tiles_of::<S, 4, 4>(simd, out, keep, left, depth, right, vectors);
+        }
+        vectors if vectors.is_multiple_of(2) => tiles_of::<S, 4, 2>(simd, out, keep, left, depth, right, vectors),
+        vectors => tiles_of::<S, 8, 1>(simd, out, keep, left, depth, right, vectors),
+    }
+}
+
+/// [`product`] in tiles of R rows and W vectors, whose sums are in registers.
+#[inline(always)]
+fn tiles_of<S: Simd, const R: usize, const W: usize>(
+    simd: S,
+    out: &mut [f32],
+    keep: Option<&[f32]>,
+    left: &[f32],
+    depth: usize,
+    right: &[f32],
+    vectors: usize,
+) {
+    let (out, right) = (S::as_mut_simd_f32s(out).0, S::as_simd_f32s(right).0);
+    for (block, (out, left)) in out.chunks_exact_mut(R * vectors).zip(left.chunks_exact(R * depth)).enumerate() {
+        for first in (0..vectors).step_by(W) {
+            let mut sums = [[simd.splat_f32s(0.0); W]; R];
+            for (part, right) in right.chunks_exact(CHUNK * vectors).enumerate() {
+                let mut rows = [&[0.0; CHUNK]; R];
+                for (row, left) in rows.iter_mut().zip(left.chunks_exact(depth)) {
+                    *row = &left.as_chunks().0[part];
+                }
+                for k in 0..CHUNK {
+                    let columns = &right[k * vectors + first..][..W];
+                    for r in 0..R {
+                        let x = simd.splat_f32s(rows[r][k]);
+                        for w in 0..W {
+                            sums[r][w] = simd.mul_add_f32s(x, columns[w], sums[r][w]);
+                        }
+                    }
+                }
+            }
+            for (r, (out, sums)) in out.chunks_exact_mut(vectors).zip(sums).enumerate() {
+                let out = &mut out[first..][..W];
+                if let Some(keep) = keep {
+                    let keep = simd.splat_f32s(keep[block * R + r]);
+                    for (out, sum) in out.iter_mut().zip(sums) {
+                        *out = simd.mul_add_f32s(keep, *out, sum);
+                    }
+                } else {
+                    out.copy_from_slice(&sums);
+                }
+            }
         }
     }
 }
