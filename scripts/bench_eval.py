@@ -79,6 +79,7 @@ def exported(o, arch, folder):
     config = ROOT / f"configs/{'transformer' if positions else arch}.toml"
     sets = [f"model.hidden_size={o.width}", "model.num_layers=1", "train.max_steps=1", "task.train_examples=1000"]
     sets += [f"model.positional_embedding={positions}"] if positions else []
+    sets += [f"model.head_size={o.width // 8}"] if arch == "rwkv5" else []  # the baseline has 8 heads
     sets = [argument for key in sets for argument in ("--set", key)]
     train = [o.pipeline, "train", "--config", config, "--task", o.task, *sets, "--json", "--quiet"]
     handle = run(train, folder)[0]["handle"]

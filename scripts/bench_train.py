@@ -122,6 +122,8 @@ def steps_table(o, folder):
         command += ["--batch", 32, "--seq", 128, "--steps", steps, "--device", o.device, "--json", "--quiet"]
         if positions:
             command += ["--positional-embedding", positions]
+        if arch == "rwkv5":
+            command += ["--heads", 8]  # as the baseline has
         ours, theirs = [], []
         for _ in range(o.repeat):
             report = run(command, folder)
