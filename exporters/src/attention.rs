@@ -8,8 +8,8 @@ use crate::{ExportError, Target};
 /// Queries that [`Attention::Blocks`] takes at once: their scores against 1000 keys stay in a core's cache.
 const BLOCK: i64 = 64;
 
-/// Into how many parts [`Attention::Parts`] cuts the queries: 5/8 of all pairs of tokens are left.
-const PARTS: usize = 4;
+/// Into how many parts [`Attention::Parts`] cuts the queries: 9/16 of all pairs of tokens are left.
+const PARTS: usize = 8;
 
 /// How attention is computed; every layer does it alike, with the same masks.
 pub(crate) enum Attention {

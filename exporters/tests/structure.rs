@@ -237,8 +237,8 @@ fn nothing_is_unrolled_and_every_layer_costs_the_same() {
 #[test]
 fn the_layers_of_a_transformer_share_mask_and_rotation() {
     let graph = graph(&transformer(16, 3, PositionalEmbedding::Rope));
-    // the queries are in four parts, each with its own mask
-    for (op, count) in [("Range", 1), ("Greater", 4), ("Where", 4), ("Cos", 1), ("Sin", 1)] {
+    // the queries are in eight parts, each with its own mask
+    for (op, count) in [("Range", 1), ("Greater", 8), ("Where", 8), ("Cos", 1), ("Sin", 1)] {
         assert_eq!(nodes_of(&graph, op).len(), count, "{op}");
     }
 }
