@@ -40,7 +40,7 @@ pub(crate) struct Value(String);
 
 impl Value {
     /// An optional input of a node that is left out.
-    pub(crate) fn none() -> Self {
+    pub(crate) const fn none() -> Self {
         Self(String::new())
     }
 }

@@ -31,9 +31,14 @@ pub(crate) fn embedding(
     g.scope(module, |g| {
         let weight = g.weight("weight", &[vocab, hidden])?;
         let table = g.factor("weight", &[vocab, hidden], &weight.values);
-        let rows = g.node("Gather", &[&table, ids], &[("axis", Int(0))]);
-        Ok(g.widen(&rows))
+        Ok(lookup(g, &table, ids))
     })
+}
+
+/// The rows `ids` `[a, b]` of a table `[vocab, hidden]`, `[a, b, hidden]`.
+pub(crate) fn lookup(g: &mut GraphBuilder<'_>, table: &Value, ids: &Value) -> Value {
+    let rows = g.node("Gather", &[table, ids], &[("axis", Int(0))]);
+    g.widen(&rows)
 }
 
 /// `[a, b]` → `[a, b, hidden]`, the counterpart of `TokenEmbedding`: where the null embedding is frozen, the checkpoint has

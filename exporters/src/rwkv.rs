@@ -2,8 +2,9 @@
 
 use crate::graph::Attribute::{Float, Int, Ints, Text};
 use crate::graph::{GraphBuilder, Value};
+use crate::layers::lookup;
 use crate::{ExportError, Target};
-use models::rwkv::HEAD_NORM_EPSILON;
+use models::rwkv::{HEAD_NORM_EPSILON, LAYER_NORM_EPSILON};
 
 /// The sizes of a block.
 #[derive(Clone, Copy)]
@@ -16,6 +17,39 @@ impl Sizes {
     pub(crate) fn heads(self) -> usize {
         self.hidden / self.head_size
     }
+}
+
+/// The embedding of `[batch, seq]` after `ln0`, `[batch, seq, hidden]`, and the table that it comes from, `[vocab, hidden]`:
+/// a token's embedding does not depend on its place, so that the rows are normalised here and not in every call.
+pub(crate) fn normalized_embedding(
+    g: &mut GraphBuilder<'_>,
+    ids: &Value,
+    [vocab, hidden]: [usize; 2],
+) -> Result<(Value, Vec<f64>), ExportError> {
+    let table = g.scope("emb", |g| g.weight("weight", &[vocab, hidden]))?;
+    let table: Vec<f64> = table.values.iter().map(|&x| x.into()).collect();
+    g.scope("blocks.0", |g| {
+        g.scope("ln0", |g| {
+            let rows = normalized_rows(g, &table, hidden)?;
+            let values: Vec<f32> = rows.iter().map(|&x| x as f32).collect();
+            let table = g.factor("emb.weight", &[vocab, hidden], &values);
+            Ok((lookup(g, &table, ids), rows))
+        })
+    })
+}
+
+/// The current module's LayerNorm of rows of `hidden` numbers.
+pub(crate) fn normalized_rows(g: &mut GraphBuilder<'_>, rows: &[f64], hidden: usize) -> Result<Vec<f64>, ExportError> {
+    let weight = g.weight("weight", &[hidden])?;
+    let bias = g.weight("bias", &[hidden])?;
+    let normalized = rows.chunks_exact(hidden).flat_map(|row| {
+        let mean = row.iter().sum::<f64>() / hidden as f64;
+        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / hidden as f64;
+        let scale = (variance + LAYER_NORM_EPSILON).sqrt().recip();
+        let affine = weight.values.iter().zip(&bias.values);
+        row.iter().zip(affine).map(move |(x, (&w, &b))| (x - mean) * scale * f64::from(w) + f64::from(b))
+    });
+    Ok(normalized.collect())
 }
 
 /// Every token's predecessor, `[batch, seq, hidden]`. The last token of the piece before is the state `<name>_in`
@@ -162,14 +196,19 @@ fn steady_chunks(
     let missing = g.node("Mod", &[&missing, &length], &[]);
     let pads = g.node("Concat", &[&zero, &missing], &[("axis", Int(0))]);
     let by_chunk = g.list("by_chunk", &[0, -1, chunk, heads as i64, size as i64]);
-    let mut cut = |x: &Value, perm: &[i64]| {
-        let x = g.node("Pad", &[x, &pads, &Value::none(), &time_axis], &[]);
-        let x = g.node("Reshape", &[&x, &by_chunk], &[]);
-        g.node("Transpose", &[&x], &[("perm", Ints(perm))])
+    let steps = g.list("steps", &[0, -1, chunk, sizes.hidden as i64]);
+    let by_head = g.list("by_head", &[0, 0, heads as i64, size as i64, chunk]);
+    let [r, k, v] = inputs.map(|x| g.node("Pad", &[x, &pads, &Value::none(), &time_axis], &[]));
+    let mut cut = |x: &Value| {
+        let x = g.node("Reshape", &[x, &by_chunk], &[]);
+        g.node("Transpose", &[&x], &[("perm", Ints(&[1, 0, 3, 2, 4]))]) // [chunks, batch, heads, chunk, size]
     };
-    let [r, k, v] = inputs;
-    let (r, v) = (cut(r, &[1, 0, 3, 2, 4]), cut(v, &[1, 0, 3, 2, 4])); // [chunks, batch, heads, chunk, size]
-    let k = cut(k, &[1, 0, 3, 4, 2]); // [chunks, batch, heads, size, chunk]
+    let (r, v) = (cut(&r), cut(&v));
+    // One axis at a time: ONNX Runtime is slow at moving a short one and others at once.
+    let k = g.node("Reshape", &[&k, &steps], &[]);
+    let k = g.node("Transpose", &[&k], &[("perm", Ints(&[0, 1, 3, 2]))]); // [batch, chunks, hidden, chunk]
+    let k = g.node("Reshape", &[&k, &by_head], &[]);
+    let k = g.node("Transpose", &[&k], &[("perm", Ints(&[1, 0, 2, 3, 4]))]); // [chunks, batch, heads, size, chunk]
 
     let power = |channel: usize, exponent: i64| (f64::from(log_decay[channel]) * exponent as f64).exp() as f32;
     let powers = |g: &mut GraphBuilder<'_>, name: &str, exponent: i64| {

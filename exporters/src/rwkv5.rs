@@ -1,9 +1,10 @@
 //! RWKV-5 "Eagle": blocks of a time mix and a channel mix. The counterpart of `models::rwkv5`.
 
 use crate::ExportError;
+use crate::graph::Attribute::Int;
 use crate::graph::{GraphBuilder, Value};
-use crate::layers::{embedding, input_ids, layer_norm, linear, logits, silu};
-use crate::rwkv::{Decay, Sizes, group_norm, mixture, shift, wkv};
+use crate::layers::{input_ids, layer_norm, linear, logits, lookup, silu};
+use crate::rwkv::{Decay, Sizes, group_norm, mixture, normalized_embedding, normalized_rows, shift, wkv};
 use models::rwkv::{LAYER_NORM_EPSILON, ffn_size};
 use models::rwkv5::Rwkv5Config;
 
@@ -11,9 +12,10 @@ pub(crate) fn lower(config: &Rwkv5Config, vocab: usize, g: &mut GraphBuilder<'_>
     let hidden = config.hidden_size;
     let sizes = Sizes { hidden, head_size: config.head_size };
     let ids = input_ids(g); // [batch, seq]
-    let mut x = embedding(g, "emb", &ids, [vocab, hidden])?; // [batch, seq, hidden]
+    let (mut x, rows) = normalized_embedding(g, &ids, [vocab, hidden])?; // [batch, seq, hidden]
     for i in 0..config.num_layers {
-        x = g.scope(format!("blocks.{i}"), |g| block(g, sizes, i, &ids, x))?;
+        let rows = Some(&rows[..]).filter(|_| i == 0 && vocab <= LARGEST_TABLE * hidden);
+        x = g.scope(format!("blocks.{i}"), |g| block(g, sizes, i, &ids, x, rows))?;
     }
     let x = layer_norm(g, "ln_out", &x, hidden, LAYER_NORM_EPSILON)?;
     let scores = linear(g, "head", &x, [hidden, vocab])?; // [batch, seq, vocab]
@@ -21,15 +23,127 @@ pub(crate) fn lower(config: &Rwkv5Config, vocab: usize, g: &mut GraphBuilder<'_>
     Ok(())
 }
 
-fn block(g: &mut GraphBuilder<'_>, sizes: Sizes, layer: usize, ids: &Value, x: Value) -> Result<Value, ExportError> {
+/// The first layer looks its products up where the vocabulary has at most this many times as many tokens as the model has
+/// channels: the tables are then not much larger than the matrices.
+const LARGEST_TABLE: usize = 2;
+
+/// `rows` are what the block may get, one row per token of the vocabulary, where that is so.
+fn block(
+    g: &mut GraphBuilder<'_>,
+    sizes: Sizes,
+    layer: usize,
+    ids: &Value,
+    x: Value,
+    rows: Option<&[f64]>,
+) -> Result<Value, ExportError> {
     let hidden = sizes.hidden;
-    let x = if layer == 0 { layer_norm(g, "ln0", &x, hidden, LAYER_NORM_EPSILON)? } else { x };
-    let normal = layer_norm(g, "ln1", &x, hidden, LAYER_NORM_EPSILON)?;
-    let y = g.scope("att", |g| time_mix(g, sizes, layer, ids, &normal))?;
+    let projections = match rows {
+        Some(rows) => {
+            let normal = g.scope("ln1", |g| normalized_rows(g, rows, hidden))?;
+            g.scope("att", |g| looked_up(g, ids, &normal, hidden))?
+        }
+        None => {
+            let normal = layer_norm(g, "ln1", &x, hidden, LAYER_NORM_EPSILON)?;
+            g.scope("att", |g| projected(g, layer, ids, &normal, hidden))?
+        }
+    };
+    let y = g.scope("att", |g| time_mix(g, sizes, layer, ids, projections))?;
     let x = g.node("Add", &[&x, &y], &[]);
     let normal = layer_norm(g, "ln2", &x, hidden, LAYER_NORM_EPSILON)?;
     let y = g.scope("ffn", |g| channel_mix(g, hidden, layer, ids, &normal))?;
     Ok(g.node("Add", &[&x, &y], &[]))
+}
+
+/// The matrices of the time mix and what their inputs are mixed by.
+const PROJECTIONS: [(&str, &str); 4] =
+    [("receptance", "time_mix_r"), ("key", "time_mix_k"), ("value", "time_mix_v"), ("gate", "time_mix_g")];
+
+/// The four projections of mixtures of every token with the one before, `[batch, seq, hidden]` each.
+fn projected(
+    g: &mut GraphBuilder<'_>,
+    layer: usize,
+    ids: &Value,
+    x: &Value,
+    hidden: usize,
+) -> Result<[Value; 4], ExportError> {
+    let predecessor = shift(g, &att_shift(layer), ids, x, hidden);
+    let d = g.node("Sub", &[x, &predecessor], &[]);
+    let mut all = [const { Value::none() }; 4];
+    for (value, (matrix, mix)) in all.iter_mut().zip(PROJECTIONS) {
+        let mixed = mixture(g, mix, &predecessor, &d, hidden)?;
+        *value = linear(g, matrix, &mixed, [hidden, hidden])?;
+    }
+    Ok(all)
+}
+
+fn att_shift(layer: usize) -> String {
+    format!("att_shift_l{layer}")
+}
+
+/// The same in the first layer, where x has only as many values as the vocabulary has tokens, its `rows`:
+/// W·(μ⊙x_t + (1−μ)⊙x_{t−1}) is a row of a table of all W·(μ⊙x) and one of a table of all W·((1−μ)⊙x). For the first token's
+/// predecessor, the state, every sequence has a row of its own at the end of the second table.
+fn looked_up(g: &mut GraphBuilder<'_>, ids: &Value, rows: &[f64], hidden: usize) -> Result<[Value; 4], ExportError> {
+    let (name, vocab) = (att_shift(0), rows.len() / hidden);
+    let doc = "the last token's input to the mix";
+    let before = g.state_input(&name, doc, ids, &[1, hidden]);
+    let previous = g.scope("shift", |g| {
+        let (zero, last, time) = (g.list("zero", &[0]), g.list("last", &[-1]), g.list("time_axis", &[1]));
+        let end = g.list("end", &[i64::MAX]);
+        let final_id = g.node("Slice", &[ids, &last, &end, &time], &[]); // [batch, 1]
+        let values: Vec<f32> = rows.iter().map(|&x| x as f32).collect();
+        let table = g.constant("rows", &[vocab, hidden], &values);
+        let after = g.node("Gather", &[&table, &final_id], &[("axis", Int(0))]);
+        g.state_output(&name, doc, after, &[1, hidden]);
+
+        let shape = g.node("Shape", &[ids], &[]);
+        let (first, one) = (g.scalar("batch_axis", 0i64), g.scalar("step", 1i64));
+        let own = g.scalar("own_rows", vocab as i64);
+        let batch = g.node("Gather", &[&shape, &first], &[]);
+        let behind = g.node("Add", &[&batch, &own], &[]);
+        let own = g.node("Range", &[&own, &behind, &one], &[]);
+        let own = g.node("Unsqueeze", &[&own, &time], &[]); // [batch, 1]
+        let earlier = g.node("Slice", &[ids, &zero, &last, &time], &[]); // [batch, seq − 1]
+        g.node("Concat", &[&own, &earlier], &[("axis", Int(1))])
+    });
+    let mut all = [const { Value::none() }; 4];
+    for (value, (matrix, mix)) in all.iter_mut().zip(PROJECTIONS) {
+        let mix = g.weight(mix, &[1, 1, hidden])?;
+        *value = g.scope(matrix, |g| -> Result<_, ExportError> {
+            let weight = g.weight("weight", &[hidden, hidden])?;
+            let scaled = |by: fn(f64) -> f64| -> Vec<f64> {
+                let column = |i| weight.values.iter().skip(i).step_by(hidden);
+                let scaled = |(i, &m)| column(i).map(move |&w| f64::from(w) * by(f64::from(m)));
+                mix.values.iter().enumerate().flat_map(scaled).collect() // [in, out]
+            };
+            let (of_now, of_before) = (scaled(|m| m), scaled(|m| 1.0 - m));
+            let now = g.factor("table_now", &[vocab, hidden], &product(rows, &of_now, hidden));
+            let earlier = g.factor("table_before", &[vocab, hidden], &product(rows, &of_before, hidden));
+            let of_before: Vec<f32> = of_before.iter().map(|&w| w as f32).collect();
+            let of_before = g.factor("weight_before.T", &[hidden, hidden], &of_before);
+
+            let state = g.narrow(&before);
+            let own = g.node("MatMul", &[&state, &of_before], &[]); // [batch, 1, hidden]
+            let time = g.list("time_axis", &[1]);
+            let own = g.node("Squeeze", &[&own, &time], &[]);
+            let earlier = g.node("Concat", &[&earlier, &own], &[("axis", Int(0))]); // [vocab + batch, hidden]
+            let (now, earlier) = (lookup(g, &now, ids), lookup(g, &earlier, &previous));
+            Ok(g.node("Add", &[&now, &earlier], &[]))
+        })?;
+    }
+    Ok(all)
+}
+
+/// The product of matrices `[a, hidden]` and `[hidden, hidden]`, row-major.
+fn product(rows: &[f64], matrix: &[f64], hidden: usize) -> Vec<f32> {
+    let row = |x: &[f64]| {
+        let mut sums = vec![0.0; hidden];
+        for (x, weights) in x.iter().zip(matrix.chunks_exact(hidden)) {
+            sums.iter_mut().zip(weights).for_each(|(sum, w)| *sum += x * w);
+        }
+        sums.into_iter().map(|sum: f64| sum as f32)
+    };
+    rows.chunks_exact(hidden).flat_map(row).collect()
 }
 
 fn time_mix(
@@ -37,25 +151,15 @@ fn time_mix(
     sizes: Sizes,
     layer: usize,
     ids: &Value,
-    x: &Value,
+    [r, k, v, gate]: [Value; 4],
 ) -> Result<Value, ExportError> {
     let hidden = sizes.hidden;
-    let predecessor = shift(g, &format!("att_shift_l{layer}"), ids, x, hidden);
-    let d = g.node("Sub", &[x, &predecessor], &[]);
-    let mixed = |g: &mut GraphBuilder<'_>, name| mixture(g, name, &predecessor, &d, hidden);
-    let (k, v) = (mixed(g, "time_mix_k")?, mixed(g, "time_mix_v")?);
-    let (r, gate) = (mixed(g, "time_mix_r")?, mixed(g, "time_mix_g")?);
-
-    let r = linear(g, "receptance", &r, [hidden, hidden])?;
-    let k = linear(g, "key", &k, [hidden, hidden])?;
-    let v = linear(g, "value", &v, [hidden, hidden])?;
     let heads = [sizes.heads(), sizes.head_size];
     let w = g.weight("time_decay", &heads)?;
     let log_decay: Vec<f32> = w.values.iter().map(|w| -w.exp()).collect();
     let bonus = g.parameter("time_faaaa", &heads)?;
     let y = wkv(g, &format!("wkv_l{layer}"), ids, [&r, &k, &v], Decay::Steady(&log_decay), &bonus, sizes)?;
     let y = group_norm(g, "ln_x", &y, sizes)?;
-    let gate = linear(g, "gate", &gate, [hidden, hidden])?;
     let gate = silu(g, &gate);
     let y = g.node("Mul", &[&y, &gate], &[]);
     linear(g, "output", &y, [hidden, hidden])

@@ -3,8 +3,8 @@
 use crate::ExportError;
 use crate::graph::Attribute::{Int, Ints};
 use crate::graph::{GraphBuilder, Value};
-use crate::layers::{embedding, input_ids, layer_norm, linear, logits, silu};
-use crate::rwkv::{Decay, Sizes, group_norm, mixture, shift, wkv};
+use crate::layers::{input_ids, layer_norm, linear, logits, silu};
+use crate::rwkv::{Decay, Sizes, group_norm, mixture, normalized_embedding, shift, wkv};
 use models::rwkv::{LAYER_NORM_EPSILON, ffn_size};
 use models::rwkv6::{DECAY_RANK, MIX_RANK, MIXES, Rwkv6Config};
 
@@ -12,7 +12,7 @@ pub(crate) fn lower(config: &Rwkv6Config, vocab: usize, g: &mut GraphBuilder<'_>
     let hidden = config.hidden_size;
     let sizes = Sizes { hidden, head_size: config.head_size };
     let ids = input_ids(g); // [batch, seq]
-    let mut x = embedding(g, "emb", &ids, [vocab, hidden])?; // [batch, seq, hidden]
+    let (mut x, _) = normalized_embedding(g, &ids, [vocab, hidden])?; // [batch, seq, hidden]
     for i in 0..config.num_layers {
         x = g.scope(format!("blocks.{i}"), |g| block(g, sizes, i, &ids, x))?;
     }
@@ -24,7 +24,6 @@ pub(crate) fn lower(config: &Rwkv6Config, vocab: usize, g: &mut GraphBuilder<'_>
 
 fn block(g: &mut GraphBuilder<'_>, sizes: Sizes, layer: usize, ids: &Value, x: Value) -> Result<Value, ExportError> {
     let hidden = sizes.hidden;
-    let x = if layer == 0 { layer_norm(g, "ln0", &x, hidden, LAYER_NORM_EPSILON)? } else { x };
     let normal = layer_norm(g, "ln1", &x, hidden, LAYER_NORM_EPSILON)?;
     let y = g.scope("att", |g| time_mix(g, sizes, layer, ids, &normal))?;
     let x = g.node("Add", &[&x, &y], &[]);

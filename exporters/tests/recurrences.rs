@@ -34,8 +34,8 @@ fn weights(config: &ModelConfig) -> Weights {
     Weights::of(&config.init::<Cpu>(VOCAB, 1, &Default::default())).unwrap()
 }
 
-fn exported(config: &ModelConfig, target: Target) -> ModelProto {
-    let info = ExportInfo {
+fn info() -> ExportInfo {
+    ExportInfo {
         handle: "1123_142530".into(),
         task: "counting_samesymbol_mod10bos".into(),
         vocab: (0..VOCAB).map(|id| id.to_string()).collect(),
@@ -44,9 +44,12 @@ fn exported(config: &ModelConfig, target: Target) -> ModelProto {
         augmentation: "none".into(),
         seed: 1234,
         checkpoint: "epoch-0003-step-93750".into(),
-    };
+    }
+}
+
+fn exported(config: &ModelConfig, target: Target) -> ModelProto {
     let options = ExportOptions { target, ..Default::default() };
-    ModelProto::decode(&export(config, &weights(config), &info, &options).unwrap().model[..]).unwrap()
+    ModelProto::decode(&export(config, &weights(config), &info(), &options).unwrap().model[..]).unwrap()
 }
 
 fn graph(config: &ModelConfig, target: Target) -> GraphProto {
@@ -163,6 +166,25 @@ fn only_files_for_onnx_runtime_have_its_operators() {
             let found: Vec<_> = model.opset_import.iter().map(|set| (set.domain(), set.version())).collect();
             assert_eq!(found, domains, "{config:?} for {}", target.name());
         }
+    }
+}
+
+/// Tables replace products with the first layer's inputs as long as there are few different inputs.
+#[test]
+fn only_small_vocabularies_have_tables() {
+    let config = every_kind(32, 2)[3].clone();
+    for (vocab, tables) in [(64, 4), (65, 0)] {
+        let weights = Weights::of(&config.init::<Cpu>(vocab, 1, &Default::default())).unwrap();
+        let info = ExportInfo { vocab: (0..vocab).map(|id| id.to_string()).collect(), ..info() };
+        let file = export(&config, &weights, &info, &ExportOptions::default()).unwrap();
+        let graph = ModelProto::decode(&file.model[..]).unwrap().graph.unwrap();
+        let names: Vec<&str> = graph.initializer.iter().map(|tensor| tensor.name()).collect();
+        let of_layer = |layer, end| {
+            names.iter().filter(|name| name.starts_with(&format!("blocks.{layer}.att.")) && name.ends_with(end)).count()
+        };
+        assert_eq!((of_layer(0, ".table_now"), of_layer(0, ".table_before")), (tables, tables), "{names:?}");
+        assert_eq!((of_layer(0, "weight.T"), of_layer(1, "weight.T")), (5 - tables, 5), "{names:?}");
+        assert_eq!((of_layer(1, ".table_now"), of_layer(1, ".table_before")), (0, 0), "{names:?}");
     }
 }
 

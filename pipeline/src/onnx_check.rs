@@ -247,8 +247,8 @@ mod tests {
         Task::by_name("counting_samesymbol_mod10").unwrap()
     }
 
-    fn file(config: &ModelConfig, weights: &Weights, options: &ExportOptions) -> Vec<u8> {
-        let info = ExportInfo {
+    fn info() -> ExportInfo {
+        ExportInfo {
             handle: "1123_000000".into(),
             task: "task".into(),
             vocab: task().vocabulary.tokens().to_vec(),
@@ -257,8 +257,11 @@ mod tests {
             augmentation: "none".into(),
             seed: 1,
             checkpoint: "epoch-0001-step-1".into(),
-        };
-        export(config, weights, &info, options).unwrap().model
+        }
+    }
+
+    fn file(config: &ModelConfig, weights: &Weights, options: &ExportOptions) -> Vec<u8> {
+        export(config, weights, &info(), options).unwrap().model
     }
 
     fn fresh(config: &ModelConfig, seed: u64) -> Weights {
@@ -336,6 +339,24 @@ mod tests {
                 assert!(worst.rounding.is_none(), "{config:?} {options:?}: {worst}");
             }
         }
+    }
+
+    /// More tokens than RWKV-5's first layer makes tables for.
+    #[test]
+    fn a_large_vocabulary_agrees() {
+        let task = Task::by_name("counting_diffsymbol").unwrap();
+        let vocab = task.vocabulary.tokens().to_vec();
+        let config: ModelConfig =
+            serde_json::from_str(r#"{"arch": "rwkv5", "head_size": 8, "hidden_size": 16, "num_layers": 1}"#).unwrap();
+        let weights = Weights::of(&config.init::<Cpu>(vocab.len(), 1, &Default::default())).unwrap();
+        let weights = scaled(&weights, "head.weight", 3.0);
+        let info = ExportInfo { vocab, ..info() };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.onnx");
+        std::fs::write(&path, export(&config, &weights, &info, &ExportOptions::default()).unwrap().model).unwrap();
+        let check = Check { config: &config, task: &task, weights: &weights, precision: Precision::Fp32 };
+        let worst = check.run(&path, &[1, 2, 63, 64, 65, 90]).unwrap();
+        assert!(worst.rounding.is_none(), "{worst}");
     }
 
     #[test]
