@@ -3,7 +3,7 @@
 use crate::ExportError;
 use crate::graph::Attribute::{Int, Ints};
 use crate::graph::GraphBuilder;
-use crate::layers::{Cell, embedding, input_ids, linear, logits, recurrent_layer};
+use crate::layers::{Cell, input_ids, linear, logits, recurrent_layers};
 use models::gru::GruConfig;
 
 /// PyTorch stacks r, z, n; ONNX stacks z, r, h, and its h is PyTorch's n. PyTorch's reset gate acts on the product with the
@@ -21,10 +21,8 @@ pub(crate) fn lower(config: &GruConfig, vocab: usize, g: &mut GraphBuilder<'_>) 
     // ONNX's GRU has time on the first axis. Ids and logits are the narrowest tensors, so it is those that are turned.
     let ids = input_ids(g); // [batch, seq]
     let turned = g.node("Transpose", &[&ids], &[("perm", Ints(&[1, 0]))]); // [seq, batch]
-    let mut x = embedding(g, "encoder", &turned, [vocab, hidden])?; // [seq, batch, hidden]
-    for layer in 0..config.num_layers {
-        x = recurrent_layer(g, &CELL, layer, &ids, &x, hidden)?;
-    }
+    let sizes = [vocab, hidden, config.num_layers];
+    let x = recurrent_layers(g, &CELL, [&ids, &turned], sizes, false)?; // [seq, batch, hidden]
     let scores = linear(g, "decoder", &x, [hidden, vocab])?; // [seq, batch, vocab]
     let scores = g.node("Transpose", &[&scores], &[("perm", Ints(&[1, 0, 2]))]); // [batch, seq, vocab]
     logits(g, scores, vocab);

@@ -41,8 +41,7 @@ pub(crate) fn lookup(g: &mut GraphBuilder<'_>, table: &Value, ids: &Value) -> Va
     g.widen(&rows)
 }
 
-/// `[a, b]` → `[a, b, hidden]`, the counterpart of `TokenEmbedding`: where the null embedding is frozen, the checkpoint has
-/// the table in two parts.
+/// `[a, b]` → `[a, b, hidden]`, the counterpart of `TokenEmbedding`.
 pub(crate) fn token_embedding(
     g: &mut GraphBuilder<'_>,
     module: &str,
@@ -54,12 +53,25 @@ pub(crate) fn token_embedding(
         return embedding(g, module, ids, [vocab, hidden]);
     }
     g.scope(module, |g| {
-        let null = g.weight("weight_freeze", &[1, hidden])?;
-        let others = g.weight("weight_train", &[vocab.saturating_sub(1), hidden])?;
-        let table = [null.values.as_slice(), &others.values].concat();
+        let table = token_table(g, [vocab, hidden], freeze_null)?;
         let table = g.constant("weight", &[vocab, hidden], &table);
         Ok(g.node("Gather", &[&table, ids], &[("axis", Int(0))]))
     })
+}
+
+/// The current module's embeddings `[vocab, hidden]`: where the null embedding is frozen, the checkpoint has the table in
+/// two parts.
+fn token_table(
+    g: &mut GraphBuilder<'_>,
+    [vocab, hidden]: [usize; 2],
+    freeze_null: bool,
+) -> Result<Vec<f32>, ExportError> {
+    if !freeze_null {
+        return Ok(g.weight("weight", &[vocab, hidden])?.values.clone());
+    }
+    let null = g.weight("weight_freeze", &[1, hidden])?;
+    let others = g.weight("weight_train", &[vocab.saturating_sub(1), hidden])?;
+    Ok([null.values.as_slice(), &others.values].concat())
 }
 
 /// The logits of `[a, b, hidden]`. A model with tied embeddings decodes x/√hidden with the table of the module `tied`.
@@ -174,17 +186,48 @@ pub(crate) struct Cell {
     pub(crate) attributes: &'static [(&'static str, Attribute<'static>)],
 }
 
-/// One recurrent layer as one node: `[seq, batch, hidden]` → the same shape. `ids` tells the size of the batch.
+/// Recurrent layers on the embeddings of `turned` `[seq, batch]`, the turned `ids`; → `[seq, batch, hidden]`.
+///
+/// Where there are fewer tokens than channels, the embedding E is part of the first layer's weights W, as W·Eᵀ, and that
+/// layer's input says which token it is: its product is then that much smaller.
+pub(crate) fn recurrent_layers(
+    g: &mut GraphBuilder<'_>,
+    cell: &Cell,
+    [ids, turned]: [&Value; 2],
+    [vocab, hidden, layers]: [usize; 3],
+    freeze_null: bool,
+) -> Result<Value, ExportError> {
+    let (mut x, mut encoder) = if vocab < hidden {
+        let table = g.scope("encoder", |g| token_table(g, [vocab, hidden], freeze_null))?;
+        let unit = |i: usize| f32::from(u8::from(i.is_multiple_of(vocab + 1)));
+        let units: Vec<f32> = (0..vocab * vocab).map(unit).collect();
+        let x = g.scope("encoder", |g| {
+            let units = g.factor("one_hot", &[vocab, vocab], &units);
+            lookup(g, &units, turned)
+        });
+        (x, Some(table)) // [seq, batch, vocab]
+    } else {
+        (token_embedding(g, "encoder", turned, [vocab, hidden], freeze_null)?, None) // [seq, batch, hidden]
+    };
+    for layer in 0..layers {
+        x = recurrent_layer(g, cell, layer, ids, &x, hidden, encoder.take().as_deref())?;
+    }
+    Ok(x)
+}
+
+/// One recurrent layer as one node: `[seq, batch, hidden]` → the same shape. `ids` tells the size of the batch. With an
+/// `encoder` `[vocab, hidden]`, `x` is `[seq, batch, vocab]`, and what the layer sees is `x`·`encoder`.
 ///
 /// ONNX stacks the gates of PyTorch's matrices in another order and wants an axis of directions in front. Both happen
 /// here, and the initializers tell: `weight_ih_l0.iofc` is PyTorch's `weight_ih_l0` with the gates in that order.
-pub(crate) fn recurrent_layer(
+fn recurrent_layer(
     g: &mut GraphBuilder<'_>,
     Cell { op, module, gates, states, attributes }: &Cell,
     layer: usize,
     ids: &Value,
     x: &Value,
     hidden: usize,
+    encoder: Option<&[f32]>,
 ) -> Result<Value, ExportError> {
     let rows = gates.len() * hidden;
     let order: String = gates.iter().map(|(letter, _)| letter).collect();
@@ -195,12 +238,17 @@ pub(crate) fn recurrent_layer(
             let gate = hidden * width;
             gates.iter().flat_map(|&(_, place)| values[place * gate..(place + 1) * gate].iter().copied()).collect()
         };
-        let mut matrix = |name: String| -> Result<Value, ExportError> {
+        let mut matrix = |name: String, encoder: Option<&[f32]>| -> Result<Value, ExportError> {
             let weight = g.weight(&name, &[rows, hidden])?;
-            Ok(g.factor(&format!("{name}.{order}"), &[1, rows, hidden], &reorder(&weight.values, hidden)))
+            let Some(encoder) = encoder else {
+                return Ok(g.factor(&format!("{name}.{order}"), &[1, rows, hidden], &reorder(&weight.values, hidden)));
+            };
+            let encoded = encoded(&weight.values, encoder, hidden);
+            let width = encoder.len() / hidden;
+            Ok(g.factor(&format!("{name}.encoder.{order}"), &[1, rows, width], &reorder(&encoded, width)))
         };
-        let weight_ih = matrix(format!("weight_ih_l{layer}"))?;
-        let weight_hh = matrix(format!("weight_hh_l{layer}"))?;
+        let weight_ih = matrix(format!("weight_ih_l{layer}"), encoder)?;
+        let weight_hh = matrix(format!("weight_hh_l{layer}"), None)?;
         let bias_ih = g.weight(&format!("bias_ih_l{layer}"), &[rows])?;
         let bias_hh = g.weight(&format!("bias_hh_l{layer}"), &[rows])?;
         let bias = [reorder(&bias_ih.values, 1), reorder(&bias_hh.values, 1)].concat();
@@ -227,4 +275,11 @@ pub(crate) fn recurrent_layer(
         Ok(g.node("Squeeze", &[&all, &direction], &[])) // [seq, 1, batch, hidden] → [seq, batch, hidden]
     };
     g.without_bf16(|g| g.scope(*module, build))
+}
+
+/// W·Eᵀ of `[rows, hidden]` and `[vocab, hidden]`: `[rows, vocab]`.
+fn encoded(weight: &[f32], encoder: &[f32], hidden: usize) -> Vec<f32> {
+    let dot = |w: &[f32], e: &[f32]| w.iter().zip(e).map(|(&w, &e)| f64::from(w) * f64::from(e)).sum::<f64>() as f32;
+    let row = |w| encoder.chunks_exact(hidden).map(move |e| dot(w, e));
+    weight.chunks_exact(hidden).flat_map(row).collect()
 }

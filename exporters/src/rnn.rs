@@ -3,7 +3,7 @@
 use crate::ExportError;
 use crate::graph::Attribute::Ints;
 use crate::graph::GraphBuilder;
-use crate::layers::{Cell, decoder, input_ids, logits, recurrent_layer, token_embedding};
+use crate::layers::{Cell, decoder, input_ids, logits, recurrent_layers};
 use models::rnn::RnnConfig;
 
 /// ONNX calls an RNN's only gate i.
@@ -14,11 +14,8 @@ pub(crate) fn lower(config: &RnnConfig, vocab: usize, g: &mut GraphBuilder<'_>) 
     // ONNX's RNN has time on the first axis. Ids and logits are the narrowest tensors, so it is those that are turned.
     let ids = input_ids(g); // [batch, seq]
     let turned = g.node("Transpose", &[&ids], &[("perm", Ints(&[1, 0]))]); // [seq, batch]
-    let freeze_null = config.freeze_null_embedding;
-    let mut x = token_embedding(g, "encoder", &turned, [vocab, hidden], freeze_null)?; // [seq, batch, hidden]
-    for layer in 0..config.num_layers {
-        x = recurrent_layer(g, &CELL, layer, &ids, &x, hidden)?;
-    }
+    let sizes = [vocab, hidden, config.num_layers];
+    let x = recurrent_layers(g, &CELL, [&ids, &turned], sizes, config.freeze_null_embedding)?; // [seq, batch, hidden]
     let tied = config.tie_word_embeddings.then_some("encoder");
     let scores = decoder(g, "decoder", &x, [hidden, vocab], tied)?; // [seq, batch, vocab]
     let scores = g.node("Transpose", &[&scores], &[("perm", Ints(&[1, 0, 2]))]); // [batch, seq, vocab]

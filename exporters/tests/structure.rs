@@ -300,6 +300,38 @@ fn gates_are_reordered_for_onnx() {
     assert_eq!(stored.raw_data(), expected.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
 }
 
+/// Fewer tokens than channels: the first layer's weights are products with the embeddings.
+#[test]
+fn a_small_vocabulary_is_encoded_by_the_first_recurrent_layer() {
+    let of = |config: &ModelConfig, name: &str| -> Option<(Vec<i64>, Vec<f32>)> {
+        let graph = graph(config);
+        let tensor = graph.initializer.iter().find(|tensor| tensor.name() == name)?;
+        let bytes = tensor.raw_data().chunks_exact(4);
+        Some((tensor.dims.clone(), bytes.map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()))
+    };
+    let (wide, narrow) = (lstm(VOCAB + 1, 2), lstm(VOCAB, 2));
+    let (dims, units) = of(&wide, "encoder.one_hot").unwrap();
+    assert_eq!(dims, [VOCAB as i64; 2]);
+    assert!(units.iter().enumerate().all(|(i, &x)| x == if i / VOCAB == i % VOCAB { 1.0 } else { 0.0 }));
+    assert!(of(&wide, "encoder.weight").is_none() && of(&wide, "lstm.weight_ih_l0.iofc").is_none());
+
+    let hidden = VOCAB + 1;
+    let (dims, encoded) = of(&wide, "lstm.weight_ih_l0.encoder.iofc").unwrap();
+    assert_eq!(dims, [1, 4 * hidden as i64, VOCAB as i64]);
+    let weights = weights(&wide);
+    let (w, e) = (&weights.get("lstm.weight_ih_l0").unwrap().values, &weights.get("encoder.weight").unwrap().values);
+    let dot =
+        |row: usize, token: usize| -> f32 { (0..hidden).map(|i| w[row * hidden + i] * e[token * hidden + i]).sum() };
+    for (gate, pytorch) in [0, 3, 1, 2].into_iter().enumerate() {
+        let (stored, row) = (encoded[(gate * hidden + 1) * VOCAB + 5], pytorch * hidden + 1);
+        assert!((stored - dot(row, 5)).abs() < 1e-6, "gate {gate}: {stored}");
+    }
+    assert_eq!(of(&wide, "lstm.weight_ih_l1.iofc").unwrap().0, [1, 4 * hidden as i64, hidden as i64]);
+
+    assert!(of(&narrow, "encoder.weight").is_some() && of(&narrow, "lstm.weight_ih_l0.iofc").is_some());
+    assert!(of(&narrow, "encoder.one_hot").is_none());
+}
+
 #[test]
 fn the_file_is_hardly_larger_than_its_weights() {
     for config in every_kind(128, 2) {

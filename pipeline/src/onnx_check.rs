@@ -295,6 +295,7 @@ mod tests {
     /// A model of every kind that is lowered in a way of its own, small, with logits that are not all alike.
     fn every_kind() -> impl Iterator<Item = (ModelConfig, Weights)> {
         let recurrent = ["rnn", "lstm", "gru", "mingru", "s4", "mamba"].map(|arch| format!(r#""arch": "{arch}""#));
+        let frozen = r#""arch": "lstm", "freeze_null_embedding": true"#.to_owned();
         let heads = ["rwkv5", "rwkv6", "deltanet"].map(|arch| format!(r#""arch": "{arch}", "head_size": 8"#));
         let positions = ["none", "absolute", "sinusoidal", "rope", "scalar"]
             .map(|kind| format!(r#""arch": "transformer", "num_heads": 2, "positional_embedding": "{kind}""#));
@@ -307,11 +308,12 @@ mod tests {
             let weights = scaled(&fresh(&config, 1), "blocks.0.att.time_decay", factor);
             (config, scaled(&weights, "blocks.1.att.time_decay", factor))
         });
-        let fresh = recurrent.into_iter().chain(heads).chain(positions).chain([identity]).map(move |settings| {
-            let config = config(settings);
-            let weights = fresh(&config, 1);
-            (config, weights)
-        });
+        let fresh =
+            recurrent.into_iter().chain(heads).chain(positions).chain([identity, frozen]).map(move |settings| {
+                let config = config(settings);
+                let weights = fresh(&config, 1);
+                (config, weights)
+            });
         // logarithms of decays down to -3.3 and to -8.2: constants of every kind, and too fast for them
         fresh.chain(decays).map(|(config, weights)| {
             let decoders = ["decoder.weight", "head.weight", "lm_head.weight", "backbone.embedding.weight"];
