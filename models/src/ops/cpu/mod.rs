@@ -8,6 +8,7 @@ pub mod adam;
 pub mod affine;
 pub mod attention;
 pub mod cauchy;
+pub mod cells;
 pub mod convolution;
 pub mod delta;
 pub mod dropout;
@@ -25,6 +26,7 @@ pub mod recurrent;
 pub mod scan;
 pub mod short_convolution;
 pub mod simd;
+pub mod sweep;
 pub mod wkv;
 
 use burn::tensor::TensorData;

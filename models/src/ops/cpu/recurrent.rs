@@ -8,10 +8,12 @@
 //! at the end.
 
 use super::affine::projection;
+use super::cells::{Cell, GruCell, Layer, LstmCell, RnnCell, Step, sum};
 use super::memory::write;
 use super::panels::{self, Panels};
 use super::product::{Matrix, Threads, product};
-use super::{dims, math, tensor, values, with_simd};
+use super::sweep::{self, Sweep};
+use super::{dims, tensor, values};
 use crate::ops::autocast::is_autocast;
 #[cfg(feature = "cube")]
 use crate::ops::cube;
@@ -23,203 +25,11 @@ use burn::tensor::module::embedding;
 #[cfg(feature = "cube")]
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use burn_flex::FlexTensor;
-use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
-
-/// Which layer a [`RecurrentKernel`] computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Layer {
-    /// Elman's.
-    Rnn,
-    /// Long short-term memory.
-    Lstm,
-    /// Gated recurrent unit.
-    Gru,
-}
-
-/// One time step of one example. Rows of gates are `GATES` pieces of `hidden` elements.
-pub trait Cell: Clone + Debug + Send + Sync + 'static {
-    /// The layer that it makes.
-    const LAYER: Layer;
-    /// Gates: the rows of the weights are `GATES·hidden`.
-    const GATES: usize;
-    /// The state is `STATES·hidden` elements, the output first.
-    const STATES: usize;
-    /// Elements saved per step for the way back, beside the gates, are `EXTRA·hidden`; first the states but the output.
-    const EXTRA: usize;
-    /// Whether gradients at the recurrent product are others than at the input's product.
-    const RESETS: bool;
-
-    /// `input` and `product`: W_ih·x_t + b_ih and W_hh·h_{t−1} + b_hh. `state` goes from before the step to after it;
-    /// `gates` and `extra` are what to save.
-    fn forward(input: &[f32], product: &[f32], state: &mut [f32], gates: &mut [f32], extra: &mut [f32]);
-
-    /// Back through a step. `state`: the gradient by the state after the step, to be replaced by the part of that by the
-    /// state before which does not come through the product. `gates`: what was saved, to be replaced by the gradient by
-    /// the input of [`Self::forward`]; `product` takes that by the product, where [`Self::RESETS`].
-    fn backward(step: Step<'_>, state: &mut [f32], gates: &mut [f32], product: &mut [f32]);
-}
-
-/// What the way back knows of a step.
-#[derive(Debug)]
-pub struct Step<'a> {
-    /// What was saved beside the gates. It is not needed again.
-    extra: &'a mut [f32],
-    /// The output.
-    output: &'a [f32],
-    /// The output of the step before.
-    output_before: &'a [f32],
-    /// The rest of the state before.
-    rest_before: &'a [f32],
-}
-
-/// h = tanh(input + product); nothing needs to be saved.
-#[derive(Debug, Clone)]
-pub struct RnnCell;
-
-impl Cell for RnnCell {
-    const LAYER: Layer = Layer::Rnn;
-    const GATES: usize = 1;
-    const STATES: usize = 1;
-    const EXTRA: usize = 0;
-    const RESETS: bool = false;
-
-    #[inline(always)]
-    fn forward(input: &[f32], product: &[f32], state: &mut [f32], _: &mut [f32], _: &mut [f32]) {
-        for ((h, x), y) in state.iter_mut().zip(input).zip(product) {
-            *h = math::tanh(x + y);
-        }
-    }
-
-    #[inline(always)]
-    fn backward(step: Step<'_>, state: &mut [f32], gates: &mut [f32], _: &mut [f32]) {
-        for ((dx, dh), h) in gates.iter_mut().zip(state).zip(step.output) {
-            *dx = *dh * (1.0 - h * h);
-            *dh = 0.0;
-        }
-    }
-}
-
-/// Gates i, f, g, o; the state c is saved.
-#[derive(Debug, Clone)]
-pub struct LstmCell;
-
-impl Cell for LstmCell {
-    const LAYER: Layer = Layer::Lstm;
-    const GATES: usize = 4;
-    const STATES: usize = 2;
-    const EXTRA: usize = 1;
-    const RESETS: bool = false;
-
-    #[inline(always)]
-    fn forward(input: &[f32], product: &[f32], state: &mut [f32], gates: &mut [f32], saved_c: &mut [f32]) {
-        let (h, c) = state.split_at_mut(state.len() / 2);
-        sum(gates, input, product);
-        let [i, f, g, o] = pieces(gates, c.len());
-        for x in [&mut *i, &mut *f, &mut *o] {
-            x.iter_mut().for_each(|x| *x = math::sigmoid(*x));
-        }
-        g.iter_mut().for_each(|x| *x = math::tanh(*x));
-        for ((((c, saved_c), i), f), g) in c.iter_mut().zip(saved_c).zip(i).zip(f).zip(g) {
-            *c = f.mul_add(*c, *i * *g);
-            *saved_c = *c;
-        }
-        for ((h, c), o) in h.iter_mut().zip(c).zip(o) {
-            *h = *o * math::tanh(*c);
-        }
-    }
-
-    #[inline(always)]
-    fn backward(step: Step<'_>, state: &mut [f32], gates: &mut [f32], _: &mut [f32]) {
-        let (dh, dc) = state.split_at_mut(state.len() / 2);
-        let [i, f, g, o] = pieces(gates, dc.len());
-        // One array is written per loop: the compiler vectorises that.
-        let tanh_c = step.extra;
-        tanh_c.iter_mut().for_each(|c| *c = math::tanh(*c));
-        for (((dc, dh), o), tanh) in dc.iter_mut().zip(&*dh).zip(&*o).zip(&*tanh_c) {
-            *dc += dh * o * (1.0 - tanh * tanh);
-        }
-        for ((o, dh), tanh) in o.iter_mut().zip(&*dh).zip(&*tanh_c) {
-            *o = dh * tanh * *o * (1.0 - *o);
-        }
-        dh.fill(0.0);
-        for ((dc, i), g) in dc.iter().zip(i).zip(g) {
-            let (di, dg) = (dc * *g * *i * (1.0 - *i), dc * *i * (1.0 - *g * *g));
-            (*i, *g) = (di, dg);
-        }
-        for ((dc, f), c) in dc.iter_mut().zip(f).zip(step.rest_before) {
-            let df = *dc * c * *f * (1.0 - *f);
-            *dc *= *f;
-            *f = df;
-        }
-    }
-}
-
-/// Gates r, z, n; n's recurrent product is saved.
-#[derive(Debug, Clone)]
-pub struct GruCell;
-
-impl Cell for GruCell {
-    const LAYER: Layer = Layer::Gru;
-    const GATES: usize = 3;
-    const STATES: usize = 1;
-    const EXTRA: usize = 1;
-    const RESETS: bool = true;
-
-    #[inline(always)]
-    fn forward(input: &[f32], product: &[f32], state: &mut [f32], gates: &mut [f32], reset: &mut [f32]) {
-        let hidden = state.len();
-        let (rz, n) = gates.split_at_mut(2 * hidden);
-        sum(rz, input, product);
-        rz.iter_mut().for_each(|x| *x = math::sigmoid(*x));
-        let (r, z) = rz.split_at(hidden);
-        reset.copy_from_slice(&product[2 * hidden..]);
-        for (((n, x), r), reset) in n.iter_mut().zip(&input[2 * hidden..]).zip(r).zip(reset) {
-            *n = math::tanh(r.mul_add(*reset, *x));
-        }
-        for ((h, z), n) in state.iter_mut().zip(z).zip(n) {
-            *h = z.mul_add(*h - *n, *n);
-        }
-    }
-
-    #[inline(always)]
-    fn backward(step: Step<'_>, state: &mut [f32], gates: &mut [f32], product: &mut [f32]) {
-        let hidden = state.len();
-        let [r, z, n] = pieces(gates, hidden);
-        for (((dh, z), n), h) in state.iter_mut().zip(&mut *z).zip(&mut *n).zip(step.output_before) {
-            let (dz, dn) = (*dh * (h - *n) * *z * (1.0 - *z), *dh * (1.0 - *z) * (1.0 - *n * *n));
-            *dh *= *z;
-            (*z, *n) = (dz, dn);
-        }
-        let [product_r, product_z, product_n] = pieces(product, hidden);
-        for (((r, dn), product_n), reset) in r.iter_mut().zip(n).zip(product_n).zip(&*step.extra) {
-            let dr = *dn * reset * *r * (1.0 - *r);
-            *product_n = *dn * *r;
-            *r = dr;
-        }
-        product_r.copy_from_slice(r);
-        product_z.copy_from_slice(z);
-    }
-}
-
-/// Consecutive pieces of this length.
-#[inline(always)]
-fn pieces<const N: usize>(row: &mut [f32], length: usize) -> [&mut [f32]; N] {
-    let mut pieces = row.chunks_exact_mut(length);
-    std::array::from_fn(|_| pieces.next().unwrap_or_default())
-}
-
-/// to = a + b, as far as `to` goes.
-#[inline(always)]
-fn sum(to: &mut [f32], a: &[f32], b: &[f32]) {
-    for ((to, a), b) in to.iter_mut().zip(a).zip(b) {
-        *to = a + b;
-    }
-}
 
 /// The kernel of a recurrent layer. In: W_ih·x, weight_hh, bias_ih, bias_hh and the state `[batch, states·hidden]`. Out: the
 /// outputs `[batch, seq, hidden]` and the last state.
@@ -354,7 +164,7 @@ fn forward<C: Cell>(ids: Option<&[usize]>, inputs: [FlexTensor; 5], save: bool) 
             cell: PhantomData,
         })
         .collect();
-    run(blocks, rows, &recurrent, 0..seq);
+    sweep::run(blocks, rows, &recurrent, 0..seq);
 
     // SAFETY: the blocks are all examples, and each has written all of theirs at every step; `saved_outputs` also has the
     // state before the first.
@@ -402,7 +212,7 @@ fn backward<C: Cell>(
             cell: PhantomData,
         })
         .collect();
-    run(blocks, rows, &recurrent, (0..seq).rev());
+    sweep::run(blocks, rows, &recurrent, (0..seq).rev());
 
     let d_product = if C::RESETS { &d_product } else { &d_input };
     let d_weight = wanted[1].then(|| {
@@ -472,108 +282,6 @@ fn column_sums(x: &[f32], columns: usize) -> FlexTensor {
 fn add(to: &mut [f32], from: &[f32]) {
     for (a, b) in to.iter_mut().zip(from) {
         *a += b;
-    }
-}
-
-/// Some examples on their way through time, in either direction. Every step takes the product of something of each example
-/// with the recurrent weight.
-trait Sweep: Send + Sync {
-    /// What comes before the product at step t.
-    fn before_product(&mut self, t: usize);
-
-    /// The left side of the product at step t, `[rows, depth]`.
-    fn left(&self, t: usize) -> &[f32];
-
-    /// What comes after it: `product` is a [`Panels::product`] of so many rows, this sweep's from `first` on.
-    fn after_product(&mut self, t: usize, product: &[f32], rows: usize, first: usize);
-}
-
-/// Takes all examples, `rows` at most in each sweep, through these time steps.
-fn run<W: Sweep>(
-    mut sweeps: Vec<W>,
-    rows: usize,
-    recurrent: &Panels,
-    times: impl Iterator<Item = usize> + Clone + Send + Sync,
-) {
-    if sweeps.len() < 2 || !recurrent.is_large() {
-        let times = &times;
-        sweeps.into_par_iter().for_each(|sweep| with_simd(Alone { sweep, recurrent, times: times.clone() }));
-        return;
-    }
-    let Some(first) = times.clone().next() else { return };
-    let depth = recurrent.depth();
-    let mut left = vec![0.0; sweeps.iter().map(|sweep| sweep.left(first).len()).sum()];
-    let all = left.len() / depth;
-    let mut product = vec![0.0; all * recurrent.padded_columns()];
-    // On one of the pool's threads, which need not be woken for its own part of every step.
-    rayon::scope(|_| {
-        for t in times {
-            let lefts = left.par_chunks_mut(rows * depth);
-            sweeps.par_iter_mut().zip(lefts).for_each(|(sweep, left)| with_simd(BeforeProduct { sweep, t, left }));
-            recurrent.product_by_all(&left, &mut product);
-            let product = &product;
-            sweeps.par_iter_mut().enumerate().for_each(|(index, sweep)| {
-                with_simd(AfterProduct { sweep, t, product, rows: all, first: index * rows });
-            });
-        }
-    });
-}
-
-/// A sweep that waits for no other.
-struct Alone<'a, W, I> {
-    sweep: W,
-    recurrent: &'a Panels,
-    times: I,
-}
-
-impl<W: Sweep, I: Iterator<Item = usize>> WithSimd for Alone<'_, W, I> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        let mut product = Vec::new();
-        for t in self.times {
-            self.sweep.before_product(t);
-            let left = self.sweep.left(t);
-            let rows = left.len() / self.recurrent.depth();
-            product.resize(rows * self.recurrent.padded_columns(), 0.0);
-            self.recurrent.product(simd, left, &mut product);
-            self.sweep.after_product(t, &product, rows, 0);
-        }
-    }
-}
-
-struct BeforeProduct<'a, W> {
-    sweep: &'a mut W,
-    t: usize,
-    /// Where [`Sweep::left`] goes.
-    left: &'a mut [f32],
-}
-
-impl<W: Sweep> WithSimd for BeforeProduct<'_, W> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        self.sweep.before_product(self.t);
-        self.left.copy_from_slice(self.sweep.left(self.t));
-    }
-}
-
-struct AfterProduct<'a, W> {
-    sweep: &'a mut W,
-    t: usize,
-    product: &'a [f32],
-    rows: usize,
-    first: usize,
-}
-
-impl<W: Sweep> WithSimd for AfterProduct<'_, W> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        self.sweep.after_product(self.t, self.product, self.rows, self.first);
     }
 }
 

@@ -2,7 +2,7 @@
 //! likewise. The gradient of the recurrent weight is one product at the end.
 
 use super::{UNITS, argument, cubes, empty, or_zeros, part, reshape, sigmoid, sum_rows, tanh};
-use crate::ops::cpu::recurrent::Layer;
+use crate::ops::cpu::cells::Layer;
 use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensorOps;
 use burn_cubecl::kernel::into_contiguous;
@@ -50,7 +50,7 @@ pub fn forward<R: CubeRuntime>(
     ([outputs.clone(), last], vec![weight_hh, state, outputs, saved_gates, extra])
 }
 
-/// A time step, a unit per element of an example's output; see [`Cell`](crate::ops::cpu::recurrent::Cell) for the gates.
+/// A time step, a unit per element of an example's output; see [`Cell`](crate::ops::cpu::cells::Cell) for the gates.
 #[cube(launch)]
 fn forward_kernel(
     input: &Tensor<f32>,
