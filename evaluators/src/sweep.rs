@@ -413,7 +413,10 @@ fn items<'i>(plan: Plan, lengths: &'i [u32], reach: &'i [Reach]) -> impl Iterato
     })
 }
 
-/// Runs batches on as many sessions as there are threads and batches.
+/// Opening one more session takes about as long as running this many batches on all threads saves by it.
+const BATCHES_PER_SESSION: usize = 8;
+
+/// Runs batches on as many sessions as there are threads, or on fewer where there are few batches.
 fn run_batches(
     model: &mut Model,
     work: &Work<'_>,
@@ -422,17 +425,20 @@ fn run_batches(
     build: impl Fn(Item) -> Job + Sync,
     sink: impl FnMut(Outcome) -> Result<()>,
 ) -> Result<()> {
-    let most = workers.unwrap_or_else(|| match work.provider {
-        Provider::Auto | Provider::Cpu => model.threads().min(SESSION_BYTES / model.bytes().max(1)),
-        Provider::Cuda | Provider::TensorRt => 1,
-    });
-    let first: Vec<_> = batches.by_ref().take(most.max(1)).collect();
+    let (most, each) = match (workers, work.provider) {
+        (Some(workers), _) => (workers, 1),
+        (None, Provider::Auto | Provider::Cpu) => {
+            (model.threads().min(SESSION_BYTES / model.bytes().max(1)), BATCHES_PER_SESSION)
+        }
+        (None, Provider::Cuda | Provider::TensorRt) => (1, 1),
+    };
+    let first: Vec<_> = batches.by_ref().take(most.max(1) * each).collect();
     if first.is_empty() {
         return Ok(());
     }
     let longest = first.iter().flatten().map(|item| item.tokens).max().unwrap_or(1); // the longest run first
     let tokens = work.budget.piece.map_or(longest, |piece| longest.min(piece));
     let shapes = Shapes { rows: work.budget.rows, tokens, interface: work.interface.clone() };
-    let sessions = model.sessions(first.len(), &shapes)?;
+    let sessions = model.sessions((first.len() / each).max(1), &shapes)?;
     execute(work, sessions, first.into_iter().chain(batches), build, sink)
 }

@@ -1,8 +1,8 @@
 //! A builder for ONNX graphs that follows the modules of a model.
 //!
 //! [`GraphBuilder::scope`] enters a module. Inside it, weights are looked up by their name in that module, and nodes are
-//! called after it: in `h.0`, `attn`, `c_attn`, the weight `weight` is the checkpoint's `h.0.attn.c_attn.weight` and the
-//! node that multiplies by it is `/h.0/attn/c_attn/MatMul`.
+//! called after it: in `h.1`, `attn`, `c_attn`, the weight `weight` is the checkpoint's `h.1.attn.c_attn.weight` and the
+//! node that multiplies by it is `/h.1/attn/c_attn/MatMul`.
 
 use crate::onnx::attribute_proto::AttributeType;
 use crate::onnx::tensor_proto::{DataLocation, DataType};

@@ -61,7 +61,7 @@ pub(crate) fn token_embedding(
 
 /// The current module's embeddings `[vocab, hidden]`: where the null embedding is frozen, the checkpoint has the table in
 /// two parts.
-fn token_table(
+pub(crate) fn token_table(
     g: &mut GraphBuilder<'_>,
     [vocab, hidden]: [usize; 2],
     freeze_null: bool,
@@ -170,6 +170,48 @@ pub(crate) fn layer_norm(
         let attributes = [("axis", Int(-1)), ("epsilon", Float(epsilon))];
         Ok(g.node("LayerNormalization", &[x, &weight, &bias], &attributes))
     })
+}
+
+/// Whether a first layer's products with the embeddings are looked up: where the vocabulary has at most twice as many tokens as
+/// the model has channels. The tables are then not much larger than the matrices.
+pub(crate) fn is_tabular(vocab: usize, hidden: usize) -> bool {
+    vocab <= 2 * hidden
+}
+
+/// The current module's LayerNorm of rows of `hidden` numbers.
+pub(crate) fn normalized_rows(
+    g: &mut GraphBuilder<'_>,
+    rows: &[f64],
+    hidden: usize,
+    epsilon: f64,
+) -> Result<Vec<f64>, ExportError> {
+    let weight = g.weight("weight", &[hidden])?;
+    let bias = g.weight("bias", &[hidden])?;
+    let normalized = rows.chunks_exact(hidden).flat_map(|row| {
+        let mean = row.iter().sum::<f64>() / hidden as f64;
+        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / hidden as f64;
+        let scale = (variance + epsilon).sqrt().recip();
+        let affine = weight.values.iter().zip(&bias.values);
+        row.iter().zip(affine).map(move |(x, (&w, &b))| (x - mean) * scale * f64::from(w) + f64::from(b))
+    });
+    Ok(normalized.collect())
+}
+
+/// The product of matrices `[a, hidden]` and `[hidden, out]`, row-major.
+pub(crate) fn row_products(rows: &[f64], matrix: &[f64], [hidden, out]: [usize; 2]) -> Vec<f64> {
+    let row = |x: &[f64]| {
+        let mut sums = vec![0.0; out];
+        for (x, weights) in x.iter().zip(matrix.chunks_exact(out)) {
+            sums.iter_mut().zip(weights).for_each(|(sum, w)| *sum += x * w);
+        }
+        sums
+    };
+    rows.chunks_exact(hidden).flat_map(row).collect()
+}
+
+/// The numbers as a graph holds them.
+pub(crate) fn narrowed(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&value| value as f32).collect()
 }
 
 /// A recurrent layer that ONNX has an operator for.

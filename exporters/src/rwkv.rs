@@ -2,7 +2,7 @@
 
 use crate::graph::Attribute::{Float, Int, Ints, Text};
 use crate::graph::{GraphBuilder, Value};
-use crate::layers::lookup;
+use crate::layers::{lookup, narrowed, normalized_rows};
 use crate::{ExportError, Target};
 use models::rwkv::{HEAD_NORM_EPSILON, LAYER_NORM_EPSILON};
 
@@ -30,26 +30,11 @@ pub(crate) fn normalized_embedding(
     let table: Vec<f64> = table.values.iter().map(|&x| x.into()).collect();
     g.scope("blocks.0", |g| {
         g.scope("ln0", |g| {
-            let rows = normalized_rows(g, &table, hidden)?;
-            let values: Vec<f32> = rows.iter().map(|&x| x as f32).collect();
-            let table = g.factor("emb.weight", &[vocab, hidden], &values);
+            let rows = normalized_rows(g, &table, hidden, LAYER_NORM_EPSILON)?;
+            let table = g.factor("emb.weight", &[vocab, hidden], &narrowed(&rows));
             Ok((lookup(g, &table, ids), rows))
         })
     })
-}
-
-/// The current module's LayerNorm of rows of `hidden` numbers.
-pub(crate) fn normalized_rows(g: &mut GraphBuilder<'_>, rows: &[f64], hidden: usize) -> Result<Vec<f64>, ExportError> {
-    let weight = g.weight("weight", &[hidden])?;
-    let bias = g.weight("bias", &[hidden])?;
-    let normalized = rows.chunks_exact(hidden).flat_map(|row| {
-        let mean = row.iter().sum::<f64>() / hidden as f64;
-        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / hidden as f64;
-        let scale = (variance + LAYER_NORM_EPSILON).sqrt().recip();
-        let affine = weight.values.iter().zip(&bias.values);
-        row.iter().zip(affine).map(move |(x, (&w, &b))| (x - mean) * scale * f64::from(w) + f64::from(b))
-    });
-    Ok(normalized.collect())
 }
 
 /// Every token's predecessor, `[batch, seq, hidden]`. The last token of the piece before is the state `<name>_in`

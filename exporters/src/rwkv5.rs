@@ -3,8 +3,10 @@
 use crate::ExportError;
 use crate::graph::Attribute::Int;
 use crate::graph::{GraphBuilder, Value};
-use crate::layers::{input_ids, layer_norm, linear, logits, lookup, silu};
-use crate::rwkv::{Decay, Sizes, group_norm, mixture, normalized_embedding, normalized_rows, shift, wkv};
+use crate::layers::{
+    input_ids, is_tabular, layer_norm, linear, logits, lookup, narrowed, normalized_rows, row_products, silu,
+};
+use crate::rwkv::{Decay, Sizes, group_norm, mixture, normalized_embedding, shift, wkv};
 use models::rwkv::{LAYER_NORM_EPSILON, ffn_size};
 use models::rwkv5::Rwkv5Config;
 
@@ -14,7 +16,7 @@ pub(crate) fn lower(config: &Rwkv5Config, vocab: usize, g: &mut GraphBuilder<'_>
     let ids = input_ids(g); // [batch, seq]
     let (mut x, rows) = normalized_embedding(g, &ids, [vocab, hidden])?; // [batch, seq, hidden]
     for i in 0..config.num_layers {
-        let rows = Some(&rows[..]).filter(|_| i == 0 && vocab <= LARGEST_TABLE * hidden);
+        let rows = Some(&rows[..]).filter(|_| i == 0 && is_tabular(vocab, hidden));
         x = g.scope(format!("blocks.{i}"), |g| block(g, sizes, i, &ids, x, rows))?;
     }
     let x = layer_norm(g, "ln_out", &x, hidden, LAYER_NORM_EPSILON)?;
@@ -22,10 +24,6 @@ pub(crate) fn lower(config: &Rwkv5Config, vocab: usize, g: &mut GraphBuilder<'_>
     logits(g, scores, vocab);
     Ok(())
 }
-
-/// The first layer looks its products up where the vocabulary has at most this many times as many tokens as the model has
-/// channels: the tables are then not much larger than the matrices.
-const LARGEST_TABLE: usize = 2;
 
 /// `rows` are what the block may get, one row per token of the vocabulary, where that is so.
 fn block(
@@ -39,7 +37,7 @@ fn block(
     let hidden = sizes.hidden;
     let projections = match rows {
         Some(rows) => {
-            let normal = g.scope("ln1", |g| normalized_rows(g, rows, hidden))?;
+            let normal = g.scope("ln1", |g| normalized_rows(g, rows, hidden, LAYER_NORM_EPSILON))?;
             g.scope("att", |g| looked_up(g, ids, &normal, hidden))?
         }
         None => {
@@ -91,8 +89,7 @@ fn looked_up(g: &mut GraphBuilder<'_>, ids: &Value, rows: &[f64], hidden: usize)
         let (zero, last, time) = (g.list("zero", &[0]), g.list("last", &[-1]), g.list("time_axis", &[1]));
         let end = g.list("end", &[i64::MAX]);
         let final_id = g.node("Slice", &[ids, &last, &end, &time], &[]); // [batch, 1]
-        let values: Vec<f32> = rows.iter().map(|&x| x as f32).collect();
-        let table = g.constant("rows", &[vocab, hidden], &values);
+        let table = g.constant("rows", &[vocab, hidden], &narrowed(rows));
         let after = g.node("Gather", &[&table, &final_id], &[("axis", Int(0))]);
         g.state_output(&name, doc, after, &[1, hidden]);
 
@@ -117,10 +114,10 @@ fn looked_up(g: &mut GraphBuilder<'_>, ids: &Value, rows: &[f64], hidden: usize)
                 mix.values.iter().enumerate().flat_map(scaled).collect() // [in, out]
             };
             let (of_now, of_before) = (scaled(|m| m), scaled(|m| 1.0 - m));
-            let now = g.factor("table_now", &[vocab, hidden], &product(rows, &of_now, hidden));
-            let earlier = g.factor("table_before", &[vocab, hidden], &product(rows, &of_before, hidden));
-            let of_before: Vec<f32> = of_before.iter().map(|&w| w as f32).collect();
-            let of_before = g.factor("weight_before.T", &[hidden, hidden], &of_before);
+            let table = |matrix: &[f64]| narrowed(&row_products(rows, matrix, [hidden, hidden]));
+            let now = g.factor("table_now", &[vocab, hidden], &table(&of_now));
+            let earlier = g.factor("table_before", &[vocab, hidden], &table(&of_before));
+            let of_before = g.factor("weight_before.T", &[hidden, hidden], &narrowed(&of_before));
 
             let state = g.narrow(&before);
             let own = g.node("MatMul", &[&state, &of_before], &[]); // [batch, 1, hidden]
@@ -132,18 +129,6 @@ fn looked_up(g: &mut GraphBuilder<'_>, ids: &Value, rows: &[f64], hidden: usize)
         })?;
     }
     Ok(all)
-}
-
-/// The product of matrices `[a, hidden]` and `[hidden, hidden]`, row-major.
-fn product(rows: &[f64], matrix: &[f64], hidden: usize) -> Vec<f32> {
-    let row = |x: &[f64]| {
-        let mut sums = vec![0.0; hidden];
-        for (x, weights) in x.iter().zip(matrix.chunks_exact(hidden)) {
-            sums.iter_mut().zip(weights).for_each(|(sum, w)| *sum += x * w);
-        }
-        sums.into_iter().map(|sum: f64| sum as f32)
-    };
-    rows.chunks_exact(hidden).flat_map(row).collect()
 }
 
 fn time_mix(

@@ -4,7 +4,10 @@ use crate::ExportError;
 use crate::attention::Attention;
 use crate::graph::Attribute::{Int, Ints};
 use crate::graph::{BATCH, GraphBuilder, SEQ, Value};
-use crate::layers::{conv1d, decoder, embedding, input_ids, layer_norm, logits, token_embedding};
+use crate::layers::{
+    conv1d, decoder, embedding, input_ids, is_tabular, layer_norm, logits, lookup, normalized_rows, row_products,
+    token_embedding, token_table,
+};
 use crate::onnx::tensor_proto::DataType;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
 
@@ -32,8 +35,18 @@ pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuild
         Some(positions) => add_positions(g, config, x, positions)?, // [batch, seq, hidden]
         None => x,
     };
+    // Without positions in it, the first block's input has as many values as there are tokens.
+    let rows = match config.positional_embedding {
+        PositionalEmbedding::None | PositionalEmbedding::Rope if is_tabular(vocab, hidden) => {
+            let rows = g.scope("wte", |g| token_table(g, [vocab, width], config.freeze_null_embedding))?;
+            Some(rows.into_iter().map(f64::from).collect::<Vec<_>>())
+        }
+        _ => None,
+    };
     for i in 0..config.num_layers {
-        x = g.scope(format!("h.{i}"), |g| block(g, config, i, x, rotation.as_ref(), &attend))?;
+        let rows = rows.as_deref().filter(|_| i == 0);
+        let input = rows.map(|rows| (&ids, rows));
+        x = g.scope(format!("h.{i}"), |g| block(g, config, i, x, input, rotation.as_ref(), &attend))?;
     }
     let x = layer_norm(g, "ln_f", &x, hidden, config.layer_norm_epsilon)?;
     let tied = config.tie_word_embeddings.then_some("wte");
@@ -71,38 +84,82 @@ fn add_positions(
     }
 }
 
+/// `input` are ids and, one row per token of the vocabulary, what `x` is made of, if it is made of nothing else.
 fn block(
     g: &mut GraphBuilder<'_>,
     config: &TransformerConfig,
     layer: usize,
     x: Value,
+    input: Option<(&Value, &[f64])>,
     rotation: Option<&Rotation>,
     attend: &Attention,
 ) -> Result<Value, ExportError> {
-    let hidden = config.hidden_size;
-    let normal = layer_norm(g, "ln_1", &x, hidden, config.layer_norm_epsilon)?;
-    let y = g.scope("attn", |g| attention(g, config, layer, &normal, rotation, attend))?;
+    let (hidden, epsilon) = (config.hidden_size, config.layer_norm_epsilon);
+    let scale = config.attention_scale(layer);
+    let qkv = match input {
+        Some((ids, rows)) => {
+            let rows = g.scope("ln_1", |g| normalized_rows(g, rows, hidden, epsilon))?;
+            g.scope("attn", |g| looked_up(g, ids, &rows, hidden, scale))?
+        }
+        None => {
+            let normal = layer_norm(g, "ln_1", &x, hidden, epsilon)?;
+            g.scope("attn", |g| projected(g, &normal, hidden, scale))?
+        }
+    };
+    let y = g.scope("attn", |g| attention(g, config, qkv, rotation, attend))?;
     let x = g.node("Add", &[&x, &y], &[]);
-    let normal = layer_norm(g, "ln_2", &x, hidden, config.layer_norm_epsilon)?;
+    let normal = layer_norm(g, "ln_2", &x, hidden, epsilon)?;
     let y = g.scope("mlp", |g| mlp(g, &normal, [hidden, config.mlp_ratio * hidden]))?;
     Ok(g.node("Add", &[&x, &y], &[]))
 }
 
-/// softmax(scale·q·kᵀ + mask)·v between two projections. The scale is taken to q, which is smaller than the scores.
+/// q (scaled, since it is smaller than the scores), k and v, `[batch, seq, hidden]` each.
+fn projected(g: &mut GraphBuilder<'_>, x: &Value, hidden: usize, scale: f64) -> Result<[Value; 3], ExportError> {
+    let qkv = conv1d(g, "c_attn", x, [hidden, 3 * hidden])?; // [batch, seq, 3·hidden]
+    let [q, k, v] = g.nodes("Split", &[&qkv], &[("axis", Int(-1)), ("num_outputs", Int(3))]);
+    let scale = g.scalar("scale", scale as f32);
+    Ok([g.node("Mul", &[&q, &scale], &[]), k, v])
+}
+
+/// The same of inputs that are one of `rows` each: tables of `[vocab, hidden]`.
+fn looked_up(
+    g: &mut GraphBuilder<'_>,
+    ids: &Value,
+    rows: &[f64],
+    hidden: usize,
+    scale: f64,
+) -> Result<[Value; 3], ExportError> {
+    g.scope("c_attn", |g| {
+        let weight = g.weight("weight", &[hidden, 3 * hidden])?;
+        let bias = g.weight("bias", &[3 * hidden])?;
+        let weight: Vec<f64> = weight.values.iter().map(|&w| w.into()).collect();
+        let products = row_products(rows, &weight, [hidden, 3 * hidden]);
+        let parts = [("table_q", 0, scale), ("table_k", 1, 1.0), ("table_v", 2, 1.0)];
+        Ok(parts.map(|(name, part, scale)| {
+            let columns = part * hidden..(part + 1) * hidden;
+            let bias = &bias.values[columns.clone()];
+            let row = |row: &[f64]| -> Vec<f32> {
+                row[columns.clone()].iter().zip(bias).map(|(x, &b)| ((x + f64::from(b)) * scale) as f32).collect()
+            };
+            let table: Vec<f32> = products.chunks_exact(3 * hidden).flat_map(row).collect();
+            let table = g.factor(name, &[rows.len() / hidden, hidden], &table);
+            lookup(g, &table, ids)
+        }))
+    })
+}
+
+/// softmax(q·kᵀ + mask)·v and the projection behind it.
 fn attention(
     g: &mut GraphBuilder<'_>,
     config: &TransformerConfig,
-    layer: usize,
-    x: &Value,
+    qkv: [Value; 3],
     rotation: Option<&Rotation>,
     attend: &Attention,
 ) -> Result<Value, ExportError> {
     let hidden = config.hidden_size;
-    let qkv = conv1d(g, "c_attn", x, [hidden, 3 * hidden])?; // [batch, seq, 3·hidden]
-    let parts: [Value; 3] = g.nodes("Split", &[&qkv], &[("axis", Int(-1)), ("num_outputs", Int(3))]);
     // in the shape of a Reshape, 0 keeps an axis as it is
     let heads = g.list("heads", &[0, 0, config.num_heads as i64, config.head_dim() as i64]);
-    let [mut q, mut k, v] = parts.map(|part| {
+    let [mut q, mut k, v] = qkv.map(|part| {
         let part = g.node("Reshape", &[&part, &heads], &[]);
         g.node("Transpose", &[&part], &[("perm", Ints(&[0, 2, 1, 3]))]) // [batch, heads, seq, head_dim]
     });
@@ -110,8 +167,6 @@ fn attention(
         (q, k) = (rotation.apply(g, q), rotation.apply(g, k));
     }
     let k = g.node("Transpose", &[&k], &[("perm", Ints(&[0, 1, 3, 2]))]); // [batch, heads, head_dim, seq]
-    let scale = g.scalar("scale", config.attention_scale(layer) as f32);
-    let q = g.node("Mul", &[&q, &scale], &[]);
     let y = attend.attend(g, [&q, &k, &v], [config.num_heads, config.head_dim()])?; // [batch, seq, hidden]
     conv1d(g, "c_proj", &y, [hidden, hidden])
 }

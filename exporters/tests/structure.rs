@@ -275,15 +275,41 @@ fn names_are_unique_and_edges_lead_somewhere() {
 
 #[test]
 fn a_viewer_shows_the_names_of_the_checkpoint() {
-    let config = transformer(16, 1, PositionalEmbedding::None);
+    let config = transformer(16, 2, PositionalEmbedding::None);
     let graph = graph(&config);
-    let product = graph.node.iter().find(|node| node.name() == "/h.0/attn/c_attn/MatMul").unwrap();
-    assert_eq!(product.input[1], "h.0.attn.c_attn.weight");
+    let product = graph.node.iter().find(|node| node.name() == "/h.1/attn/c_attn/MatMul").unwrap();
+    assert_eq!(product.input[1], "h.1.attn.c_attn.weight");
     let stored = graph.initializer.iter().find(|tensor| tensor.name() == product.input[1]).unwrap();
     let weights = weights(&config);
-    let weight = weights.get("h.0.attn.c_attn.weight").unwrap();
+    let weight = weights.get("h.1.attn.c_attn.weight").unwrap();
     assert_eq!(stored.dims, [16, 48]);
     assert_eq!(stored.raw_data(), weight.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+}
+
+/// Where no position is in it, the first layer's input has one value per token.
+#[test]
+fn queries_keys_and_values_of_the_first_layer_are_looked_up() {
+    use PositionalEmbedding::{Absolute, None, Rope, Sinusoidal};
+    for (positions, tables) in [(None, true), (Rope, true), (Absolute, false), (Sinusoidal, false)] {
+        // 13 tokens
+        for (width, small) in [(8, true), (4, false)] {
+            let config = TransformerConfig {
+                hidden_size: width,
+                num_heads: 2,
+                positional_embedding: positions,
+                ..Default::default()
+            };
+            let graph = graph(&ModelConfig::Transformer(config));
+            let has = |name: &str| graph.initializer.iter().any(|tensor| tensor.name() == name);
+            for (layer, tables) in [(0, tables && small), (1, false)] {
+                for part in ["q", "k", "v"] {
+                    assert_eq!(has(&format!("h.{layer}.attn.c_attn.table_{part}")), tables, "{positions:?} {width}");
+                }
+                assert_eq!(has(&format!("h.{layer}.attn.c_attn.weight")), !tables, "{positions:?} {width}");
+                assert_eq!(has(&format!("h.{layer}.ln_1.weight")), !tables, "{positions:?} {width}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -276,7 +276,7 @@ pub struct EvalArgs {
     /// Threads of the CPU provider; all cores if left out
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Sessions side by side. Default: one per thread on a CPU (fewer for large models), one on a GPU
+    /// Sessions side by side. Default: one per thread on a CPU (fewer for large models and short sweeps), one on a GPU
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub workers: Option<u16>,
     /// Tokens in one batch at most; bounds the memory. Default: 65536 on a GPU; on a
