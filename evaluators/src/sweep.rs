@@ -132,7 +132,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// Sessions side by side, each with its share of the threads and its own copy of the weights. By default one per
-    /// CPU thread (fewer for models of more than a few megabytes) and one on a GPU.
+    /// CPU thread (fewer for models of more than a few megabytes and for sweeps of few batches) and one on a GPU.
     pub fn workers(mut self, workers: Option<usize>) -> Self {
         self.workers = workers;
         self
@@ -413,7 +413,7 @@ fn items<'i>(plan: Plan, lengths: &'i [u32], reach: &'i [Reach]) -> impl Iterato
     })
 }
 
-/// Opening one more session takes about as long as running this many batches on all threads saves by it.
+/// Batches that there must be for each session: with fewer, opening it takes longer than it saves.
 const BATCHES_PER_SESSION: usize = 8;
 
 /// Runs batches on as many sessions as there are threads, or on fewer where there are few batches.

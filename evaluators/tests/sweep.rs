@@ -125,15 +125,18 @@ fn augmented_positions_are_never_swept_in_one_pass() {
 #[test]
 fn threads_and_batch_sizes_change_nothing() {
     let task = Task::by_name(SHIFTED).unwrap();
-    let run = |threads, max_tokens, exhaustive| {
+    let with_workers = |workers, threads, max_tokens, exhaustive| {
         let mut model = Model::load(&fixture("counts_shifted"), on_cpu(threads)).unwrap();
-        let sweep = Sweep::new(&mut model).task(&task).lengths(1..=60).max_tokens(Some(max_tokens));
+        let sweep = Sweep::new(&mut model).task(&task).lengths(1..=60).max_tokens(Some(max_tokens)).workers(workers);
         sweep.exhaustive(exhaustive).keep_predictions(true).results().unwrap()
     };
+    let run = |threads, max_tokens, exhaustive| with_workers(None, threads, max_tokens, exhaustive);
     for exhaustive in [false, true] {
         let one = run(1, 16_384, exhaustive);
         assert_eq!(one, run(2, 16_384, exhaustive));
-        assert_eq!(one.predictions, run(1, 100, exhaustive).predictions);
+        let small = run(1, 100, exhaustive);
+        assert_eq!(one.predictions, small.predictions);
+        assert_eq!(small, with_workers(Some(2), 2, 100, exhaustive), "sessions side by side");
         assert_eq!(one.predictions, run(1, 0, exhaustive).predictions, "a sequence over the budget runs alone");
     }
 }

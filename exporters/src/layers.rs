@@ -240,13 +240,12 @@ pub(crate) fn recurrent_layers(
     freeze_null: bool,
 ) -> Result<Value, ExportError> {
     let (mut x, mut encoder) = if vocab < hidden {
-        let table = g.scope("encoder", |g| token_table(g, [vocab, hidden], freeze_null))?;
-        let unit = |i: usize| f32::from(u8::from(i.is_multiple_of(vocab + 1)));
-        let units: Vec<f32> = (0..vocab * vocab).map(unit).collect();
-        let x = g.scope("encoder", |g| {
+        let (x, table) = g.scope("encoder", |g| -> Result<_, ExportError> {
+            let unit = |i: usize| f32::from(u8::from(i.is_multiple_of(vocab + 1)));
+            let units: Vec<f32> = (0..vocab * vocab).map(unit).collect();
             let units = g.factor("one_hot", &[vocab, vocab], &units);
-            lookup(g, &units, turned)
-        });
+            Ok((lookup(g, &units, turned), token_table(g, [vocab, hidden], freeze_null)?))
+        })?;
         (x, Some(table)) // [seq, batch, vocab]
     } else {
         (token_embedding(g, "encoder", turned, [vocab, hidden], freeze_null)?, None) // [seq, batch, hidden]
@@ -321,7 +320,8 @@ fn recurrent_layer(
 
 /// W·Eᵀ of `[rows, hidden]` and `[vocab, hidden]`: `[rows, vocab]`.
 fn encoded(weight: &[f32], encoder: &[f32], hidden: usize) -> Vec<f32> {
-    let dot = |w: &[f32], e: &[f32]| w.iter().zip(e).map(|(&w, &e)| f64::from(w) * f64::from(e)).sum::<f64>() as f32;
-    let row = |w| encoder.chunks_exact(hidden).map(move |e| dot(w, e));
-    weight.chunks_exact(hidden).flat_map(row).collect()
+    let weight: Vec<f64> = weight.iter().map(|&w| w.into()).collect();
+    let columns = (0..hidden).flat_map(|i| encoder.iter().skip(i).step_by(hidden));
+    let transposed: Vec<f64> = columns.map(|&e| e.into()).collect();
+    narrowed(&row_products(&weight, &transposed, [hidden, encoder.len() / hidden]))
 }

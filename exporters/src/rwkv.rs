@@ -189,7 +189,7 @@ fn steady_chunks(
         g.node("Transpose", &[&x], &[("perm", Ints(&[1, 0, 3, 2, 4]))]) // [chunks, batch, heads, chunk, size]
     };
     let (r, v) = (cut(&r), cut(&v));
-    // One axis at a time: ONNX Runtime is slow at moving a short one and others at once.
+    // In two steps: ONNX Runtime takes several times as long for a Transpose that does both.
     let k = g.node("Reshape", &[&k, &steps], &[]);
     let k = g.node("Transpose", &[&k], &[("perm", Ints(&[0, 1, 3, 2]))]); // [batch, chunks, hidden, chunk]
     let k = g.node("Reshape", &[&k, &by_head], &[]);

@@ -76,11 +76,12 @@ fn every_plan_says_the_same_for_every_architecture() {
     for (name, config) in CONFIGS {
         let path = dir.path().join(format!("{name}.onnx"));
         write_model(config, &task.vocabulary, &path);
-        let sweep = |threads, exhaustive, max_tokens| {
+        let with_workers = |workers, threads, exhaustive, max_tokens| {
             let mut model = load(&path, threads);
-            let sweep = Sweep::new(&mut model).task(&task).lengths(1..=300).exhaustive(exhaustive);
+            let sweep = Sweep::new(&mut model).task(&task).lengths(1..=300).exhaustive(exhaustive).workers(workers);
             sweep.max_tokens(max_tokens).keep_predictions(true).results().unwrap()
         };
+        let sweep = |threads, exhaustive, max_tokens| with_workers(None, threads, exhaustive, max_tokens);
         let single = sweep(1, false, None);
         let scored = single.lengths.iter().filter(|r| r.plan == Plan::SinglePass && r.status() == "ok").count();
         // a table of 128 positions holds the first token and 127 symbols
@@ -92,6 +93,8 @@ fn every_plan_says_the_same_for_every_architecture() {
         let exhaustive = sweep(1, true, None);
         assert_same(name, &single, &exhaustive);
         assert_eq!(exhaustive, sweep(2, true, None), "{name} on 2 threads");
+        assert_eq!(exhaustive, with_workers(Some(2), 2, true, None), "{name} in 2 sessions");
+        assert_eq!(single, sweep(2, false, None), "{name} in a single pass on 2 threads");
         assert_same(name, &single, &sweep(2, false, Some(64))); // in pieces of 256 tokens, where there are states
         assert_same(name, &single, &sweep(2, true, Some(600)));
     }
