@@ -1,4 +1,4 @@
-"""Executes a notebook in the folder of some runs; what fails in it fails here.
+"""Executes a notebook in the folder of some runs; an error in it is an error here.
 
     python notebook.py NOTEBOOK FOLDER
 """

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 RESULT_COLUMNS = (
     "handle task arch positional_embedding num_layers hidden_size seed checkpoint provider precision split length "
     "n_sequences n_tokens accuracy counting_accuracy last_accuracy sequence_accuracy loss last_accuracy_low "
-    "last_accuracy_high in_distribution status plan"
+    "last_accuracy_high in_distribution status plan model_fingerprint"
 ).split()
 
 
@@ -35,12 +35,15 @@ def check_quickstart(path):
 def check_dataset(path):
     table = pq.read_table(path)
     item = lambda t: pa.list_(pa.field("item", t, nullable=False))
-    assert table.schema.field("input_ids").type == item(pa.uint16()), table.schema
-    assert table.schema.field("labels").type == item(pa.int16()), table.schema
-    assert table.schema.field("length").type == pa.uint32(), table.schema
+    assert table.schema.field("input_ids").type == item(pa.int32()), table.schema
+    assert table.schema.field("labels").type == item(pa.int32()), table.schema
+    assert table.schema.field("length").type == pa.int32(), table.schema
     metadata = {k.decode(): v.decode() for k, v in pq.read_metadata(path).metadata.items()}
     vocab = json.loads(metadata["vocab"])
-    assert metadata["task"] == path.parent.name and metadata["seed"] == "0" and metadata["generator_version"] == "1"
+    assert path.parent.name.startswith(f"{metadata['task']}-n") and path.parent.name.endswith(f"-s{metadata['seed']}")
+    assert metadata["generator_version"] == "2" and metadata["split"] == path.stem
+    in_schema = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
+    assert all(in_schema[key] == metadata[key] for key in ["task", "vocab", "seed", "settings"]), in_schema
 
     frame = pl.read_parquet(path)
     assert frame.height == table.num_rows > 0
@@ -48,11 +51,16 @@ def check_dataset(path):
     assert frame["input_ids"].list.max().max() < len(vocab)
     longest = duckdb.sql(f"select max(len(input_ids)), min(length), count(*) from '{path}'").fetchone()
     assert longest == (frame["input_ids"].list.len().max(), frame["length"].min(), frame.height)
+    # counts are signed, so that their differences are right
+    assert (frame["length"] - 10_000).max() < 0 and (pd.read_parquet(path)["length"] - 10_000).max() < 0
 
 
 def check_result(path):
     schema = pq.read_schema(path)
     assert schema.names == RESULT_COLUMNS, schema.names
+    assert schema.metadata[b"table_version"] == b"2", schema.metadata
+    assert not any(pa.types.is_unsigned_integer(field.type) for field in schema), schema
+    assert (pd.read_parquet(path).length - 200).min() == -199
     frame = pl.read_parquet(path)
     assert frame["length"].to_list() == list(range(1, 101))
     assert frame["status"].unique().to_list() == ["ok"]
@@ -92,10 +100,13 @@ def check_checkpoint(path):
         assert {"wte.weight", "h.0.attn.c_attn.weight", "h.1.mlp.c_proj.bias", "lm_head.weight"} <= names, names
 
 
-def check_readme(path):
-    """The queries in the README run as they stand, here, in the folder that holds runs/."""
+QUERIES = {"README.md": 1, "results.md": 5}
+
+
+def check_queries(path):
+    """The queries on this page run as they stand, here, in the folder that holds runs/."""
     blocks = re.findall(r"^```(sql|python)\n(.*?)^```", path.read_text(), re.M | re.S)
-    assert len(blocks) == 4, blocks
+    assert len(blocks) == QUERIES[path.name], blocks
     for language, code in blocks:
         if language == "sql":
             rows = duckdb.sql(code).fetchall()
@@ -107,12 +118,13 @@ def check_readme(path):
 def main():
     quickstart, datasets, runs = map(Path, sys.argv[1:])
     check_quickstart(quickstart)
+    repository = Path(__file__).parent.parent
     files = {
         check_dataset: sorted(datasets.glob("*/*.parquet")),
         check_result: sorted(runs.glob("*/eval/sweep.parquet")),
-        check_model: sorted(runs.glob("*/model.onnx")),
+        check_model: sorted(runs.glob("*/model*.onnx")),
         check_checkpoint: sorted(runs.glob("*/checkpoints/*/model.safetensors")),
-        check_readme: [Path(__file__).parent.parent / "README.md"],
+        check_queries: [repository / "README.md", repository / "docs/results.md"],
     }
     for check, paths in files.items():
         assert paths, f"nothing to check with {check.__name__}"

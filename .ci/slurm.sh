@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A sweep through a real Slurm: starts a one-node cluster of its own in a folder, submits a grid, waits for its cells and
+# A grid through a real Slurm: starts a one-node cluster of its own in a folder, submits a grid, waits for its jobs and
 # for the report behind them, and submits again, when nothing may be left to do.
 #
 #   slurm.sh PIPELINE GRID WORK_DIR
@@ -13,7 +13,7 @@ mkdir -p "$3"
 work=$(realpath "$3")
 
 skip() {
-  echo "skipped: the sweep through Slurm: $1"
+  echo "skipped: the grid through Slurm: $1"
   exit 0
 }
 missing() { for program in munged slurmctld slurmd sbatch; do command -v "$program" >/dev/null || return 0; done; return 1; }
@@ -87,8 +87,9 @@ done
 }
 
 cd "$work"
-sweep() { "$pipeline" sweep "$grid" --launcher slurm --partition test --gres slot:1 --time 10 --json --quiet; }
-report=$(sweep | python3 -c 'import json, sys; print(json.load(sys.stdin)["jobs"]["report"])')
+grid_jobs() { "$pipeline" grid "$grid" --launcher slurm --partition test --gres slot:1 --time 10 --json --quiet; }
+report=$(grid_jobs | python3 -c 'import json, sys; print(json.load(sys.stdin)["jobs"]["report"])')
+grid_jobs | python3 -c 'import json, sys; jobs = json.load(sys.stdin)["jobs"]; assert jobs["arrays"] == [] and jobs["report"] is None, jobs'
 for _ in $(seq 600); do
   state=$(scontrol show job "$report" | grep -o 'JobState=[A-Z]*')
   case $state in JobState=PENDING | JobState=RUNNING | JobState=COMPLETING | JobState=CONFIGURING) sleep 0.5 ;; *) break ;; esac
@@ -98,10 +99,10 @@ done
   tail -n 20 runs/sweeps/*/slurm/*.out >&2
   exit 1
 }
-"$pipeline" sweep "$grid" --dry-run --json | python3 -c '
+"$pipeline" grid "$grid" --dry-run --json | python3 -c '
 import json, sys
 cells = json.load(sys.stdin)["cells"]
 assert cells and all(cell["status"] == "done" for cell in cells), cells
-print(f"{len(cells)} cells done by Slurm")'
+print(f"{len(cells)} jobs done by Slurm")'
 ls runs/sweeps/*/report.html
-sweep | python3 -c 'import json, sys; assert "jobs" not in json.load(sys.stdin), "cells that are done were submitted again"'
+grid_jobs | python3 -c 'import json, sys; assert "jobs" not in json.load(sys.stdin), "jobs that are done were submitted again"'

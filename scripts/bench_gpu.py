@@ -95,7 +95,7 @@ def theirs(o, arch, hidden, layers, dtype, folder):
 
 
 def median(reports):
-    """The median of the milliseconds, over the runs that there are."""
+    """The median of the milliseconds, over the runs that succeeded."""
     times = [report["step_ms_median"] for report in reports if report]
     return statistics.median(times) if times else None
 

@@ -46,7 +46,7 @@ SIZES = [
     ("transformer", "none", 1024, 2, 3),
 ]
 
-# Recipe, and what the baseline calls its architecture.
+# Recipe, and the baseline's name of its architecture.
 RECIPES = {
     "rnn": "rnn",
     "lstm": "lstm",

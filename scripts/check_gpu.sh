@@ -53,9 +53,9 @@ cd "$work"
 "$pipeline" doctor --json >doctor.json
 
 failed=0
-# What a run printed as JSON, one field of it.
+# One field of the JSON that a run printed.
 field() { python3 -c "import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])" "$1" "$2"; }
-# small CONFIG NAME OPTIONS…: a small run on $device; what it prints goes to NAME.json.
+# small CONFIG NAME OPTIONS…: a small run on $device; its output goes to NAME.json.
 small() {
   local config=$1 name=$2
   shift 2

@@ -1,5 +1,5 @@
-//! `cargo bench -p data`: making examples, writing a million of them, and reading them back into batches. Each line is the
-//! median of five runs; all but the second block use one core.
+//! `cargo bench -p data`: making examples, writing a million of them, and reading them back into batches. Each line is
+//! the median of five runs; all but the second block use one core.
 #![allow(clippy::unwrap_used)]
 
 use data::{Batch, Collation, Dataset, EpochOrder, ExampleRef, Split, Task, generate_split};
@@ -49,7 +49,7 @@ fn main() {
     measure("shuffled batches of 32", tokens, "tokens", || {
         for step in 0..order.steps(32) {
             let rows: Vec<ExampleRef> = order.batch(step, 32).iter().map(|&i| dataset.get(i as usize)).collect();
-            black_box(Batch::collate(&rows, &task.vocabulary, &Collation::plain()).unwrap());
+            black_box(Batch::collate(&rows, &task.vocabulary, &Collation::sequential()).unwrap());
         }
     });
 }

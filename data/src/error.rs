@@ -1,12 +1,12 @@
 use std::path::PathBuf;
 
-/// What can go wrong with tasks and datasets. Every message says what was found and what to do.
+/// Errors of tasks and datasets. Every message says what was found and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// No preset has this name.
     #[error("there is no task `{name}`{}\n  hint: `pipeline data list` shows every task", did_you_mean(.nearest))]
     UnknownTask {
-        /// The name that was asked for.
+        /// The name given.
         name: String,
         /// The closest existing name, if one is close.
         nearest: Option<String>,
@@ -16,9 +16,9 @@ pub enum DataError {
     TaskSetting {
         /// The task.
         task: String,
-        /// What is wrong with which setting.
+        /// The setting and its problem.
         reason: String,
-        /// What to do.
+        /// The remedy.
         hint: String,
     },
     /// A split name that no task has.
@@ -27,7 +27,7 @@ pub enum DataError {
         did_you_mean(.nearest)
     )]
     UnknownSplit {
-        /// The name that was asked for.
+        /// The name given.
         name: String,
         /// The closest existing name, if one is close.
         nearest: Option<String>,
@@ -37,7 +37,7 @@ pub enum DataError {
     NoSuchSplit {
         /// The task.
         task: String,
-        /// The split that was asked for.
+        /// The requested split.
         split: String,
         /// Those it has.
         splits: Vec<String>,
@@ -48,7 +48,7 @@ pub enum DataError {
         did_you_mean(.nearest)
     )]
     UnknownAugmentation {
-        /// The name that was asked for.
+        /// The name given.
         name: String,
         /// The closest existing name, if one is close.
         nearest: Option<String>,
@@ -73,15 +73,15 @@ pub enum DataError {
         augmentation: &'static str,
         /// Tokens of the example other than `<pad>` and `<blk>`.
         tokens: usize,
-        /// Positions that there are.
+        /// Available positions.
         max_position_embeddings: usize,
     },
-    /// More or fewer examples were asked for than the family can give.
+    /// The family cannot give the requested number of examples.
     #[error("task `{task}`: {reason}")]
     SplitSize {
         /// The task.
         task: String,
-        /// What was asked, what is possible.
+        /// The request, and the possible sizes.
         reason: String,
     },
     /// The operating system refused to read or write a file.
@@ -94,18 +94,28 @@ pub enum DataError {
         /// The reason the operating system gave.
         source: std::io::Error,
     },
-    /// A Parquet file that cannot be decoded.
+    /// A damaged file.
     #[error(
-        "cannot read {}: {reason}\n  hint: the file is damaged or is not Parquet; `pipeline data generate --task <T> --force` writes a dataset anew",
+        "cannot read {}: {reason}\n  hint: the file is damaged or was not written to its end; copy or write it again",
         .path.display()
     )]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What the decoder said.
+        /// The decoder's message.
         reason: String,
     },
-    /// Examples of another program that are not right; nothing was imported.
+    /// An undamaged file of an unsupported format.
+    #[error("cannot read {}: {reason}\n  hint: {hint}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The kind of file found.
+        reason: String,
+        /// How to convert it.
+        hint: String,
+    },
+    /// Invalid examples of another program; nothing was imported.
     #[error("{} is not imported: {problems} of {rows} examples are wrong\n{}\n  hint: {hint}", .path.display(), first_of(.first, *.problems))]
     Rejected {
         /// The file.
@@ -114,19 +124,32 @@ pub enum DataError {
         rows: usize,
         /// How many of them are wrong.
         problems: usize,
-        /// What is wrong with the first ones, by line or row.
+        /// The problems of the first ones, by line or row.
         first: Vec<String>,
-        /// What to do about it.
+        /// The remedy.
         hint: String,
     },
-    /// A readable Parquet file that does not hold a dataset.
-    #[error("{} is not a dataset of this program: {reason}\n  hint: {hint}", .path.display())]
+    /// Several files of a split that differ.
+    #[error(
+        "split {split} of {task} is there for several seeds or sizes: {}\n  hint: name the file that is meant",
+        .files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    Ambiguous {
+        /// The task.
+        task: String,
+        /// The split.
+        split: String,
+        /// Some of the files.
+        files: Vec<PathBuf>,
+    },
+    /// A readable file that does not hold the examples that it should.
+    #[error("cannot use {}: {reason}\n  hint: {hint}", .path.display())]
     Invalid {
         /// The file.
         path: PathBuf,
         /// The first thing found wrong.
         reason: String,
-        /// What to do about it.
+        /// The remedy.
         hint: String,
     },
 }
@@ -146,12 +169,14 @@ fn io_hint(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
     match source.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            "\n  hint: nothing was left behind; free some space or point --runs-dir / --data-dir elsewhere"
+            "\n  hint: the file was not left half-written; free some space or point --runs-dir / --data-dir / -o elsewhere"
         }
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-            "\n  hint: check the permissions, or point --runs-dir / --data-dir elsewhere"
+            "\n  hint: check the permissions, or point --runs-dir / --data-dir / -o elsewhere"
         }
         ErrorKind::NotFound => "\n  hint: check the path",
+        ErrorKind::NotADirectory => "\n  hint: a part of the path is a file, not a folder",
+        ErrorKind::IsADirectory => "\n  hint: name a file in it",
         _ => "",
     }
 }

@@ -5,37 +5,29 @@
 //! A [`Task`] is a named preset of a family together with its [`Vocabulary`] and size limits.
 //!
 //! An example is a pure function of (task, split, seed, index), so a dataset has the same bytes however it is
-//! produced. [`Dataset`] holds examples in memory and reads and writes the Parquet files, [`Batch`] pads some of
-//! them into the rectangular arrays that models take and gives them positions ([`Augmentation`]), [`Folded`] leaves out rows
-//! that others begin with, and [`EpochOrder`] is the seeded shuffle.
+//! produced. [`Dataset`] holds examples in memory and reads and writes the Parquet files (and reads what other programs
+//! make of them, in Parquet, Arrow, JSON and CSV), [`DatasetFolders`] says where they are kept, [`Batch`] pads some of
+//! them into the rectangular arrays that models take and gives them positions ([`Augmentation`]), [`Folded`] leaves out
+//! rows that others begin with, and [`EpochOrder`] is the seeded shuffle.
 
 mod batch;
 mod dataset;
 mod error;
-mod example;
 pub mod families;
 pub mod files;
-mod fold;
-mod import;
-mod positions;
 mod rng;
 pub mod suggest;
 mod task;
-mod task_config;
-pub mod text;
-mod track;
-mod vocab;
+pub mod threads;
 
-pub use batch::{Batch, Collation, EpochOrder};
-pub use dataset::{Dataset, DatasetInfo, GENERATOR_VERSION, generate_split};
+pub use batch::{
+    Augmentation, BLANK, Batch, Collation, EpochOrder, Folded, PositionIds, PositionSampling, prefix_groups,
+};
+pub use dataset::{
+    Dataset, DatasetFolders, DatasetInfo, GENERATOR_VERSION, Imported, Origin, capped, dataset_dict, generate_split,
+    import, short_name, split_name, text,
+};
 pub use error::DataError;
-pub use example::{Example, ExampleRef, IGNORE};
 pub use families::{Auxiliary, Family};
-pub use fold::{Folded, prefix_groups};
-pub use import::{Imported, import, split_name};
-pub use positions::{Augmentation, BLANK, PositionIds, PositionScheme};
 pub use rng::stream_rng;
-pub use task::{Split, Task};
-pub use task_config::TaskConfig;
-pub use track::{LengthLimit, Track};
-pub use vocab::{PAD, Vocabulary};
+pub use task::{Example, ExampleRef, IGNORE, LengthLimit, PAD, Split, Task, TaskConfig, Track, Vocabulary};

@@ -1,6 +1,6 @@
 //! "Did you mean …?" for names that people type.
 
-/// The candidate most similar to `name`, if any is close enough to be what was meant.
+/// The candidate most similar to `name`, if any is close enough.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()

@@ -1,5 +1,5 @@
-//! Bytes that nobody meant to write, through both readers. There is no coverage to steer by, as that takes a nightly or C++
-//! toolchain; instead, mutations start from valid files and include whole tokens of the formats.
+//! Random bytes, through all readers. Coverage guidance would need a nightly or C++ toolchain; instead, mutations start
+//! from valid files and include whole tokens of the formats.
 //!
 //! `FUZZ_SECONDS=60 cargo test --release -p data --test fuzz -- --ignored --nocapture`
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -8,8 +8,8 @@ use data::{Dataset, Split, Task, generate_split, import, stream_rng, text};
 use rand::{Rng, RngExt};
 use std::time::{Duration, Instant};
 
-/// Pieces of text files and of Parquet's Thrift.
-const PIECES: [&[u8]; 16] = [
+/// Pieces of text files, of Parquet's Thrift and of Arrow's messages.
+const PIECES: [&[u8]; 22] = [
     b"[[",
     b"]]",
     b"\", \"",
@@ -26,6 +26,30 @@ const PIECES: [&[u8]; 16] = [
     b"\xff\xff\xff\xff",
     b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
     b"\x15\x00\x15\x00",
+    b"ARROW1\0\0",
+    b"\xff\xff\xff\xff\x00\x00\x00\x00",
+    b"{\"input_ids\": [",
+    b"\"labels\": ",
+    b"-100, 1e300",
+    b"\"[0 1 2]\",",
+];
+
+/// Files of other programs: every compression, every form.
+const FOREIGN: [&str; 14] = [
+    "snappy.parquet",
+    "gzip.parquet",
+    "brotli.parquet",
+    "lz4.parquet",
+    "fixed_size_list.parquet",
+    "other_order.parquet",
+    "lz4.feather",
+    "list_view.arrow",
+    "plain.feather",
+    "stream.arrow",
+    "lines.json",
+    "list.json",
+    "pandas.csv",
+    "arrays.csv",
 ];
 
 fn mutate(bytes: &mut Vec<u8>, other: &[u8], rng: &mut impl Rng) {
@@ -63,8 +87,13 @@ fn fuzz(budget: Duration) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("input");
     let target = dir.path().join("out.parquet");
-    let tasks =
-        ["debug", "counting_samesymbol_shiftedstart3_padhelper", "counting_selective_10items2bos", "counting_raspL"];
+    let tasks = [
+        "debug",
+        "counting_samesymbol_shiftedstart3_padhelper",
+        "counting_selective_10items2bos",
+        "counting_raspL",
+        "counting_samesymbol_mod10bos",
+    ];
     let tasks = tasks.map(|name| Task::by_name(name).unwrap());
     let mut seeds = vec![];
     for task in &tasks {
@@ -75,6 +104,8 @@ fn fuzz(budget: Duration) -> u64 {
         let lines: String = lines.iter().map(|e| text::to_line(e, &task.vocabulary) + "\n").collect();
         seeds.push((task, lines.into_bytes()));
     }
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    seeds.extend(FOREIGN.iter().map(|name| (&tasks[4], std::fs::read(fixtures.join(name)).unwrap())));
     let (start, mut runs) = (Instant::now(), 0);
     while start.elapsed() < budget {
         let rng = &mut stream_rng(0, "fuzz", runs);
@@ -84,8 +115,14 @@ fn fuzz(budget: Duration) -> u64 {
         mutate(&mut bytes, other, rng);
         std::fs::write(&path, &bytes).unwrap();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            // whatever is accepted holds together
-            for dataset in [Dataset::read(&path), text::read(&path, None)].into_iter().flatten() {
+            // accepted examples are consistent
+            let read = [
+                Dataset::read(&path),
+                Dataset::read_pairs(&path, None),
+                Dataset::read_as(&path, None),
+                Dataset::read_as(&path, Some(task)),
+            ];
+            for dataset in read.into_iter().flatten() {
                 for e in dataset.iter() {
                     assert_eq!(e.input_ids.len(), e.labels.len());
                     assert!(e.input_ids.iter().all(|id| usize::from(*id) < dataset.info().vocab.len()));

@@ -1,13 +1,21 @@
-//! Length sweeps: how far does a model count? An ONNX file goes in, a table with one row per test length comes out.
+//! Length sweeps measure length extrapolation: how far does a model count? An ONNX file goes in, a table with one row
+//! per test length comes out.
 //!
 //! [`Model`] loads the file through ONNX Runtime and checks that it keeps the project's ONNX contract. [`Sweep`] runs a
 //! [`data::Task`]'s test sequences through it and scores every length of [`Lengths`]; where it can, one pass over the
-//! longest sequence answers all shorter ones. Predictions and losses are computed inside the graph, so that logits never
-//! leave the device. [`metrics`] defines the scores. [`to_record_batch`] turns the outcome into an Arrow table, and
-//! [`write()`] puts it into a Parquet, Arrow, CSV or JSON file.
+//! longest sequence answers all shorter ones; a model from elsewhere is probed for that first. Predictions and losses
+//! are computed inside the graph, so that logits never leave the device. [`metrics`] defines the scores.
+//! [`to_record_batch`] turns them into an Arrow table, and [`write()`] puts it into a Parquet, Arrow, CSV or JSON file.
 //!
 //! The ONNX Runtime library itself is found (or fetched with pip, once) at run time: see [`RuntimeLibrary`]. Nothing
 //! here knows how models are trained, and any model that keeps the contract can be evaluated.
+//!
+//! Words inside: a *track* ([`data::Track`]) is an endless test sequence, whose test of length L is its beginning of L
+//! main tokens. A *slot* is the index of a length in the sweep's list, a *span* a range of slots that one pass over a
+//! track answers, and a *reach* the slots that a track can answer at all. An *item* is a sequence to run that is not
+//! built yet: its track, its span, its tokens; a *job* is the same with tokens and labels, and its *cuts*, the places
+//! where the score of a slot is read. A *plan* says which items there are, a *batch score* is the result of one batch
+//! of jobs, and a *tally* the sums over all of them, for every slot.
 //!
 //! ```no_run
 //! use evaluators::{Format, LoadOptions, Model, Sweep, write};
@@ -20,26 +28,21 @@
 //! ```
 
 mod error;
-mod execute;
-mod journal;
-mod lengths;
-mod memory;
-pub mod metrics;
 mod model;
-mod outcome;
-mod plan;
+mod result;
 mod runtime;
-mod scoring;
-mod setting;
 mod sweep;
-mod table;
-mod tally;
 
 pub use error::{EvalError, Result};
-pub use lengths::Lengths;
-pub use metrics::{Running, Score, wilson};
+pub use model::fingerprint::model_fingerprint;
 pub use model::{LoadOptions, Logits, Model, ModelInfo, Provider};
-pub use outcome::{DatasetResult, LengthResult, Plan, Prediction, Progress, SweepResult};
-pub use runtime::{RuntimeLibrary, Source, available_providers, environment};
+pub use result::metrics::{self, Running, Score, wilson};
+pub use result::table::{
+    Format, SweepFacts, TABLE_VERSION, TABLE_VERSION_KEY, to_record_batch, totals_to_record_batch, write,
+    write_predictions,
+};
+pub use result::{DatasetResult, LengthResult, Plan, Prediction, Progress, SweepResult};
+pub use runtime::{RuntimeLibrary, Source, available_providers, cache_folder, environment};
 pub use sweep::Sweep;
-pub use table::{Format, SweepFacts, to_record_batch, totals_to_record_batch, write, write_predictions};
+pub use sweep::lengths::Lengths;
+pub use sweep::probe::{Finding, Probe};

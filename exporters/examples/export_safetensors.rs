@@ -43,8 +43,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         augmentation: config.augmentation().name().into(),
         seed: 0,
         checkpoint: input.clone(),
+        checkpoint_checksum: "0".into(),
     };
     let file = export(&config, &weights, &info, &ExportOptions { precision, target, ..Default::default() })?;
-    std::fs::write(output, file.model)?;
+    std::fs::write(output, file.model.model)?;
     Ok(())
 }

@@ -5,41 +5,39 @@
 //! cargo run --release -p exporters --example reimport_cases -- FOLDER
 //! ```
 //!
-//! Each kind is two files, `<kind>.onnx` and `<kind>.safetensors`; the latter has `input_ids`, `attention_mask`,
-//! `position_ids` (or float `positions`) `[batch, seq]` and `logits` `[batch, seq, vocab]`.
+//! Each architecture, and each positional scheme of a Transformer, is a kind: two files, `<kind>.onnx` and
+//! `<kind>.safetensors`; the latter has `input_ids`, `attention_mask`, `position_ids` (or float `positions`)
+//! `[batch, seq]` and `logits` `[batch, seq, vocab]`.
 
-use data::{Augmentation, Batch, Collation, ExampleRef, PAD, PositionIds, PositionScheme, Vocabulary};
+use data::{Augmentation, Batch, Collation, ExampleRef, PAD, PositionIds, PositionSampling, Vocabulary};
 use exporters::{ExportInfo, export};
+use models::transformer::{PositionalEmbedding, TransformerConfig};
 use models::{Cpu, Model, ModelConfig, ModelInput, Weight, Weights};
 use safetensors::tensor::{Dtype, TensorView};
 use std::error::Error;
 use std::path::Path;
-
-const KINDS: [(&str, &str); 14] = [
-    ("rnn", r#""arch": "rnn""#),
-    ("lstm", r#""arch": "lstm""#),
-    ("gru", r#""arch": "gru""#),
-    ("mingru", r#""arch": "mingru""#),
-    ("deltanet", r#""arch": "deltanet", "head_size": 8"#),
-    ("s4", r#""arch": "s4""#),
-    ("mamba", r#""arch": "mamba""#),
-    ("rwkv5", r#""arch": "rwkv5", "head_size": 8"#),
-    ("rwkv6", r#""arch": "rwkv6", "head_size": 8"#),
-    ("nope", r#""arch": "transformer", "num_heads": 2, "positional_embedding": "none""#),
-    ("absolute", r#""arch": "transformer", "num_heads": 2, "positional_embedding": "absolute""#),
-    ("sinusoidal", r#""arch": "transformer", "num_heads": 2, "positional_embedding": "sinusoidal""#),
-    ("rope", r#""arch": "transformer", "num_heads": 2, "positional_embedding": "rope""#),
-    ("scalar", r#""arch": "transformer", "num_heads": 2, "positional_embedding": "scalar""#),
-];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args().nth(1).ok_or("usage: reimport_cases FOLDER")?;
     let folder = Path::new(&folder);
     std::fs::create_dir_all(folder)?;
     let vocabulary = Vocabulary::numbers_then(10, &[PAD, "a"]);
-    for (kind, settings) in KINDS {
-        let config = format!(r#"{{{settings}, "hidden_size": 16, "num_layers": 2}}"#);
-        write(&serde_json::from_str(&config)?, &vocabulary, &folder.join(kind))?;
+    for kind in ModelConfig::KINDS.iter().filter(|kind| !(kind.has_positions)()) {
+        let examples = (kind.examples)();
+        let config = examples.first().ok_or("no example")?;
+        write(config, &vocabulary, &folder.join(kind.name))?;
+    }
+    for &positional_embedding in PositionalEmbedding::ALL {
+        let config = TransformerConfig {
+            hidden_size: 16,
+            num_layers: 2,
+            num_heads: 2,
+            positional_embedding,
+            ..Default::default()
+        };
+        // without positions, the file needs another name than the keyword
+        let name = if positional_embedding.name() == "none" { "nope" } else { positional_embedding.name() };
+        write(&ModelConfig::Transformer(config), &vocabulary, &folder.join(name))?;
     }
     Ok(())
 }
@@ -66,8 +64,9 @@ fn write(config: &ModelConfig, vocabulary: &Vocabulary, path: &Path) -> Result<(
         augmentation: "none".into(),
         seed: 1,
         checkpoint: "none".into(),
+        checkpoint_checksum: "0".into(),
     };
-    std::fs::write(path.with_extension("onnx"), export(config, &weights, &info, &Default::default())?.model)?;
+    std::fs::write(path.with_extension("onnx"), export(config, &weights, &info, &Default::default())?.model.model)?;
 
     let rows: [Vec<u16>; 2] = [(0..37).map(|i| i * 7 % 13).collect(), (0..20).map(|i| i * 5 % 11).collect()];
     let labels = [0i16; 37];
@@ -78,7 +77,7 @@ fn write(config: &ModelConfig, vocabulary: &Vocabulary, path: &Path) -> Result<(
     });
     let scalar = config.augmentation().is_scalar();
     let augmentation = if scalar { Augmentation::Zooming } else { Augmentation::None };
-    let positions = PositionScheme { augmentation, ..PositionScheme::PLAIN };
+    let positions = PositionSampling { augmentation, ..PositionSampling::SEQUENTIAL };
     let batch = Batch::collate(&examples, vocabulary, &Collation { positions, pad_to: None })?;
     let logits: Vec<f32> = model.forward(ModelInput::new(&batch, &device)).into_data().iter::<f32>().collect();
     let bytes = |ints: &[i64]| ints.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();

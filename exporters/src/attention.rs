@@ -1,18 +1,33 @@
-//! Causal attention between the projections of a Transformer, and what hides keys from queries.
+//! Causal attention between the projections of a Transformer, and its masks.
 
-use crate::graph::Attribute::{Int, Ints};
+use crate::graph::Attribute::Int;
 use crate::graph::{GraphBuilder, Value};
 use crate::onnx::tensor_proto::DataType;
+use crate::positions::Score;
 use crate::{ExportError, Target};
 
-/// Queries that [`Attention::Blocks`] takes at once: their scores against 1000 keys stay in a core's cache.
+/// Queries that [`Form::Blocks`] takes at once: their scores against 1000 keys stay in a core's cache.
 const BLOCK: i64 = 64;
 
-/// Into how many parts [`Attention::Parts`] cuts the queries: 9/16 of all pairs of tokens are left.
+/// Into how many parts [`Form::Parts`] cuts the queries: 9/16 of all pairs of tokens are left.
 const PARTS: usize = 8;
 
-/// How attention is computed; every layer does it alike, with the same masks.
-pub(crate) enum Attention {
+/// Attention as every layer computes it, with the same masks.
+pub(crate) struct Attention {
+    terms: Terms,
+    form: Form,
+}
+
+/// The terms of the scores beside the scaled product of queries and keys: stated here for every form.
+struct Terms {
+    /// The effect of positions on the scores.
+    score: Score,
+    /// Whether no query is hidden from itself.
+    identity: bool,
+}
+
+/// How attention is computed.
+enum Form {
     /// The queries in [`PARTS`] parts, without the keys after each part.
     Parts(Vec<Part>),
     /// A loop over blocks of queries, which leaves out the keys after each block. Half the products, and no
@@ -20,61 +35,75 @@ pub(crate) enum Attention {
     Blocks(Blocks),
 }
 
-/// What [`Attention::Parts`] shares between layers.
-pub(crate) struct Part {
+/// Values of [`Form::Parts`] shared between layers.
+struct Part {
     /// The first query, `[1]`.
     start: Value,
     /// One past the last query, `[1]`.
     end: Value,
-    /// What is added to the scores, `[batch, 1, query, key]`.
-    mask: Value,
+    /// Added to the scores, `[batch, 1 or heads, query, key]`.
+    added: Value,
 }
 
-/// What [`Attention::Blocks`] shares between layers.
-pub(crate) struct Blocks {
+/// Values of [`Form::Blocks`] shared between layers.
+struct Blocks {
     /// The length of the sequence, `[1]`.
     seq: Value,
     /// The index of every key, `[key]`.
     key: Value,
-    /// What hides keys by their own: `[batch, 1, 1, key]`.
+    /// 1 at keys that the padding mask hides, `[batch, 1, 1, key]`.
     hidden: Value,
     /// The first query of every block, `[blocks]`.
     starts: Value,
     /// How many queries are missing in the last block, and 0 before the first: a `Pad` of time.
     pads: Value,
-    /// Whether no query is hidden from itself.
-    identity: bool,
 }
 
 impl Attention {
     /// Adds the nodes that all layers share. Keys where `attention_mask` is 0 are hidden; with `identity`, no query is
     /// hidden from itself.
-    pub(crate) fn new(g: &mut GraphBuilder<'_>, ids: &Value, attention_mask: &Value, identity: bool) -> Self {
-        g.scope("mask", |g| {
+    pub(crate) fn new(
+        g: &mut GraphBuilder<'_>,
+        ids: &Value,
+        attention_mask: &Value,
+        identity: bool,
+        score: Score,
+    ) -> Self {
+        let terms = Terms { score, identity };
+        let form = g.scope("mask", |g| {
             let (zero, one) = (g.scalar("zero", 0i64), g.scalar("one", 1i64));
-            let seq = g.node("Shape", &[ids], &[("start", Int(1)), ("end", Int(2))]);
+            let seq = g.sizes(ids, 1..2);
             let length = g.node("Squeeze", &[&seq], &[]);
             let key = g.node("Range", &[&zero, &length, &one], &[]); // [key]
-            let hidden = g.node("Sub", &[&one, attention_mask], &[]); // [batch, key]
-            let hidden = g.node("Cast", &[&hidden], &[("to", Int(DataType::Float as i64))]);
+            let hidden = g.sub(&one, attention_mask); // [batch, key]
+            let hidden = g.cast(&hidden, DataType::Float);
             let middle_axes = g.list("middle_axes", &[1, 2]);
-            let hidden = g.node("Unsqueeze", &[&hidden, &middle_axes], &[]); // [batch, 1, 1, key]
+            let hidden = g.unsqueeze(&hidden, &middle_axes); // [batch, 1, 1, key]
             match g.target() {
-                Target::Portable => Self::Parts(parts(g, &seq, &key, &hidden, identity)),
+                Target::Portable => Form::Parts(parts(g, &seq, &key, &hidden, &terms)),
                 Target::Ort => {
                     let block = g.scalar("block", BLOCK);
                     let starts = g.node("Range", &[&zero, &length, &block], &[]);
-                    let missing = g.node("Neg", &[&seq], &[]);
-                    let missing = g.node("Mod", &[&missing, &block], &[]);
+                    let missing = g.neg(&seq);
+                    let missing = g.modulo(&missing, &block);
                     let none = g.list("none", &[0]);
-                    let pads = g.node("Concat", &[&none, &missing], &[("axis", Int(0))]);
-                    Self::Blocks(Blocks { seq, key, hidden, starts, pads, identity })
+                    let pads = g.concat(&[&none, &missing], 0);
+                    Form::Blocks(Blocks { seq, key, hidden, starts, pads })
                 }
             }
-        })
+        });
+        Self { terms, form }
     }
 
-    /// softmax(q·kᵀ + mask)·v per head: `q` (scaled) and `v` `[batch, heads, seq, head_dim]`, `k`
+    /// Queries and keys `[batch, heads, seq, head_dim]` as positions turn them.
+    pub(crate) fn turned(&self, g: &mut GraphBuilder<'_>, [q, k]: [Value; 2]) -> [Value; 2] {
+        match &self.terms.score {
+            Score::Rotation(rotation) => [rotation.apply(g, q), rotation.apply(g, k)],
+            Score::Nothing | Score::Bias(_) => [q, k],
+        }
+    }
+
+    /// softmax(q·kᵀ + terms)·v per head: `q` (scaled) and `v` `[batch, heads, seq, head_dim]`, `k`
     /// `[batch, heads, head_dim, seq]` → `[batch, seq, hidden]`.
     pub(crate) fn attend(
         &self,
@@ -83,25 +112,25 @@ impl Attention {
         [heads, head_dim]: [usize; 2],
     ) -> Result<Value, ExportError> {
         let merged = g.list("merged", &[0, -1, (heads * head_dim) as i64]); // 0 keeps an axis as it is
-        match self {
-            Self::Parts(parts) => {
+        match &self.form {
+            Form::Parts(parts) => {
                 let zero = g.list("zero", &[0]);
-                let attended = parts.iter().map(|Part { start, end, mask }| {
+                let attended = parts.iter().map(|Part { start, end, added }| {
                     let [q, k, v] = [(q, start, 2), (k, &zero, 3), (v, &zero, 2)]
                         .map(|(x, start, axis)| slice(g, x, start, end, axis));
-                    weighted_sum(g, &q, &k, &v, mask) // [batch, heads, query, head_dim]
+                    weighted_sum(g, &q, &k, &v, added) // [batch, heads, query, head_dim]
                 });
                 let attended: Vec<Value> = attended.collect();
-                let y = g.node("Concat", &attended.iter().collect::<Vec<_>>(), &[("axis", Int(2))]);
-                let y = g.node("Transpose", &[&y], &[("perm", Ints(&[0, 2, 1, 3]))]);
-                Ok(g.node("Reshape", &[&y, &merged], &[]))
+                let y = g.concat(&attended.iter().collect::<Vec<_>>(), 2);
+                let y = g.transpose(&y, &[0, 2, 1, 3]);
+                Ok(g.reshape(&y, &merged))
             }
-            Self::Blocks(blocks) => {
-                let y = blocks.attend(g, [q, k, v], [heads, head_dim])?; // [blocks, batch, heads, query, head_dim]
-                let y = g.node("Transpose", &[&y], &[("perm", Ints(&[1, 0, 3, 2, 4]))]);
-                let y = g.node("Reshape", &[&y, &merged], &[]);
+            Form::Blocks(blocks) => {
+                let y = blocks.attend(g, &self.terms, [q, k, v], [heads, head_dim])?; // [blocks, batch, heads, query, head_dim]
+                let y = g.transpose(&y, &[1, 0, 3, 2, 4]);
+                let y = g.reshape(&y, &merged);
                 let (zero, time_axis) = (g.list("zero", &[0]), g.list("time_axis", &[1]));
-                Ok(g.node("Slice", &[&y, &zero, &blocks.seq, &time_axis], &[]))
+                Ok(g.slice(&y, [&zero, &blocks.seq], &time_axis))
             }
         }
     }
@@ -111,44 +140,45 @@ impl Blocks {
     fn attend(
         &self,
         g: &mut GraphBuilder<'_>,
+        terms: &Terms,
         [q, k, v]: [&Value; 3],
         [heads, head_dim]: [usize; 2],
     ) -> Result<Value, ExportError> {
         let time_axis = g.list("query_axis", &[2]);
         let q = g.node("Pad", &[q, &self.pads, &Value::none(), &time_axis], &[]);
         let by_block = g.list("by_block", &[0, heads as i64, -1, BLOCK, head_dim as i64]);
-        let q = g.node("Reshape", &[&q, &by_block], &[]);
-        let q = g.node("Transpose", &[&q], &[("perm", Ints(&[2, 0, 1, 3, 4]))]); // [blocks, batch, heads, query, head_dim]
+        let q = g.reshape(&q, &by_block);
+        let q = g.transpose(&q, &[2, 0, 1, 3, 4]); // [blocks, batch, heads, query, head_dim]
         let ([], [y]) = g.scan([], [&q, &self.starts], |g, [], [q, start]| {
             let (zero, block) = (g.list("zero", &[0]), g.list("block", &[BLOCK]));
-            let end = g.node("Add", &[&start, &block], &[]); // [1]
+            let end = g.add(&start, &block); // [1]
             let end = g.node("Min", &[&end, &self.seq], &[]);
             let mut before_end = |x: &Value, axis: i64| slice(g, x, &zero, &end, axis);
             let (k, v) = (before_end(k, 3), before_end(v, 2));
             let (key, hidden) = (before_end(&self.key, 0), before_end(&self.hidden, 3));
             let step = g.constant("steps", &[BLOCK as usize], &(0..BLOCK).collect::<Vec<_>>());
-            let query = g.node("Add", &[&start, &step], &[]); // [query]
-            let mask = score_mask(g, &query, &key, &hidden, self.identity);
-            Ok(([], [weighted_sum(g, &q, &k, &v, &mask)]))
+            let query = g.add(&start, &step); // [query]
+            let added = terms.added(g, &query, &key, &hidden);
+            Ok(([], [weighted_sum(g, &q, &k, &v, &added)]))
         })?;
         Ok(y)
     }
 }
 
 /// The queries cut into [`PARTS`] parts, the later ones empty if there are fewer queries.
-fn parts(g: &mut GraphBuilder<'_>, seq: &Value, key: &Value, hidden: &Value, identity: bool) -> Vec<Part> {
+fn parts(g: &mut GraphBuilder<'_>, seq: &Value, key: &Value, hidden: &Value, terms: &Terms) -> Vec<Part> {
     let (zero, count) = (g.list("first", &[0]), g.list("parts", &[PARTS as i64]));
     let round_up = g.list("round_up", &[PARTS as i64 - 1]);
     let mut start = zero.clone();
     let parts = (1..=PARTS).map(|i| {
         let i = g.list(&format!("part_{i}"), &[i as i64]);
-        let end = g.node("Mul", &[seq, &i], &[]);
-        let end = g.node("Add", &[&end, &round_up], &[]);
-        let end = g.node("Div", &[&end, &count], &[]);
+        let end = g.mul(seq, &i);
+        let end = g.add(&end, &round_up);
+        let end = g.div(&end, &count);
         let query = slice(g, key, &start, &end, 0);
         let (key, hidden) = (slice(g, key, &zero, &end, 0), slice(g, hidden, &zero, &end, 3));
-        let mask = score_mask(g, &query, &key, &hidden, identity);
-        Part { start: std::mem::replace(&mut start, end.clone()), end, mask }
+        let added = terms.added(g, &query, &key, &hidden);
+        Part { start: std::mem::replace(&mut start, end.clone()), end, added }
     });
     parts.collect()
 }
@@ -156,33 +186,44 @@ fn parts(g: &mut GraphBuilder<'_>, seq: &Value, key: &Value, hidden: &Value, ide
 /// The part of `x` from `start` to before `end` of an axis.
 fn slice(g: &mut GraphBuilder<'_>, x: &Value, start: &Value, end: &Value, axis: i64) -> Value {
     let axis = g.list(&format!("axis_{axis}"), &[axis]);
-    g.node("Slice", &[x, start, end, &axis], &[])
+    g.slice(x, [start, end], &axis)
 }
 
-fn weighted_sum(g: &mut GraphBuilder<'_>, q: &Value, k: &Value, v: &Value, mask: &Value) -> Value {
-    let scores = g.node("MatMul", &[q, k], &[]); // [batch, heads, query, key]
-    let scores = g.node("Add", &[&scores, mask], &[]);
+fn weighted_sum(g: &mut GraphBuilder<'_>, q: &Value, k: &Value, v: &Value, added: &Value) -> Value {
+    let scores = g.matmul(q, k); // [batch, heads, query, key]
+    let scores = g.add(&scores, added);
     let attended = g.node("Softmax", &[&scores], &[("axis", Int(-1))]);
-    g.node("MatMul", &[&attended, v], &[])
+    g.matmul(&attended, v)
 }
 
-/// What is added to the scores, `[batch, 1, query, key]`: the lowest float where the key comes after the query, and once
-/// more where `hidden` `[batch, 1, 1, key]` is 1. `query` and `key` are indices.
-///
-/// The model *sets* the scores of later keys to the lowest float and only adds it for hidden ones. Adding both is the
-/// same to the last bit: a score is far too small to change the lowest float, and it costs one operation per layer.
-fn score_mask(g: &mut GraphBuilder<'_>, query: &Value, key: &Value, hidden: &Value, identity: bool) -> Value {
-    let last_axis = g.list("last_axis", &[1]);
-    let query = g.node("Unsqueeze", &[query, &last_axis], &[]); // [query, 1]
-    let future = g.node("Greater", &[key, &query], &[]); // [query, key]
-    let (lowest, nothing) = (g.scalar("lowest", f32::MIN), g.scalar("nothing", 0f32));
-    let future = g.node("Where", &[&future, &lowest, &nothing], &[]);
-    let hides = if identity {
-        let itself = g.node("Equal", &[key, &query], &[]);
-        g.node("Where", &[&itself, &nothing, &lowest], &[]) // [query, key]
-    } else {
-        lowest
-    };
-    let hidden = g.node("Mul", &[hidden, &hides], &[]); // [batch, 1, 1 or query, key]
-    g.node("Add", &[&future, &hidden], &[])
+impl Terms {
+    /// The mask and bias, `[batch, 1 or heads, query, key]`, that are added to the scores: the lowest float where the
+    /// key comes after the query, and once more where `hidden` `[batch, 1, 1, key]` is 1, and a bias, if positions have
+    /// one. `query` and `key` are indices.
+    ///
+    /// The model *sets* the scores of later keys to the lowest float and only adds it for hidden ones. Adding both is
+    /// the same to the last bit: a score is far too small to change the lowest float, and it costs one operation per
+    /// layer.
+    fn added(&self, g: &mut GraphBuilder<'_>, query: &Value, key: &Value, hidden: &Value) -> Value {
+        let last_axis = g.list("last_axis", &[1]);
+        let query = g.unsqueeze(query, &last_axis); // [query, 1]
+        let future = g.node("Greater", &[key, &query], &[]); // [query, key]
+        let (lowest, nothing) = (g.scalar("lowest", f32::MIN), g.scalar("nothing", 0f32));
+        let future = g.choose(&future, &lowest, &nothing);
+        let hides = if self.identity {
+            let itself = g.node("Equal", &[key, &query], &[]);
+            g.choose(&itself, &nothing, &lowest) // [query, key]
+        } else {
+            lowest
+        };
+        let hidden = g.mul(hidden, &hides); // [batch, 1, 1 or query, key]
+        let mask = g.add(&future, &hidden); // [batch, 1, query, key]
+        match &self.score {
+            Score::Bias(bias) => {
+                let bias = bias.between(g, &query, key); // [heads, query, key]
+                g.add(&mask, &bias)
+            }
+            Score::Nothing | Score::Rotation(_) => mask,
+        }
+    }
 }

@@ -17,7 +17,7 @@ pub enum ExportError {
         /// The shape the model needs.
         expected: Vec<usize>,
     },
-    /// A weight has another shape than the model's sizes ask for.
+    /// A weight's shape does not match the model's sizes.
     #[error(
         "cannot export the model: its weight `{name}` should have shape {expected:?}, but has {found:?} in the checkpoint\n  \
          hint: do hidden_size and the task match the run that saved the checkpoint?"
@@ -55,21 +55,21 @@ pub enum ExportError {
     /// The files are not written in this version of ONNX's operators.
     #[error("cannot export the model in opset {found}\n  hint: give one of {} to {}", .known.start(), .known.end())]
     Opset {
-        /// What was asked for.
+        /// The version requested.
         found: i64,
-        /// What can be had.
+        /// The supported versions.
         known: std::ops::RangeInclusive<i64>,
     },
     /// There is no such precision.
     #[error("no precision is called `{name}`\n  hint: use fp32, fp16 or bf16")]
     Precision {
-        /// What was asked for.
+        /// The name given.
         name: String,
     },
     /// Files are not written for this.
     #[error("no target is called `{name}`\n  hint: use portable or ort")]
     Target {
-        /// What was asked for.
+        /// The name given.
         name: String,
     },
 }

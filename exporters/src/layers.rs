@@ -37,7 +37,7 @@ pub(crate) fn embedding(
 
 /// The rows `ids` `[a, b]` of a table `[vocab, hidden]`, `[a, b, hidden]`.
 pub(crate) fn lookup(g: &mut GraphBuilder<'_>, table: &Value, ids: &Value) -> Value {
-    let rows = g.node("Gather", &[table, ids], &[("axis", Int(0))]);
+    let rows = g.gather(table, ids, 0);
     g.widen(&rows)
 }
 
@@ -55,12 +55,12 @@ pub(crate) fn token_embedding(
     g.scope(module, |g| {
         let table = token_table(g, [vocab, hidden], freeze_null)?;
         let table = g.constant("weight", &[vocab, hidden], &table);
-        Ok(g.node("Gather", &[&table, ids], &[("axis", Int(0))]))
+        Ok(g.gather(&table, ids, 0))
     })
 }
 
-/// The current module's embeddings `[vocab, hidden]`: where the null embedding is frozen, the checkpoint has the table in
-/// two parts.
+/// The current module's embeddings `[vocab, hidden]`: where the null embedding is frozen, the checkpoint has the table
+/// in two parts.
 pub(crate) fn token_table(
     g: &mut GraphBuilder<'_>,
     [vocab, hidden]: [usize; 2],
@@ -85,13 +85,13 @@ pub(crate) fn decoder(
     let Some(embedding) = tied else { return linear(g, module, x, [hidden, vocab]) };
     let x = g.scope(module, |g| {
         let scale = g.scalar("scale", (1.0 / (hidden as f64).sqrt()) as f32);
-        g.node("Mul", &[x, &scale], &[])
+        g.mul(x, &scale)
     });
     linear(g, embedding, &x, [hidden, vocab])
 }
 
-/// y = x·Wᵀ, `[a, b, in]` → `[a, b, out]`. The checkpoint's `weight` `[out, in]` is stored transposed, as `weight.T`, so
-/// that no program has to turn it while loading.
+/// y = x·Wᵀ, `[a, b, in]` → `[a, b, out]`. The checkpoint's `weight` `[out, in]` is stored transposed, as `weight.T`,
+/// so that no program has to transpose it while loading.
 pub(crate) fn linear(
     g: &mut GraphBuilder<'_>,
     module: &str,
@@ -104,7 +104,7 @@ pub(crate) fn linear(
             (0..input).flat_map(|i| weight.values.iter().skip(i).step_by(input).copied()).collect();
         let weight = g.factor("weight.T", &[input, output], &transposed);
         let x = g.narrow(x);
-        let product = g.node("MatMul", &[&x, &weight], &[]);
+        let product = g.matmul(&x, &weight);
         Ok(g.widen(&product))
     })
 }
@@ -119,14 +119,14 @@ pub(crate) fn affine(
     let product = linear(g, module, x, [input, output])?;
     g.scope(module, |g| {
         let bias = g.parameter("bias", &[output])?;
-        Ok(g.node("Add", &[&product, &bias], &[]))
+        Ok(g.add(&product, &bias))
     })
 }
 
 /// y·σ(y), which ONNX has no operator for.
 pub(crate) fn silu(g: &mut GraphBuilder<'_>, y: &Value) -> Value {
-    let gate = g.node("Sigmoid", &[y], &[]);
-    g.node("Mul", &[y, &gate], &[])
+    let gate = g.sigmoid(y);
+    g.mul(y, &gate)
 }
 
 /// down(GELU(up(x))), four times as wide in between.
@@ -150,9 +150,9 @@ pub(crate) fn conv1d(
         let weight = g.factor("weight", &[input, output], &weight.values);
         let bias = g.parameter("bias", &[output])?;
         let x = g.narrow(x);
-        let product = g.node("MatMul", &[&x, &weight], &[]);
+        let product = g.matmul(&x, &weight);
         let product = g.widen(&product);
-        Ok(g.node("Add", &[&product, &bias], &[]))
+        Ok(g.add(&product, &bias))
     })
 }
 
@@ -172,8 +172,8 @@ pub(crate) fn layer_norm(
     })
 }
 
-/// Whether a first layer's products with the embeddings are looked up: where the vocabulary has at most twice as many tokens as
-/// the model has channels. The tables are then not much larger than the matrices.
+/// Whether a first layer's products with the embeddings are looked up: where the vocabulary has at most twice as many
+/// tokens as the model has channels. The tables are then not much larger than the matrices.
 pub(crate) fn is_tabular(vocab: usize, hidden: usize) -> bool {
     vocab <= 2 * hidden
 }
@@ -224,14 +224,14 @@ pub(crate) struct Cell {
     pub(crate) gates: &'static [(char, usize)],
     /// The states that go from one token to the next, in ONNX's order.
     pub(crate) states: &'static [&'static str],
-    /// What the operator is told besides its width.
+    /// The operator's attributes besides its width.
     pub(crate) attributes: &'static [(&'static str, Attribute<'static>)],
 }
 
 /// Recurrent layers on the embeddings of `turned` `[seq, batch]`, the turned `ids`; → `[seq, batch, hidden]`.
 ///
-/// Where there are fewer tokens than channels, the embedding E is part of the first layer's weights W, as W·Eᵀ, and that
-/// layer's input says which token it is: its product is then that much smaller.
+/// Where there are fewer tokens than channels, the embedding E is part of the first layer's weights W, as W·Eᵀ, and
+/// that layer's input says which token it is: its product is then that much smaller.
 pub(crate) fn recurrent_layers(
     g: &mut GraphBuilder<'_>,
     cell: &Cell,
@@ -257,7 +257,7 @@ pub(crate) fn recurrent_layers(
 }
 
 /// One recurrent layer as one node: `[seq, batch, hidden]` → the same shape. `ids` tells the size of the batch. With an
-/// `encoder` `[vocab, hidden]`, `x` is `[seq, batch, vocab]`, and what the layer sees is `x`·`encoder`.
+/// `encoder` `[vocab, hidden]`, `x` is `[seq, batch, vocab]`, and the layer's input is `x`·`encoder`.
 ///
 /// ONNX stacks the gates of PyTorch's matrices in another order and wants an axis of directions in front. Both happen
 /// here, and the initializers tell: `weight_ih_l0.iofc` is PyTorch's `weight_ih_l0` with the gates in that order.
@@ -298,22 +298,26 @@ fn recurrent_layer(
         let front = g.list(&format!("state_direction_axis_l{layer}"), &[0]);
         let names: Vec<String> = states.iter().map(|state| format!("{state}_l{layer}")).collect();
         let mut inputs = vec![g.narrow(x), weight_ih, weight_hh, bias, Value::none()];
-        for name in &names {
+        let stateful = g.takes_states();
+        for name in names.iter().filter(|_| stateful) {
             let state = g.state_input(name, "the state before the first token", ids, &[hidden]);
-            let state = g.node("Unsqueeze", &[&state, &front], &[]); // [1, batch, hidden]
+            let state = g.unsqueeze(&state, &front); // [1, batch, hidden]
             inputs.push(g.narrow(&state));
+        }
+        if !stateful {
+            inputs.truncate(4); // without a state, they begin at zero
         }
         let inputs: Vec<&Value> = inputs.iter().collect();
         let attributes = [&[("hidden_size", Int(hidden as i64))], *attributes].concat();
-        let outputs = g.node_with(1 + names.len(), op, &inputs, &attributes);
+        let outputs = g.node_with(if stateful { 1 + names.len() } else { 1 }, op, &inputs, &attributes);
         for (name, state) in names.iter().zip(&outputs[1..]) {
-            let state = g.node("Squeeze", &[state, &front], &[]); // [batch, hidden]
+            let state = g.squeeze(state, &front); // [batch, hidden]
             let state = g.widen(&state);
             g.state_output(name, "the state after the last token", state, &[hidden]);
         }
         let direction = g.list(&format!("direction_axis_l{layer}"), &[1]);
         let all = g.widen(&outputs[0]);
-        Ok(g.node("Squeeze", &[&all, &direction], &[])) // [seq, 1, batch, hidden] → [seq, batch, hidden]
+        Ok(g.squeeze(&all, &direction)) // [seq, 1, batch, hidden] → [seq, batch, hidden]
     };
     g.without_bf16(|g| g.scope(*module, build))
 }

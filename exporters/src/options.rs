@@ -3,8 +3,8 @@ use crate::onnx::tensor_proto::DataType;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-/// The versions of ONNX's operators that files can be written in: `Gelu` came with 20, and 23 is the newest for which no
-/// operator in use has changed.
+/// The versions of ONNX's operators that files can be written in: `Gelu` came with 20, and 23 is the newest for which
+/// no operator in use has changed.
 pub const OPSETS: RangeInclusive<i64> = 20..=23;
 
 /// The precision of an exported model.
@@ -59,13 +59,13 @@ impl FromStr for Precision {
     }
 }
 
-/// What a file is written for.
+/// The program that a file is written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Target {
     /// Every program that reads ONNX: standard operators only.
     #[default]
     Portable,
-    /// What ONNX Runtime (1.25 or later) is fastest with on a CPU: its own operators for matrix states, and attention in
+    /// ONNX Runtime (1.25 or later), fastest on a CPU: its own operators for matrix states, and attention in
     /// blocks of queries.
     Ort,
 }
@@ -96,10 +96,10 @@ pub struct ExportOptions {
     pub precision: Precision,
     /// The version of ONNX's operators, one of [`OPSETS`]. The default is the newest that every TensorRT 10 reads.
     pub opset: i64,
-    /// What the file is written for.
+    /// The program that the file is written for.
     pub target: Target,
-    /// Whether products are computed in float32 although the matrices are stored in less. ONNX Runtime's CPU provider has
-    /// no bfloat16 products, so that this is how a bf16 file can be checked there.
+    /// Whether products are computed in float32 although the matrices are stored in less. ONNX Runtime's CPU provider
+    /// has no bfloat16 products, so that this is how a bf16 file can be checked there.
     pub float32_products: bool,
     /// A message with more bytes has its weights in a second file; protobuf allows `i32::MAX`.
     pub largest_message: usize,

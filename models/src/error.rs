@@ -4,7 +4,7 @@
 pub struct ConfigError {
     /// The key in `[model]`.
     pub key: &'static str,
-    /// What is wrong and what to do.
+    /// The problem and its remedy.
     pub reason: String,
 }
 

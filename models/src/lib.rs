@@ -12,42 +12,39 @@
 //! | [`deltanet`] | Gated DeltaNet, with eigenvalues down to −1 |
 //! | [`transformer`] | causal Transformer, pre-norm, ReLU MLP; no, absolute, sinusoidal, rotary or scalar positions |
 //!
-//! What is costly and sequential sits behind [`ops::SequenceOps`], a trait over burn's `Backend` with a plain-tensor
-//! default for each operation. [`Model`] is any of the architectures, built from a [`ModelConfig`]; [`Weights`] are its
-//! parameters by name, in the layout of PyTorch's state dict, and what checkpoints and the exporters hold.
+//! Each is a file of `architectures/` whose config implements [`Architecture`], and a line of the list
+//! [`architectures!`] that the enums [`ModelConfig`] and [`Model`] are made of. Positions of Transformers are in
+//! [`positions`](mod@positions), one file and one line of [`positions!`] each.
+//!
+//! Costly sequential operations are behind [`ops::SequenceOps`], a trait over burn's `Backend` with a folder for each
+//! operation: its reference, and kernels where it has any. [`Model`] is any of the architectures, built from a
+//! [`ModelConfig`]; [`Weights`] are its parameters by name, in the layout of PyTorch's state dict, as checkpoints and
+//! exporters use them.
 
-mod config;
-pub mod deltanet;
+#[macro_use]
+mod lists;
+
+mod architecture;
+pub mod architectures;
+mod checkpoint;
 mod error;
-mod groups;
-pub mod gru;
-pub mod hippo;
-mod init;
 pub mod layers;
-mod loss;
-pub mod lstm;
-pub mod mamba;
-pub mod mingru;
 mod model;
 pub mod ops;
-pub mod original;
-pub mod rnn;
-pub mod rwkv;
-pub mod rwkv5;
-pub mod rwkv6;
-pub mod s4;
-pub mod state_space;
-mod torch;
-pub mod transformer;
-mod weights;
+pub mod pool;
+pub mod positions;
+mod training;
 
-pub use config::ModelConfig;
+pub use architecture::{Architecture, Heads, Kind, ModelConfig};
+pub use architectures::s4::{hippo, state_space};
+pub use architectures::*;
+pub use checkpoint::original;
+pub use checkpoint::{Fitted, StateDict, Weight, WeightError, Weights, disguise};
 pub use error::{ConfigError, InputError};
-pub use groups::ParameterGroup;
-pub use init::Init;
-pub use loss::{l2_wrap, masked_cross_entropy, predictions, weighted_cross_entropy, weighted_l2_wrap};
-pub use model::{Model, ModelInput, Positions};
-pub use weights::{Weight, WeightError, Weights};
+pub use model::{Model, ModelInput, Network, Positions};
+pub use training::{
+    Init, ParameterGroup, l2_wrap, masked_cross_entropy, predictions, weighted_cross_entropy, weighted_l2_wrap,
+};
 
 /// The CPU backend.
 pub type Cpu = burn_flex::Flex;
@@ -56,5 +53,7 @@ pub type Cpu = burn_flex::Flex;
 #[cfg(feature = "cuda")]
 pub type Cuda = burn_cuda::Cuda;
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(feature = "cuda")]
 pub use burn_cuda::CudaDevice;

@@ -1,15 +1,10 @@
-use crate::deltanet::DeltaNet;
-use crate::gru::Gru;
+//! Any of the architectures as one type, and the input of a forward pass.
+
+// The variants differ in size by a few hundred bytes, and there is one model per process.
+#![allow(clippy::large_enum_variant)]
+
 use crate::layers::DropoutSource;
-use crate::lstm::Lstm;
-use crate::mamba::Mamba;
-use crate::mingru::MinGru;
 use crate::ops::SequenceOps;
-use crate::rnn::Rnn;
-use crate::rwkv5::Rwkv5;
-use crate::rwkv6::Rwkv6;
-use crate::s4::S4;
-use crate::transformer::Transformer;
 use crate::{Init, InputError, ModelConfig};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
@@ -18,23 +13,23 @@ use burn::tensor::{DType, FloatDType, TensorData};
 use data::{Batch, PositionIds};
 use std::collections::BTreeMap;
 
-/// What a forward pass takes.
+/// The input of a forward pass.
 #[derive(Debug, Clone)]
 pub struct ModelInput<B: Backend> {
     /// Token ids `[batch, seq]`.
     pub input_ids: Tensor<B, 2, Int>,
     /// Positions `[batch, seq]`; recurrent models ignore them.
     pub position_ids: Positions<B>,
-    /// `[batch, seq]`, 0 at tokens that attention must not see as keys; `None` where there are none. Recurrent models
-    /// ignore it: to them padding is an ordinary token.
+    /// The padding mask `[batch, seq]`, 0 at keys that attention must not see; `None` where there are none. Recurrent
+    /// models ignore it: to them padding is an ordinary token.
     pub attention_mask: Option<Tensor<B, 2>>,
-    /// Where dropout draws from; `None` outside training.
+    /// The random source of dropout; `None` outside training.
     pub dropout: Option<DropoutSource>,
 }
 
 impl<B: Backend> ModelInput<B> {
     /// Moves a batch to the device, for evaluation. A mask that could not change any labelled position is left out:
-    /// padding on the right is never seen by what comes before it.
+    /// with a causal mask, no token sees padding to its right.
     pub fn new(batch: &Batch, device: &B::Device) -> Self {
         let ints = |values: &[i64]| {
             let data = TensorData::new(values.to_vec(), [batch.batch, batch.seq]);
@@ -79,7 +74,7 @@ impl<B: Backend> Positions<B> {
         }
     }
 
-    /// Either kind as 32-bit floats, whatever type the model computes in: half precision cannot tell 1000 from 1001.
+    /// Either kind as 32-bit floats, regardless of the model's type: half precision cannot tell 1000 from 1001.
     pub fn floats(self) -> Tensor<B, 2> {
         match self {
             Self::Integers(ids) => ids.cast(FloatDType::F32),
@@ -88,54 +83,72 @@ impl<B: Backend> Positions<B> {
     }
 }
 
-/// Any of the architectures.
-// The variants differ in size by a few hundred bytes, and there is one model per process.
-#[allow(clippy::large_enum_variant)]
-#[derive(Module, Debug)]
-pub enum Model<B: Backend> {
-    /// See [`crate::rnn`].
-    Rnn(Rnn<B>),
-    /// See [`crate::lstm`].
-    Lstm(Lstm<B>),
-    /// See [`crate::s4`].
-    S4(S4<B>),
-    /// See [`crate::mamba`].
-    Mamba(Mamba<B>),
-    /// See [`crate::rwkv5`].
-    Rwkv5(Rwkv5<B>),
-    /// See [`crate::rwkv6`].
-    Rwkv6(Rwkv6<B>),
-    /// See [`crate::gru`].
-    Gru(Gru<B>),
-    /// See [`crate::mingru`].
-    MinGru(MinGru<B>),
-    /// See [`crate::deltanet`].
-    DeltaNet(DeltaNet<B>),
-    /// See [`crate::transformer`].
-    Transformer(Transformer<B>),
-}
+/// Checks and integer buffers of a model; every model implements it, most with the defaults.
+pub trait Network<B: Backend> {
+    /// [`Architecture::check`](crate::Architecture::check) of the model's config.
+    fn check(&self, _batch: &Batch) -> Result<(), InputError> {
+        Ok(())
+    }
 
-impl ModelConfig {
-    /// A freshly initialised model over `vocab` tokens; the same weights for the same seed on every device.
-    pub fn init<B: Backend>(&self, vocab: usize, seed: u64, device: &B::Device) -> Model<B> {
-        let init = &mut Init::new(seed, device);
-        match self {
-            Self::Rnn(c) => Model::Rnn(c.init(vocab, init)),
-            Self::Lstm(c) => Model::Lstm(c.init(vocab, init)),
-            Self::S4(c) => Model::S4(c.init(vocab, init)),
-            Self::Mamba(c) => Model::Mamba(c.init(vocab, init)),
-            Self::Rwkv5(c) => Model::Rwkv5(c.init(vocab, init)),
-            Self::Rwkv6(c) => Model::Rwkv6(c.init(vocab, init)),
-            Self::Gru(c) => Model::Gru(c.init(vocab, init)),
-            Self::MinGru(c) => Model::MinGru(c.init(vocab, init)),
-            Self::DeltaNet(c) => Model::DeltaNet(c.init(vocab, init)),
-            Self::Transformer(c) => Model::Transformer(c.init(vocab, init)),
-        }
+    /// The integer buffers by their names in checkpoints.
+    fn integers(&self) -> Vec<(String, usize)> {
+        vec![]
+    }
+
+    /// Sets the integer buffers, all of [`integers`](Self::integers). The error says which one is wrong.
+    fn set_integers(&mut self, _integers: &BTreeMap<String, usize>) -> Result<(), String> {
+        Ok(())
     }
 }
 
+macro_rules! models {
+    ($($Variant:ident $module:ident $Config:ident $title:literal;)*) => {
+        /// Any of the architectures.
+        #[derive(Module, Debug)]
+        pub enum Model<B: Backend> {
+            $(
+                #[doc = concat!("See [`crate::", stringify!($module), "`].")]
+                $Variant(crate::architectures::$module::$Variant<B>),
+            )*
+        }
+
+        impl ModelConfig {
+            /// A freshly initialised model over `vocab` tokens; the same weights for the same seed on every device.
+            pub fn init<B: Backend>(&self, vocab: usize, seed: u64, device: &B::Device) -> Model<B> {
+                let init = &mut Init::new(seed, device);
+                match self {
+                    $(Self::$Variant(config) => Model::$Variant(config.init(vocab, init)),)*
+                }
+            }
+        }
+
+        impl<B: SequenceOps> Model<B> {
+            /// Logits `[batch, seq, vocab]`.
+            pub fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
+                match self {
+                    $(Self::$Variant(model) => model.forward(input),)*
+                }
+            }
+
+            fn network(&self) -> &dyn Network<B> {
+                match self {
+                    $(Self::$Variant(model) => model,)*
+                }
+            }
+
+            fn network_mut(&mut self) -> &mut dyn Network<B> {
+                match self {
+                    $(Self::$Variant(model) => model,)*
+                }
+            }
+        }
+    };
+}
+
+architectures!(models);
+
 impl<B: AutodiffBackend> Model<B> {
-    /// How many numbers are trained: all but frozen tables, each number once where parameters are tied.
+    /// The number of trained parameters: frozen tables do not count, and tied parameters count once.
     pub fn num_trainable_params(&self) -> usize {
         struct Count(usize);
         impl<B: Backend> ModuleVisitor<B> for Count {
@@ -150,38 +163,18 @@ impl<B: AutodiffBackend> Model<B> {
 }
 
 impl<B: SequenceOps> Model<B> {
-    /// [`ModelConfig::check`].
+    /// [`Architecture::check`](crate::Architecture::check).
     pub fn check(&self, batch: &Batch) -> Result<(), InputError> {
-        match self {
-            Self::Transformer(m) => m.config().check(batch),
-            _ => Ok(()),
-        }
-    }
-
-    /// Logits `[batch, seq, vocab]`.
-    pub fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
-        match self {
-            Self::Rnn(m) => m.forward(input),
-            Self::Lstm(m) => m.forward(input),
-            Self::S4(m) => m.forward(input),
-            Self::Mamba(m) => m.forward(input),
-            Self::Rwkv5(m) => m.forward(input),
-            Self::Rwkv6(m) => m.forward(input),
-            Self::Gru(m) => m.forward(input),
-            Self::MinGru(m) => m.forward(input),
-            Self::DeltaNet(m) => m.forward(input),
-            Self::Transformer(m) => m.forward(input),
-        }
+        self.network().check(batch)
     }
 
     /// The integer buffers by their names in checkpoints.
-    pub(crate) fn integers(&self) -> impl Iterator<Item = (String, usize)> {
-        let s4 = if let Self::S4(m) = self { Some(m) } else { None };
-        s4.into_iter().flat_map(S4::kernel_lengths)
+    pub(crate) fn integers(&self) -> impl Iterator<Item = (String, usize)> + use<B> {
+        self.network().integers().into_iter()
     }
 
-    /// Takes over integer buffers, each of [`integers`](Self::integers). The error says which one is wrong.
+    /// Sets the integer buffers, all of [`integers`](Self::integers). The error says which one is wrong.
     pub(crate) fn set_integers(&mut self, integers: &BTreeMap<String, usize>) -> Result<(), String> {
-        if let Self::S4(m) = self { m.set_kernel_lengths(integers) } else { Ok(()) }
+        self.network_mut().set_integers(integers)
     }
 }

@@ -1,24 +1,24 @@
-//! What is checked in float64: the gradient of every operation of `models::ops` against difference quotients, and the
+//! Checks in float64: the gradient of every operation of `models::ops` against difference quotients, and the
 //! reference models to within a few units of rounding.
 //!
 //! The float type is a setting of the device for the whole process, so these tests have a program of their own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
 mod reference;
 
-use burn::backend::Autodiff;
 use burn::prelude::*;
 use burn::tensor::{FloatDType, IntDType, TensorData, set_default_dtypes};
-use data::stream_rng;
+use common::{Training, random};
 use models::Cpu;
-use models::ops::s4::S4Kernel;
-use models::ops::scan::SelectiveScan;
-use models::ops::{KeyMask, RecurrentWeights, SequenceOps};
-use rand::RngExt;
+use models::ops::attention::{self, AttentionOptions, KeyMask};
+use models::ops::causal_convolution::CausalConvolutionOp;
+use models::ops::recurrent::{RecurrentOps, RecurrentWeights};
+use models::ops::s4_kernel::{S4Kernel, S4KernelOp};
+use models::ops::scan::{SelectiveScan, SelectiveScanOp};
 use reference::parity::Tolerance;
 use std::sync::Once;
 
-type Training = Autodiff<Cpu>;
 type Flat = Tensor<Training, 1>;
 
 /// The CPU, computing in float64.
@@ -29,44 +29,12 @@ fn device() -> <Training as burn::tensor::backend::BackendTypes>::Device {
     device
 }
 
-/// Values uniform on ±`bound`, different for each `index`.
-fn random(n: usize, bound: f64, index: u64) -> Vec<f64> {
-    let mut rng = stream_rng(1, "test values", index);
-    (0..n).map(|_| rng.random_range(-bound..=bound)).collect()
-}
-
 // Operations ----------------------------------------------------------------------------------------------------------
 
-/// Compares the gradient of Σ c·f(arguments), c fixed, in every coordinate of every argument with the central difference
-/// quotient (f(h) − f(−h)) / 2h. Its own error is h²/6 = 2e-11 times the third derivative, which is below 50 here, plus
-/// some rounding, 1e-16/h = 1e-11, per output. The gradients are of size 0.1 to 5.
+/// Third derivatives are below 50 here, and gradients of size 0.1 to 5: see [`common::check_gradients_within`].
 fn check_gradient(what: &str, arguments: &[Vec<f64>], f: impl Fn(Vec<Flat>) -> Flat) {
-    const STEP: f64 = 1e-5;
-    const TOLERANCE: f64 = 2e-9;
-    let device = device();
-    let tensor = |values: &[f64]| Flat::from_data(TensorData::from(values), &device);
-    let inputs: Vec<Flat> = arguments.iter().map(|a| tensor(a).require_grad()).collect();
-    let outputs = f(inputs.clone());
-    let c = random(outputs.dims()[0], 1.0, 99);
-    let gradients = (outputs * tensor(&c)).sum().backward();
-
-    let value = |arguments: &[Vec<f64>]| -> f64 {
-        let outputs = f(arguments.iter().map(|a| tensor(a)).collect()).into_data();
-        outputs.as_slice::<f64>().unwrap().iter().zip(&c).map(|(o, c)| o * c).sum()
-    };
-    for (which, input) in inputs.iter().enumerate() {
-        let analytic = input.grad(&gradients).unwrap().into_data();
-        for (i, &analytic) in analytic.as_slice::<f64>().unwrap().iter().enumerate() {
-            let moved = |by: f64| {
-                let mut arguments = arguments.to_vec();
-                arguments[which][i] += by;
-                value(&arguments)
-            };
-            let quotient = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
-            let difference = (analytic - quotient).abs();
-            assert!(difference < TOLERANCE, "{what}: argument {which}, entry {i}: {analytic}, quotient {quotient}");
-        }
-    }
+    device();
+    common::check_gradients_within(2e-9, what, arguments, f);
 }
 
 /// Batch and length.
@@ -124,14 +92,21 @@ fn causal_attention() {
         for identity in [None, Some(false), Some(true)] {
             let what = format!("causal_attention, batch {batch}, seq {seq}, mask with identity {identity:?}");
             let arguments: Vec<Vec<f64>> = (0..3).map(|i| random(batch * heads * seq * dim, 1.0, i)).collect();
-            check_gradient(&what, &arguments, |a| {
-                let [q, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape([batch, heads, seq, dim]));
-                let mask = identity.map(|identity| {
-                    let keys = Flat::from_data(TensorData::from(&hidden[..]), &device()).reshape([batch, seq]);
-                    KeyMask { keys, identity }
+            // A bias for each head of each example, one for the heads of all, and one for everything.
+            for shape in [None, Some([batch, heads]), Some([1, heads]), Some([1, 1])] {
+                let bias = shape.map(|[examples, heads]| random(examples * heads * seq * seq, 1.0, 3));
+                let arguments: Vec<Vec<f64>> = arguments.iter().cloned().chain(bias).collect();
+                check_gradient(&format!("{what}, bias {shape:?}"), &arguments, |a| {
+                    let [q, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape([batch, heads, seq, dim]));
+                    let mask = identity.map(|identity| {
+                        let keys = Flat::from_data(TensorData::from(&hidden[..]), &device()).reshape([batch, seq]);
+                        KeyMask { keys, identity }
+                    });
+                    let bias = shape.map(|[examples, heads]| a[3].clone().reshape([examples, heads, seq, seq]));
+                    let options = AttentionOptions { bias, mask, ..AttentionOptions::new(heads, 0.7) };
+                    attention::probabilities(q, k, &options).matmul(v).reshape([-1])
                 });
-                Training::causal_attention(q, k, v, mask, 0.7).reshape([-1])
-            });
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Every architecture against the published PyTorch code, and every GPU kernel against its plain definition, on a CUDA GPU. Takes minutes to compile and needs the card, so
-//! it runs only where it is named: `cargo test --release --workspace --test parity_cuda`.
+//! Every architecture against the published PyTorch code, and every GPU kernel against its reference, on a CUDA GPU.
+//! Takes minutes to compile and needs the card, so it runs only where it is named:
+//! `cargo test --release --workspace --test parity_cuda`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/gpu.rs"]
@@ -37,4 +38,4 @@ macro_rules! kernels {
     };
 }
 
-kernels! { selective_scan wkv linear_recurrence rnn lstm gru }
+kernels! { selective_scan wkv linear_recurrence rnn lstm gru exact_gelu }

@@ -1,5 +1,5 @@
-//! What there is of CUDA, asked without linking to it: the driver, and what burn's kernels are compiled with when they are
-//! first used.
+//! CUDA on this machine, found without linking to it: the driver, and the compiler of burn's kernels, which are
+//! compiled when they are first used.
 #![allow(unsafe_code)] // C functions of a library loaded at run time
 
 use libloading::Library;
@@ -22,6 +22,16 @@ pub struct Gpu {
     pub name: String,
     /// Major and minor number of what its hardware can do; 8.0 and later have bfloat16 and TF32.
     pub compute_capability: (i32, i32),
+}
+
+impl Gpu {
+    /// A name for a folder of what holds for GPUs of this kind: `nvidia-h200-9.0`.
+    #[cfg(feature = "cuda")]
+    pub fn folder_name(&self) -> String {
+        let words = self.name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+        let name = words.collect::<Vec<_>>().join("-").to_lowercase();
+        format!("{name}-{}.{}", self.compute_capability.0, self.compute_capability.1)
+    }
 }
 
 #[cfg(target_os = "windows")]
@@ -133,6 +143,14 @@ pub fn driver() -> Result<Driver, String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    #[cfg(feature = "cuda")]
+    fn kinds_of_gpus_have_folders_of_their_own() {
+        let gpu = |name: &str, compute_capability| Gpu { name: name.into(), compute_capability }.folder_name();
+        assert_eq!(gpu("NVIDIA H200", (9, 0)), "nvidia-h200-9.0");
+        assert_eq!(gpu("Tesla V100-SXM2 (32GB)/x", (7, 0)), "tesla-v100-sxm2-32gb-x-7.0");
+    }
 
     #[test]
     fn missing_headers_are_named() {

@@ -3,8 +3,8 @@ use super::words::Words;
 use crate::{Example, PAD, Vocabulary};
 use serde::{Deserialize, Serialize};
 
-/// Data that is mixed into the training of another task, to teach it the number words. Source: arXiv 2405.20131, appendix
-/// (auxiliary tasks).
+/// Data that is mixed into the training of another task, to teach it the number words. Source: arXiv 2405.20131,
+/// appendix (auxiliary tasks).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Auxiliary {
@@ -12,7 +12,7 @@ pub enum Auxiliary {
     Addbigram,
     /// `1 <b> <b> …` labelled `1 2 … 100`: every further token adds one.
     AddbigramBlkseq,
-    /// The same with `<null>`, the vocabulary's first token, whose embedding is meant to stay zero.
+    /// The same with `<null>`, the vocabulary's first token, whose embedding should stay zero.
     AddbigramNullseq,
     /// `k <b> <b> …` labelled `k … 100`, for the first half of the numbers k.
     AddbigramShiftedblkseq,

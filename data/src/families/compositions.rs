@@ -4,8 +4,8 @@ use rand::{Rng, RngExt};
 /// Draws weak compositions: how often each of `parts` items occurs in a sequence of `n`, between `min` and `max` times
 /// each, uniformly among all ways.
 ///
-/// The number of ways to compose r with j parts is tabulated, and parts are drawn one after the other by it. That is the
-/// distribution of drawing any composition (stars and bars) again and again until all parts are within bounds.
+/// The number of ways to compose r with j parts is tabulated, and parts are drawn one after the other by it. That is
+/// the distribution of drawing any composition (stars and bars) again and again until all parts are within bounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Compositions {
     min: u32,

@@ -1,4 +1,4 @@
-use super::cells::Cells;
+use super::pairs::Pairs;
 use super::words::{Symbols, Words, counting_tokens, example_rng, past_last_number};
 use super::{Define, Examples, Family};
 use crate::{Split, Track, Vocabulary};
@@ -19,7 +19,7 @@ pub struct Counting {
     pub last_number: u32,
     /// How many (c, k) are held out for validation.
     pub val_cells: usize,
-    /// What is counted.
+    /// The symbols to count.
     pub symbols: Symbols,
     #[serde(skip)]
     words: Words,
@@ -39,18 +39,22 @@ pub(super) fn sequence(words: &Words, c: u32, k: u32, rng: &mut impl Rng) -> Vec
 }
 
 impl Counting {
-    fn cells(&self) -> Cells {
-        Cells { train_max: self.train_max, last_number: self.last_number, val_cells: self.val_cells }
+    fn pairs(&self) -> Pairs {
+        Pairs { train_max: self.train_max, last_number: self.last_number, val_cells: self.val_cells }
     }
 }
 
 impl Define for Counting {
+    const NAME: &'static str = "counting";
+    const EXAMPLES: &'static [&'static str] =
+        &["last_number=20,train_max=5,val_cells=9,helper=pad,symbols=diff,auxiliary=addtable_padhelper"];
+
     fn tokens(&self) -> Vec<String> {
         counting_tokens(self.last_number, self.symbols)
     }
 
     fn validate(&self) -> Result<(), String> {
-        self.cells().check()
+        self.pairs().check()
     }
 
     fn bind(&mut self, vocabulary: &Vocabulary, _helper: bool) {
@@ -64,7 +68,7 @@ impl Define for Counting {
 
 impl Family for Counting {
     fn name(&self) -> &'static str {
-        "counting"
+        Self::NAME
     }
 
     fn train_max_length(&self) -> u32 {
@@ -72,11 +76,11 @@ impl Family for Counting {
     }
 
     fn rows(&self, split: Split, train: usize) -> Result<usize, String> {
-        Ok(self.cells().rows(split, train))
+        Ok(self.pairs().rows(split, train))
     }
 
     fn examples(&self, split: Split, seed: u64) -> Examples<'_> {
-        let pick = self.cells().pick(split, seed);
+        let pick = self.pairs().pick(split, seed);
         Box::new(move |index| {
             let mut rng = example_rng(seed, split, index);
             let (c, k) = pick(index, &mut rng);

@@ -24,6 +24,8 @@ impl Debug {
 }
 
 impl Define for Debug {
+    const NAME: &'static str = "debug";
+
     fn tokens(&self) -> Vec<String> {
         [PAD, "a", "b", "1", "2", "3"].map(String::from).to_vec()
     }
@@ -40,7 +42,7 @@ impl Define for Debug {
 
 impl Family for Debug {
     fn name(&self) -> &'static str {
-        "debug"
+        Self::NAME
     }
 
     fn train_max_length(&self) -> u32 {

@@ -1,8 +1,8 @@
 use super::{Examples, Family};
 use crate::{Example, IGNORE, LengthLimit, Split, Track};
 
-/// Another family with a helper token after each token: the helper carries the label, which is one more step of computation
-/// for it. Source: arXiv 2405.20131, appendix (helper tokens).
+/// Another family with a helper token after each token: the helper carries the label and gives the model one more step
+/// of computation. Source: arXiv 2405.20131, appendix (helper tokens).
 #[derive(Debug)]
 pub(crate) struct Interleaved {
     pub inner: Box<dyn Family>,
@@ -72,6 +72,10 @@ impl Family for Interleaved {
         let labels: Vec<i16> = pairs.iter().map(|[_, label]| *label).chain(rest.iter().copied()).collect();
         let labels = self.inner.expected(&input_ids, &labels)?;
         Ok(self.interleave(&Example { input_ids, labels, length: 0 }).labels)
+    }
+
+    fn leaves_last_open(&self) -> bool {
+        self.inner.leaves_last_open()
     }
 
     fn prefix_closed(&self) -> bool {

@@ -1,15 +1,16 @@
 //! The task families: one file each, one label rule each.
 //!
-//! A family is what the paper calls a task, with its numbers left open: [`Modular`] counts modulo any modulus. Its fields are
-//! the settings that configs know. Helper tokens and auxiliary data are added to any family by [`crate::Task`].
+//! A family is what the paper calls a task, with its numbers left open: [`Modular`] counts modulo any modulus. Its
+//! fields are the settings that configs know. Helper tokens and auxiliary data are added to any family by
+//! [`crate::Task`].
 
 mod auxiliary;
-mod cells;
 mod compositions;
 mod counting;
 mod debug;
 mod interleaved;
 mod modular;
+mod pairs;
 mod plain;
 mod raspl;
 mod selective;
@@ -37,7 +38,7 @@ use crate::{Example, LengthLimit, Split, Track, Vocabulary};
 /// The examples of a split by index: see [`Family::examples`].
 pub type Examples<'a> = Box<dyn Fn(usize) -> Example + Send + Sync + 'a>;
 
-/// A counting task: which sequences there are, and the rule that labels them.
+/// A counting task: its sequences, and the rule that labels them.
 pub trait Family: std::fmt::Debug + Send + Sync {
     /// The family's name in configs and listings.
     fn name(&self) -> &'static str;
@@ -45,12 +46,12 @@ pub trait Family: std::fmt::Debug + Send + Sync {
     /// The longest main-token count in training; sweeps call lengths up to here in-distribution.
     fn train_max_length(&self) -> u32;
 
-    /// How many examples a split has. `train` is the size asked for; families whose training set is whole copies of
+    /// How many examples a split has. `train` is the requested size; families whose training set is whole copies of
     /// an enumeration round it down. An error says which sizes work.
     fn rows(&self, split: Split, train: usize) -> Result<usize, String>;
 
-    /// The examples of a split: a function of the index, the same for the same seed in whatever order it is called, on any
-    /// number of threads. Meant for `index < rows(split, train)`. Enumerated splits ignore the seed.
+    /// The examples of a split: a function of the index, the same for the same seed regardless of the order of calls
+    /// and the number of threads. Meant for `index < rows(split, train)`. Enumerated splits ignore the seed.
     fn examples(&self, split: Split, seed: u64) -> Examples<'_>;
 
     /// One of [`Self::examples`]; for many, get the function once.
@@ -58,21 +59,27 @@ pub trait Family: std::fmt::Debug + Send + Sync {
         self.examples(split, seed)(index)
     }
 
-    /// The main tokens of a sequence of this family (without start, bos and helper tokens), or why it is none.
+    /// The main tokens of a sequence of this family (without start, bos and helper tokens), or why it is not one.
     fn length(&self, input_ids: &[u16]) -> Result<u32, String>;
 
-    /// The label rule: the labels of a sequence that [`Self::length`] accepts; of anything else, something of no meaning.
+    /// The label rule: the labels of a sequence that [`Self::length`] accepts; of anything else, the result is
+    /// unspecified.
     fn rule(&self, input_ids: &[u16]) -> Vec<i16>;
 
-    /// The labels of a sequence, or why it is none of this family.
+    /// The labels of a sequence, or why it does not belong to this family.
     fn labels(&self, input_ids: &[u16]) -> Result<Vec<i16>, String> {
         self.length(input_ids).map(|_| self.rule(input_ids))
     }
 
-    /// [`Self::labels`] for a sequence that has come with `labels`: they are what is expected wherever the rule leaves open
-    /// which of several labels it is, and theirs is one of these.
+    /// [`Self::labels`] for a sequence that comes with `labels`: where the rule allows several labels and theirs is one
+    /// of them, it is the expected one.
     fn expected(&self, input_ids: &[u16], _labels: &[i16]) -> Result<Vec<i16>, String> {
         self.labels(input_ids)
+    }
+
+    /// Whether a later token may still change the label of the last one.
+    fn leaves_last_open(&self) -> bool {
+        false
     }
 
     /// A sequence with its labels.
@@ -85,8 +92,8 @@ pub trait Family: std::fmt::Debug + Send + Sync {
         false
     }
 
-    /// Whether the length-L test of a track is the beginning of its longer tests, so that one pass over the longest answers
-    /// all. Otherwise every length has sequences of its own: see [`Self::test`].
+    /// Whether the length-L test of a track is the beginning of its longer tests, so that one pass over the longest
+    /// answers all. Otherwise every length has sequences of its own: see [`Self::test`].
     fn prefix_closed(&self) -> bool {
         true
     }
@@ -94,8 +101,8 @@ pub trait Family: std::fmt::Debug + Send + Sync {
     /// How many different tracks there are (`None`: they are sampled, without end).
     fn distinct_tracks(&self) -> Option<usize>;
 
-    /// Track `index`, as long as its labels go but at most `max_length` main tokens. A function of (`seed`, `index`) and, for
-    /// families that are not [`Self::prefix_closed`], `max_length`.
+    /// Track `index`, as long as its labels go but at most `max_length` main tokens. A function of (`seed`, `index`)
+    /// and, for families that are not [`Self::prefix_closed`], `max_length`.
     fn track(&self, seed: u64, index: usize, max_length: u32) -> Track;
 
     /// The length-`length` test of track `index`, or why there is none. Works for every family; where
@@ -105,12 +112,19 @@ pub trait Family: std::fmt::Debug + Send + Sync {
     }
 }
 
-/// What a [`crate::Task`] needs to make a family out of its settings.
+/// The interface with which a [`crate::Task`] makes a family from its settings.
 pub(crate) trait Define: Family + serde::de::DeserializeOwned + serde::Serialize + 'static {
+    /// [`Family::name`].
+    const NAME: &'static str;
+
+    /// Settings that between them use every option that presets do not, as they follow the family's name
+    /// (`modulus=3,helper=blk`). Every test of all tasks runs them.
+    const EXAMPLES: &'static [&'static str] = &[];
+
     /// The vocabulary in id order, without tokens of helpers and auxiliary data.
     fn tokens(&self) -> Vec<String>;
 
-    /// What is wrong with the settings, naming the setting.
+    /// Refuses impossible settings, naming the setting.
     fn validate(&self) -> Result<(), String> {
         Ok(())
     }

@@ -4,10 +4,11 @@ use crate::{IGNORE, Split, Track, Vocabulary, stream_rng};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// Modular counting: the label of the i-th symbol is ((i − 1) mod m) + 1, so labels run 1..m and a multiple of m is labelled
-/// m. Source: arXiv 2405.20131, section 3 (modular counting).
+/// Modular counting: the label of the i-th symbol is ((i − 1) mod m) + 1, so labels run 1..m and a multiple of m is
+/// labelled m. Source: arXiv 2405.20131, section 3 (modular counting).
 ///
-/// Training has equally many copies of every length up to `train_max`; the out-of-distribution split goes up to twice that.
+/// Training has equally many copies of every length up to `train_max`; the out-of-distribution split goes up to twice
+/// that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Modular {
@@ -23,7 +24,7 @@ pub struct Modular {
     pub ood_min: Option<u32>,
     /// Out-of-distribution sequences of each length.
     pub ood_repeats: usize,
-    /// What is counted.
+    /// The symbols to count.
     pub symbols: Symbols,
     #[serde(skip)]
     words: Words,
@@ -60,6 +61,9 @@ impl Modular {
 }
 
 impl Define for Modular {
+    const NAME: &'static str = "modular";
+    const EXAMPLES: &'static [&'static str] = &["modulus=3,train_max=7,symbols=diff,helper=blk"];
+
     fn tokens(&self) -> Vec<String> {
         counting_tokens(self.modulus, self.symbols)
     }
@@ -82,7 +86,7 @@ impl Define for Modular {
 
 impl Family for Modular {
     fn name(&self) -> &'static str {
-        "modular"
+        Self::NAME
     }
 
     fn train_max_length(&self) -> u32 {

@@ -4,9 +4,9 @@ use crate::{Split, Track, Vocabulary, stream_rng};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// Counting from one single string: the input is c symbols, labelled 1 … c; training repeats c = `train_max`, so the larger
-/// numbers never occur in it (they can be learnt from auxiliary data). With `start`, the input begins with the number 1 and
-/// the labels are 2 … c + 1. Source: arXiv 2405.20131, section 3 and its appendix on plain counting.
+/// Counting from one single string: the input is c symbols, labelled 1 … c; training repeats c = `train_max`, so the
+/// larger numbers never occur in it (they can be learnt from auxiliary data). With `start`, the input begins with the
+/// number 1 and the labels are 2 … c + 1. Source: arXiv 2405.20131, section 3 and its appendix on plain counting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plain {
@@ -19,7 +19,7 @@ pub struct Plain {
     pub ood_max: Option<u32>,
     /// The largest number word, where the labels end.
     pub last_number: u32,
-    /// What is counted.
+    /// The symbols to count.
     pub symbols: Symbols,
     #[serde(skip)]
     words: Words,
@@ -55,6 +55,10 @@ impl Plain {
 }
 
 impl Define for Plain {
+    const NAME: &'static str = "plain";
+    const EXAMPLES: &'static [&'static str] =
+        &["start=true,last_number=30,train_max=10,auxiliary=addbigram_nullseq,helper=pad"];
+
     fn tokens(&self) -> Vec<String> {
         counting_tokens(self.last_number, self.symbols)
     }
@@ -77,7 +81,7 @@ impl Define for Plain {
 
 impl Family for Plain {
     fn name(&self) -> &'static str {
-        "plain"
+        Self::NAME
     }
 
     fn train_max_length(&self) -> u32 {

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 /// Counting as next-token prediction, after RASP-L (Zhou et al., "What Algorithms can Transformers Learn?", arXiv
 /// 2310.16028): the span `<sos> A B < A A+1 … B <eos>`, whose length is B − A + 1.
 ///
-/// Training lines are spans of lengths 2..=`train_max`, A and B uniform among them, one after the other until a line has
-/// more than `line_tokens` tokens; it is cut there. The out-of-distribution split is every longer span from A ≥ 1 on, without
-/// its `<eos>` in the input. Every position is labelled with the next token, also where A and B cannot be known.
+/// Training lines are spans of lengths 2..=`train_max`, A and B uniform among them, one after the other until a line
+/// has more than `line_tokens` tokens; it is cut there. The out-of-distribution split is every longer span from A ≥ 1
+/// on, without its `<eos>` in the input. Every position is labelled with the next token, also where A and B cannot be
+/// known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RaspL {
@@ -35,7 +36,7 @@ impl Default for RaspL {
     }
 }
 
-/// What may follow a token.
+/// The tokens that may follow a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     /// This token.
@@ -44,7 +45,7 @@ enum Next {
     Number { after: Option<u32> },
 }
 
-/// Where in a span a token stands.
+/// The place of a token in a span.
 #[derive(Debug, Clone, Copy)]
 enum State {
     Before,
@@ -93,7 +94,7 @@ impl RaspL {
         (1..=last).flat_map(|a| (a + self.train_max..=last).map(move |b| (a, b))).collect()
     }
 
-    /// Reads a line: the longest span, and what follows each token.
+    /// Reads a line: the longest span, and the tokens that may follow each token.
     fn parse(&self, input_ids: &[u16]) -> Result<(u32, Vec<Next>), String> {
         let (mut state, mut longest, mut next) = (State::Before, 0, Vec::with_capacity(input_ids.len()));
         for (i, &id) in input_ids.iter().enumerate() {
@@ -102,7 +103,7 @@ impl RaspL {
                 (State::Before, None) if id == self.sos => State::Sos,
                 (State::Sos, Some(a)) if a < self.last_number => State::A(a),
                 (State::A(a), Some(b)) if b > a => State::B(a, b),
-                // `<` stands before the first number: the count is at A − 1
+                // `<` precedes the first number: the count is at A − 1
                 (State::B(a, b), None) if id == self.less => State::Count { at: a.wrapping_sub(1), end: b },
                 (State::Count { at, end }, Some(n)) if at != end && n == at.wrapping_add(1) => {
                     State::Count { at: n, end }
@@ -127,6 +128,9 @@ impl RaspL {
 }
 
 impl Define for RaspL {
+    const NAME: &'static str = "raspl";
+    const EXAMPLES: &'static [&'static str] = &["last_number=20,train_max=6,line_tokens=40,helper=pad"];
+
     fn tokens(&self) -> Vec<String> {
         numbers_then(self.last_number, [PAD, "<", "<eos>", "<sos>"])
     }
@@ -149,7 +153,7 @@ impl Define for RaspL {
 
 impl Family for RaspL {
     fn name(&self) -> &'static str {
-        "raspl"
+        Self::NAME
     }
 
     fn train_max_length(&self) -> u32 {
@@ -185,8 +189,12 @@ impl Family for RaspL {
         self.parse(input_ids).map(|(longest, _)| longest)
     }
 
-    /// The next tokens. Where the last token of a line is followed by an A or a B, which nothing before it tells, its label
-    /// is missing here; [`Self::expected`] accepts any that is possible.
+    fn leaves_last_open(&self) -> bool {
+        true
+    }
+
+    /// The next tokens. Where the last token of a line is followed by an A or a B, which cannot be known from the
+    /// tokens before, its label is missing here; [`Self::expected`] accepts any that is possible.
     fn rule(&self, input_ids: &[u16]) -> Vec<i16> {
         let next = self.parse(input_ids).map(|(_, next)| next).unwrap_or_default();
         let after = input_ids.iter().skip(1).map(|id| *id as i16);
@@ -219,7 +227,7 @@ impl Family for RaspL {
     }
 
     /// The span of `max_length` numbers, or of as many as there are, with A drawn uniformly from 1 on. Spans of other
-    /// lengths name another B, so they are no prefixes of it.
+    /// lengths name another B, so they are not prefixes of it.
     fn track(&self, seed: u64, index: usize, max_length: u32) -> Track {
         if max_length < 2 {
             let nothing = Example { input_ids: vec![], labels: vec![], length: 0 };

@@ -4,11 +4,12 @@ use crate::{PAD, Split, Track, Vocabulary, stream_rng};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-/// Selective counting of two items: the input mixes `a` and `b`, and a token's label is how often it has occurred so far,
-/// itself included. Source: arXiv 2405.20131, section 3 (selective counting).
+/// Selective counting of two items: the input mixes `a` and `b`, and a token's label is how often it has occurred so
+/// far, itself included. Source: arXiv 2405.20131, section 3 (selective counting).
 ///
-/// Training has equally many sequences of each pair (1 ≤ a's, 0 ≤ b's) with at most `max_count` tokens, in random order; the
-/// out-of-distribution split has every pair of more tokens, but at most `max_count` of each item, where the labels end.
+/// Training has equally many sequences of each pair (1 ≤ a's, 0 ≤ b's) with at most `max_count` tokens, in random
+/// order; the out-of-distribution split has every pair of more tokens, but at most `max_count` of each item, where the
+/// labels end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Selective {
@@ -53,6 +54,9 @@ pub(super) fn inclusive_counts(input_ids: &[u16], items: &[u16], words: &Words) 
 }
 
 impl Define for Selective {
+    const NAME: &'static str = "selective";
+    const EXAMPLES: &'static [&'static str] = &["max_count=6,helper=blk"];
+
     fn tokens(&self) -> Vec<String> {
         numbers_then(self.max_count, [PAD, "a", "b"])
     }
@@ -73,7 +77,7 @@ impl Define for Selective {
 
 impl Family for Selective {
     fn name(&self) -> &'static str {
-        "selective"
+        Self::NAME
     }
 
     fn train_max_length(&self) -> u32 {
@@ -118,9 +122,10 @@ impl Family for Selective {
         None
     }
 
-    /// The first half (`max_count` tokens) has a uniformly drawn number of `a`, the second half the rest of `max_count` of
-    /// each. So at every length the number of `a` is uniform on what is possible, as in the published splits (which leave
-    /// out training sequences of `b` alone); the order within the first half is uniform, and within the second.
+    /// The first half (`max_count` tokens) has a uniformly drawn number of `a`, the second half the rest of `max_count`
+    /// of each. So at every length the number of `a` is uniform on the possible values, as in the published splits
+    /// (which leave out training sequences of `b` alone); the order within the first half is uniform, and within the
+    /// second.
     fn track(&self, seed: u64, index: usize, max_length: u32) -> Track {
         let rng = &mut stream_rng(seed, "track", index as u64);
         let a = rng.random_range(0..=self.max_count);

@@ -12,18 +12,18 @@ const MAX_COUNT: u32 = 10;
 const TRAIN_MAX: u32 = 50;
 /// The longest test.
 const LONGEST: u32 = ITEMS as u32 * MAX_COUNT;
-/// [`Design::Spread`] draws a composition again with these probabilities, by its smallest part: in training from more than
-/// 20 tokens on, …
+/// [`Design::Spread`] draws a composition again with these probabilities, by its smallest part: in training from more
+/// than 20 tokens on, …
 const TRAIN_REJECTION: [f64; 4] = [0.9995, 0.985, 0.8, 0.2];
 /// … and in the out-of-distribution split by the smallest number of missing occurrences.
 const OOD_REJECTION: [f64; 3] = [0.99, 0.5, 0.2];
 
-/// Selective counting of ten items: the input mixes the digits, and a token's label is how often it has occurred before.
-/// Each item occurs at most ten times. Source: arXiv 2405.20131, section 3 (selective counting).
+/// Selective counting of ten items: the input mixes the digits, and a token's label is how often it has occurred
+/// before. Each item occurs at most ten times. Source: arXiv 2405.20131, section 3 (selective counting).
 ///
-/// How often the items occur in a sequence of n tokens is drawn uniformly among all ways (compositions of n into ten parts
-/// of at most ten), filtered or not by the [`Design`]; the order is uniform. Longer tests draw what is missing from ten
-/// of each.
+/// How often the items occur in a sequence of n tokens is drawn uniformly among all ways (compositions of n into ten
+/// parts of at most ten), filtered or not by the [`Design`]; the order is uniform. Longer tests add the items missing
+/// from ten of each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SelectiveItems {
@@ -60,7 +60,7 @@ impl Default for SelectiveItems {
 
 impl SelectiveItems {
     /// A composition of n, where one with smallest part m is accepted with probability 1 − `rejection[m]`: first the
-    /// smallest part is drawn by what is accepted of it, then a composition that has it.
+    /// smallest part is drawn in proportion to its acceptance, then a composition that has it.
     fn composition(&self, n: u32, rejection: &[f64], rng: &mut impl Rng) -> Vec<u32> {
         let at_least = |m: usize| self.compositions.get(m).map_or(0, |c| c.count(n)) as f64;
         let accepted = |m: usize| match rejection.get(m) {
@@ -112,6 +112,9 @@ impl SelectiveItems {
 }
 
 impl Define for SelectiveItems {
+    const NAME: &'static str = "selective_items";
+    const EXAMPLES: &'static [&'static str] = &["bos=true,helper=pad"];
+
     fn tokens(&self) -> Vec<String> {
         let others: &[&str] = if self.bos { &["<bos>", PAD] } else { &[PAD] };
         numbers_then(MAX_COUNT - 1, others.iter().copied())
@@ -131,7 +134,7 @@ impl Define for SelectiveItems {
 
 impl Family for SelectiveItems {
     fn name(&self) -> &'static str {
-        "selective_items"
+        Self::NAME
     }
 
     fn train_max_length(&self) -> u32 {
@@ -189,9 +192,9 @@ impl Family for SelectiveItems {
         None
     }
 
-    /// The first 50 tokens are a training sequence of that length, the rest is what is missing from ten of each item, each
-    /// part in uniform order. Shorter and longer prefixes are valid tests, but not distributed exactly like the published
-    /// splits, which draw every length anew.
+    /// The first 50 tokens are a training sequence of that length, the rest are the items missing from ten of each,
+    /// each part in uniform order. Shorter and longer prefixes are valid tests, but not distributed exactly like the
+    /// published splits, which draw every length independently.
     fn track(&self, seed: u64, index: usize, max_length: u32) -> Track {
         let rng = &mut stream_rng(seed, "track", index as u64);
         let counts = self.counts(Split::Train, TRAIN_MAX, rng);

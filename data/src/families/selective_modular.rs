@@ -5,8 +5,8 @@ use crate::{IGNORE, PAD, Split, Track, Vocabulary, stream_rng};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-/// Selective modular counting: the input mixes the items 0 … m − 1, and a token's label is how often it has occurred before,
-/// modulo m. Source: arXiv 2405.20131, appendix (selective counting, modular).
+/// Selective modular counting: the input mixes the items 0 … m − 1, and a token's label is how often it has occurred
+/// before, modulo m. Source: arXiv 2405.20131, appendix (selective counting, modular).
 ///
 /// Training and validation sequences have `train_length` tokens, out-of-distribution ones twice as many. How often the
 /// items occur is drawn uniformly among all ways with at most `train_length` of each; the order is uniform.
@@ -30,6 +30,9 @@ impl Default for SelectiveModular {
 }
 
 impl Define for SelectiveModular {
+    const NAME: &'static str = "selective_modular";
+    const EXAMPLES: &'static [&'static str] = &["modulus=3,train_length=9,helper=pad"];
+
     fn tokens(&self) -> Vec<String> {
         numbers_then(self.modulus - 1, [PAD])
     }
@@ -52,7 +55,7 @@ impl Define for SelectiveModular {
 
 impl Family for SelectiveModular {
     fn name(&self) -> &'static str {
-        "selective_modular"
+        Self::NAME
     }
 
     fn train_max_length(&self) -> u32 {
@@ -102,8 +105,8 @@ impl Family for SelectiveModular {
     }
 
     /// A Pólya urn: after i tokens the next is d with probability (number of d + 1) / (i + m). Its length-L prefix has
-    /// exactly the distribution of a fresh draw of length L without the limit on each item; up to `train_length` that is
-    /// the distribution of training.
+    /// exactly the distribution of a fresh draw of length L without the limit on each item; up to `train_length` that
+    /// is the distribution of training.
     fn track(&self, seed: u64, index: usize, max_length: u32) -> Track {
         let rng = &mut stream_rng(seed, "track", index as u64);
         let mut urn: Vec<u16> = (0..self.modulus as u16).collect();

@@ -1,12 +1,12 @@
-use super::cells::{Cell, Cells, Pick, pick_from};
+use super::pairs::{Pair, Pairs, Pick, pick_from};
 use super::words::{MAX_NUMBER, Symbols, Words, check_range, counting_tokens, example_rng, past_last_number};
 use super::{Define, Examples, Family, copies, counting};
 use crate::{Split, Track, Vocabulary, stream_rng};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// Shifted start: the input is a number k, then c symbols; the labels of the symbols are k + 1 … k + c. With helper tokens
-/// the start is labelled as well, with k. Source: arXiv 2405.20131, section 3 (shifted starts).
+/// Shifted start: the input is a number k, then c symbols; the labels of the symbols are k + 1 … k + c. With helper
+/// tokens the start is labelled as well, with k. Source: arXiv 2405.20131, section 3 (shifted starts).
 ///
 /// `train` says which (c, k) occur in training and validation, `ood` which in the out-of-distribution split.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub struct ShiftedStart {
     pub val_repeats: usize,
     /// Copies of the out-of-distribution strings that make its split.
     pub ood_repeats: usize,
-    /// What is counted.
+    /// The symbols to count.
     pub symbols: Symbols,
     #[serde(skip)]
     words: Words,
@@ -36,13 +36,13 @@ pub struct ShiftedStart {
     label_start: bool,
 }
 
-/// Which strings a [`ShiftedStart`] is trained on.
+/// The training strings of a [`ShiftedStart`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Training {
-    /// c ≤ `train_max`, k ≤ `last_number` − c, all but the cells held out for validation.
+    /// c ≤ `train_max`, k ≤ `last_number` − c, all but the pairs held out for validation.
     Cells,
-    /// The same cells, each as two examples: [`super::Counting`]'s (symbols, then k), then this family's.
+    /// The same pairs, each as two examples: [`super::Counting`]'s (symbols, then k), then this family's.
     CountingAndCells,
     /// Always c = `train_max`, from `first_start` to where the numbers end.
     FixedLength,
@@ -50,7 +50,7 @@ pub enum Training {
     FixedEnd,
 }
 
-/// Which strings a [`ShiftedStart`] is tested on.
+/// The test strings of a [`ShiftedStart`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Beyond {
@@ -86,8 +86,8 @@ pub(super) fn sequence(words: &Words, k: u32, c: u32, rng: &mut impl Rng) -> Vec
 }
 
 impl ShiftedStart {
-    fn cells(&self) -> Cells {
-        Cells { train_max: self.train_max, last_number: self.last_number, val_cells: self.val_cells }
+    fn pairs(&self) -> Pairs {
+        Pairs { train_max: self.train_max, last_number: self.last_number, val_cells: self.val_cells }
     }
 
     /// The one count that start `k` has in training, where it has only one.
@@ -109,11 +109,11 @@ impl ShiftedStart {
     }
 
     /// The (c, k) of the training strings, where they are enumerated.
-    fn fixed_cells(&self) -> Vec<Cell> {
+    fn fixed_pairs(&self) -> Vec<Pair> {
         self.starts().filter_map(|k| Some((self.fixed_count(k)?, k))).collect()
     }
 
-    fn ood_cells(&self) -> Vec<Cell> {
+    fn ood_pairs(&self) -> Vec<Pair> {
         let last = self.last_number;
         match self.ood {
             Beyond::AllLengths => (self.train_max + 1..=last)
@@ -127,21 +127,27 @@ impl ShiftedStart {
     }
 
     fn pick(&self, split: Split, seed: u64) -> Pick<'static> {
-        let fixed = self.fixed_cells();
+        let fixed = self.fixed_pairs();
         match split {
-            Split::Train | Split::Val if fixed.is_empty() => self.cells().pick(split, seed),
+            Split::Train | Split::Val if fixed.is_empty() => self.pairs().pick(split, seed),
             Split::Train | Split::Val => pick_from(fixed),
-            Split::OodTest | Split::Auxiliary(_) => pick_from(self.ood_cells()),
+            Split::OodTest | Split::Auxiliary(_) => pick_from(self.ood_pairs()),
         }
     }
 
-    /// Examples per cell.
-    fn per_cell(&self) -> usize {
+    /// Examples per pair.
+    fn per_pair(&self) -> usize {
         if self.train == Training::CountingAndCells { 2 } else { 1 }
     }
 }
 
 impl Define for ShiftedStart {
+    const NAME: &'static str = "shifted_start";
+    const EXAMPLES: &'static [&'static str] = &[
+        "train=counting_and_cells,helper=pad,symbols=diff",
+        "train=fixed_end,first_start=0,train_max=9,last_number=30,helper=blk",
+    ];
+
     fn tokens(&self) -> Vec<String> {
         counting_tokens(self.last_number, self.symbols)
     }
@@ -159,10 +165,10 @@ impl Define for ShiftedStart {
                 self.last_number
             ));
         }
-        if self.ood_cells().is_empty() {
+        if self.ood_pairs().is_empty() {
             return Err("no sequence is longer than in training".into());
         }
-        if self.fixed_cells().is_empty() { self.cells().check() } else { Ok(()) }
+        if self.fixed_pairs().is_empty() { self.pairs().check() } else { Ok(()) }
     }
 
     fn bind(&mut self, vocabulary: &Vocabulary, helper: bool) {
@@ -177,7 +183,7 @@ impl Define for ShiftedStart {
 
 impl Family for ShiftedStart {
     fn name(&self) -> &'static str {
-        "shifted_start"
+        Self::NAME
     }
 
     fn train_max_length(&self) -> u32 {
@@ -185,21 +191,21 @@ impl Family for ShiftedStart {
     }
 
     fn rows(&self, split: Split, train: usize) -> Result<usize, String> {
-        let fixed = self.fixed_cells().len();
+        let fixed = self.fixed_pairs().len();
         match split {
             Split::Train if fixed > 0 => copies(train, fixed, "starts"),
-            Split::Train => copies(train, self.per_cell(), "examples of a cell"),
+            Split::Train => copies(train, self.per_pair(), "examples of a pair"),
             Split::Val if fixed > 0 => Ok(fixed * self.val_repeats),
-            Split::Val => Ok(self.val_cells * self.per_cell()),
-            Split::OodTest | Split::Auxiliary(_) => Ok(self.ood_cells().len() * self.ood_repeats * self.per_cell()),
+            Split::Val => Ok(self.val_cells * self.per_pair()),
+            Split::OodTest | Split::Auxiliary(_) => Ok(self.ood_pairs().len() * self.ood_repeats * self.per_pair()),
         }
     }
 
     fn examples(&self, split: Split, seed: u64) -> Examples<'_> {
         let pick = self.pick(split, seed);
         Box::new(move |index| {
-            let cell = index / self.per_cell();
-            let (c, k) = pick(cell, &mut example_rng(seed, split, cell));
+            let pair = index / self.per_pair();
+            let (c, k) = pick(pair, &mut example_rng(seed, split, pair));
             let mut letters = stream_rng(seed, split.letters(), index as u64);
             let counting = self.train == Training::CountingAndCells && index.is_multiple_of(2);
             let input_ids = match counting {

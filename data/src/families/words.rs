@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// The longest list of number words: token ids must fit labels, which are 16-bit and signed.
 pub(crate) const MAX_NUMBER: u32 = 30_000;
 
-/// What is counted. Labels never depend on which letter a symbol is.
+/// The symbols to count. Labels never depend on which letter a symbol is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Symbols {
@@ -29,7 +29,7 @@ impl Symbols {
         }
     }
 
-    /// Whether there is something to draw.
+    /// Whether symbols are drawn at random.
     pub fn are_drawn(self) -> bool {
         self != Self::Same
     }
@@ -134,8 +134,8 @@ impl Words {
         Ok(run)
     }
 
-    /// The label rule of counting: a running sum in which a number adds its value and any other token adds one. A number
-    /// at the very start is labelled only where `label_start` says so.
+    /// The label rule of counting: a running sum in which a number adds its value and any other token adds one. A
+    /// number at the very start is labelled only where `label_start` says so.
     pub fn running_sum(&self, input_ids: &[u16], label_start: bool) -> Vec<i16> {
         let mut sum = 0;
         let labelled = |(i, id): (usize, &u16)| {

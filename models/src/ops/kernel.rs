@@ -1,14 +1,30 @@
 //! How an operation gets a hand-written forward and backward pass.
 //!
-//! A [`Kernel`] computes on the CPU, from `f32` tensors in row-major order. It is nothing but two functions: the outputs
-//! from the inputs, with what the way back needs; and the gradients of the inputs from those of the outputs. It may have
+//! A [`Kernel`] computes on the CPU, from `f32` tensors in row-major order. It is two functions: the outputs from the
+//! inputs, with what the backward pass needs; and the gradients of the inputs from those of the outputs. It may have
 //! both for GPUs as well. Everything else is here, once for all of them: which tensors a kernel can take, and how it
 //! becomes a node of burn's autodiff.
 //!
-//! To add one:
+//! To add an operation:
 //!
-//! 1. Write `ops/cpu/<name>.rs` with a struct of what is no tensor (sizes, constants, labels), and implement [`Kernel`]
-//!    for it: `N` tensors in, `M` out. Beside it, a function over tensors that calls [`RunKernels::run`]:
+//! 1. Write `ops/<op>/mod.rs` with a trait that has the signature, and the reference, from burn's tensor operations:
+//!
+//!    ```ignore
+//!    pub trait SoftplusOp: RunKernels {
+//!        /// log(1 + eˣ), entry by entry: `[rows, columns]` → the same.
+//!        fn softplus(x: Tensor<Self, 2>) -> Tensor<Self, 2> {
+//!            cpu::softplus(&x).unwrap_or_else(|| reference(x))
+//!        }
+//!    }
+//!
+//!    impl<B: RunKernels> SoftplusOp for B {}
+//!    ```
+//!
+//! 2. Name the trait in [`SequenceOps`](super::SequenceOps), and the module above it. An operation without a kernel
+//!    needs no more.
+//! 3. In `ops/<op>/cpu.rs`, implement [`Kernel`] for a struct of everything but tensors (sizes, constants, labels):
+//!    `N` tensors in, `M` out. Where there are more than two or three, `inputs!` gives them names. Beside it, a
+//!    function over tensors calls [`RunKernels::run`]:
 //!
 //!    ```ignore
 //!    pub fn softplus<B: RunKernels>(x: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
@@ -16,21 +32,15 @@
 //!    }
 //!    ```
 //!
-//!    `ops/cpu/recurrent.rs` is an example with a second output.
-//! 2. In [`SequenceOps`](super::SequenceOps), try it before the plain definition:
+//!    `ops/linear_recurrence/cpu.rs` is a short example, `ops/recurrent/cpu.rs` one with a second output.
+//! 4. Compare both in `tests/it/ops/`, at awkward sizes.
+//! 5. For GPUs, write the two passes in CubeCL, in `ops/<op>/cube.rs`, let `gpu_forward` and `gpu_backward` call them,
+//!    and set `ON_GPU`. `tests/common/gpu.rs` compares them with the reference.
 //!
-//!    ```ignore
-//!    cpu::softplus(&x).unwrap_or_else(|| plain::softplus(x))
-//!    ```
-//!
-//! 3. Compare both in `tests/fused.rs`, at awkward sizes.
-//! 4. For GPUs, write the two passes in CubeCL, in `ops/cube/<name>.rs`, let `gpu_forward` and `gpu_backward` call them,
-//!    and set `ON_GPU`. `tests/common/gpu.rs` compares them with the plain definition.
-//!
-//! [`RunKernels::run`] answers `None` where no kernel can run: on a GPU that it has no passes for, for 16- or 64-bit
-//! floats, and wherever [`use_kernels`]`(false)` was said; and those that multiply matrices in 32 bits decline where
-//! [`autocast`](super::autocast) asks for half precision. The plain definition then does the work. (Work before it that
-//! only the kernel needs asks [`RunKernels::has_kernel`] first.)
+//! [`RunKernels::run`] returns `None` where no kernel can run: on a GPU that it has no passes for, for 16- or 64-bit
+//! floats, and after [`use_kernels`]`(false)`; kernels that multiply matrices in 32 bits also decline where
+//! [`autocast`](super::autocast) sets half precision. The reference then does the work. (Work before it that only the
+//! kernel needs asks [`RunKernels::has_kernel`] first.)
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -53,14 +63,14 @@ use burn_cubecl::{
 
 /// An operation with `N` inputs and `M` outputs, and its backward pass.
 pub trait Kernel<const N: usize, const M: usize>: Clone + Debug + Send + 'static {
-    /// What the backward pass needs of the forward pass.
+    /// Kept from the forward pass for the backward pass.
     type Saved: Clone + Debug + Send + 'static;
 
-    /// The outputs, and what to save. `inputs` are contiguous and `f32`. Without `save`, no gradient will be asked for.
+    /// The outputs, and what to save. `inputs` are contiguous and `f32`. Without `save`, no gradient will be needed.
     fn forward(&self, inputs: [FlexTensor; N], save: bool) -> ([FlexTensor; M], Option<Self::Saved>);
 
     /// The gradients of the inputs that are `wanted` (others may be given, and are dropped), from the gradients of the
-    /// outputs: contiguous, `f32`, and `None` where an output had no part in the loss. The first is always there.
+    /// outputs: contiguous, `f32`, and `None` where an output had no part in the loss. The first is never `None`.
     fn backward(
         &self,
         saved: Self::Saved,
@@ -71,10 +81,10 @@ pub trait Kernel<const N: usize, const M: usize>: Clone + Debug + Send + 'static
     /// Whether there are passes for GPUs.
     const ON_GPU: bool = false;
 
-    /// [`Self::forward`] on a GPU, and the tensors that the way back needs (none without `save`). `None` where the sizes are
-    /// beyond it.
+    /// [`Self::forward`] on a GPU, and the tensors that the backward pass needs (none without `save`). `None` where the
+    /// sizes exceed its limits.
     #[cfg(feature = "cube")]
-    #[allow(clippy::type_complexity)] // outputs and what is saved
+    #[allow(clippy::type_complexity)] // outputs and saved tensors
     fn gpu_forward<R: CubeRuntime>(
         &self,
         inputs: [CubeTensor<R>; N],
@@ -102,15 +112,15 @@ pub type Outputs<B, S, const M: usize> = ([FloatTensor<B>; M], Option<<B as RunK
 
 static USE_KERNELS: AtomicBool = AtomicBool::new(true);
 
-/// Whether this process runs kernels where it can (it does unless told otherwise), or the plain definitions everywhere:
-/// to compare the two, in speed or in result.
+/// Whether this process runs kernels where it can (the default), or the references everywhere, to compare their speed
+/// or results.
 pub fn use_kernels(yes: bool) {
     USE_KERNELS.store(yes, Ordering::Relaxed);
 }
 
 /// A backend that may be able to run kernels.
 pub trait RunKernels: Backend {
-    /// What is kept between the passes of a kernel that saves an `S` on the CPU.
+    /// Kept between the passes of a kernel that saves an `S` on the CPU.
     type Saved<S: Clone + Debug + Send + 'static>: Clone + Debug + Send + 'static;
 
     /// Whether it can run such a kernel, and should.
@@ -123,7 +133,7 @@ pub trait RunKernels: Backend {
         save: bool,
     ) -> Option<Outputs<Self, K::Saved, M>>;
 
-    /// The gradients of the inputs that are `wanted`, from those of the outputs, of which the first is there.
+    /// The gradients of the inputs that are `wanted`, from those of the outputs, of which the first is never `None`.
     fn backward<K: Kernel<N, M>, const N: usize, const M: usize>(
         kernel: &K,
         saved: Self::Saved<K::Saved>,
@@ -133,6 +143,12 @@ pub trait RunKernels: Backend {
 
     /// The tensor where a kernel on the CPU can read it, contiguous.
     fn int_input(tensor: IntTensor<Self>) -> Option<FlexTensor> {
+        let _ = tensor;
+        None
+    }
+
+    /// A constant that kernels on the CPU can read, contiguous and `f32`: no gradient reaches the tensor through it.
+    fn constant(tensor: FloatTensor<Self>) -> Option<FlexTensor> {
         let _ = tensor;
         None
     }
@@ -175,6 +191,10 @@ impl RunKernels for crate::Cpu {
     fn int_input(tensor: FlexTensor) -> Option<FlexTensor> {
         Some(tensor.to_contiguous())
     }
+
+    fn constant(tensor: FlexTensor) -> Option<FlexTensor> {
+        (tensor.dtype() == DType::F32).then(|| tensor.to_contiguous())
+    }
 }
 
 #[cfg(feature = "cube")]
@@ -212,7 +232,7 @@ impl<B: RunKernels, C: CheckpointStrategy> RunKernels for Autodiff<B, C> {
         B::has_kernel::<K, N, M>()
     }
 
-    /// None: a kernel's backward pass has no backward pass of its own.
+    /// None: there are no second derivatives.
     fn forward<K: Kernel<N, M>, const N: usize, const M: usize>(
         _: &K,
         _: [FloatTensor<Self>; N],
@@ -234,6 +254,10 @@ impl<B: RunKernels, C: CheckpointStrategy> RunKernels for Autodiff<B, C> {
         B::int_input(tensor)
     }
 
+    fn constant(tensor: FloatTensor<Self>) -> Option<FlexTensor> {
+        B::constant(tensor.primitive)
+    }
+
     fn run<K: Kernel<N, M>, const N: usize, const M: usize>(
         kernel: K,
         inputs: [FloatTensor<Self>; N],
@@ -243,8 +267,8 @@ impl<B: RunKernels, C: CheckpointStrategy> RunKernels for Autodiff<B, C> {
         let (outputs, saved) = B::forward(&kernel, inputs.map(|tensor| tensor.primitive), tracked)?;
         let Some(saved) = saved else { return Some(outputs.map(Self::from_inner)) };
 
-        // The first output's node computes all gradients. A further output's node is its child, so it comes earlier on
-        // the way back, and leaves its gradient where the first will look.
+        // The first output's node computes all gradients. A further output's node is its child, so it comes earlier in
+        // the backward pass, and leaves its gradient where the first will look.
         let later: Slots<B, M> = Arc::new(Mutex::new([const { None }; M]));
         let mut outputs = outputs.into_iter();
         let first = outputs.next()?;
@@ -293,7 +317,7 @@ impl<B: RunKernels, K: Kernel<N, M>, const N: usize, const M: usize> Backward<B,
 struct LaterOutput<const M: usize>;
 
 impl<B: Backend, const M: usize> Backward<B, 1> for LaterOutput<M> {
-    /// Where the gradients go, which of them this is, and the shape of the first output.
+    /// Where the gradients go, the index of this one, and the shape of the first output.
     type State = (Slots<B, M>, usize, Shape);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -310,6 +334,37 @@ impl<B: Backend, const M: usize> Backward<B, 1> for LaterOutput<M> {
         slots[i] = Some(gradient);
     }
 }
+
+/// Gives names to the tensors that a kernel reads: a struct with a field for each, generic over what it holds of them
+/// (the primitives of a backend, their numbers, or those of their gradients). Arrays of the primitives, as [`Kernel`]
+/// has them, are made from the fields in their order and back, so that nothing else depends on it.
+macro_rules! inputs {
+    ($(#[$attribute:meta])* pub struct $name:ident { $($(#[$field_attribute:meta])* $field:ident),* $(,)? }) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone, Copy)]
+        pub struct $name<T> {
+            $($(#[$field_attribute])* pub $field: T,)*
+        }
+
+        impl $name<()> {
+            /// Fields.
+            pub const COUNT: usize = [$(stringify!($field)),*].len();
+        }
+
+        impl<T> From<[T; $name::<()>::COUNT]> for $name<T> {
+            fn from([$($field),*]: [T; $name::<()>::COUNT]) -> Self {
+                Self { $($field),* }
+            }
+        }
+
+        impl<T> From<$name<T>> for [T; $name::<()>::COUNT] {
+            fn from($name { $($field),* }: $name<T>) -> Self {
+                [$($field),*]
+            }
+        }
+    };
+}
+pub(crate) use inputs;
 
 /// The primitive of a tensor, for [`RunKernels::run`].
 pub fn float<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> FloatTensor<B> {

@@ -1,87 +1,39 @@
-//! The GPU kernels of a backend against the plain definitions in float64 on the CPU: outputs and every gradient, at awkward
+//! The GPU kernels of a backend against the references in float64 on the CPU: outputs and every gradient, at awkward
 //! sizes.
 #![allow(dead_code)] // each test uses a part
 
+#[path = "kernels.rs"]
+mod kernels;
+
 use burn::backend::Autodiff;
 use burn::prelude::*;
-use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, TensorData};
-use data::stream_rng;
-use models::Cpu;
+use kernels::{Argument, Flat, UNIT, compare, draw, flat, results};
+use models::ops::gelu::GeluOp;
+use models::ops::recurrent::{gru_reference, lstm_reference, rnn_reference};
 use models::ops::scan::{self, SelectiveScan};
-use models::ops::{LayerInput, RecurrentWeights, SequenceOps, cpu, plain, wkv as definition};
+use models::ops::{
+    LayerInput, RecurrentWeights, SequenceOps, linear_recurrence as linear, recurrent as layers, wkv as matrix,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRng, TestRunner};
-use rand::RngExt;
 
-type Exact = Autodiff<Cpu>;
-type Flat<B> = Tensor<B, 1>;
+type Exact = kernels::Training;
 
-/// Relative to the largest entry of an output or gradient.
-const TOLERANCE: f64 = 1e-5;
-
-/// Every new size is compiled anew.
+/// Every new size is compiled by itself.
 const CASES: u32 = 8;
 
-/// An argument: its size and the range of its numbers.
-type Argument = (usize, [f64; 2]);
-
-const UNIT: [f64; 2] = [-1.0, 1.0];
-
-/// Numbers uniform on `from..to`, different for each `index`, that float32 can hold.
-fn random(n: usize, [from, to]: [f64; 2], index: u64) -> Vec<f64> {
-    let mut rng = stream_rng(1, "test values", index);
-    (0..n).map(|_| f64::from(rng.random_range(from..to) as f32)).collect()
-}
-
-fn flat<B: Backend, const D: usize>(x: Tensor<B, D>) -> Flat<B> {
-    x.reshape([-1])
-}
-
-/// The outputs, and the gradient of every argument of Σ c·outputs with fixed c.
-fn results<B: AutodiffBackend>(
-    arguments: &[Vec<f64>],
-    dtype: DType,
-    f: impl Fn(&[Flat<B>]) -> Vec<Flat<B>>,
-) -> Vec<Vec<f64>> {
-    let tensor = |values: &[f64]| -> Flat<B> {
-        let data = TensorData::from(values).convert_dtype(dtype);
-        Tensor::from_data(data, (&Default::default(), dtype))
-    };
-    let inputs: Vec<Flat<B>> = arguments.iter().map(|a| tensor(a).require_grad()).collect();
-    let outputs = f(&inputs);
-    let weighted = outputs.iter().zip(90..).map(|(y, i)| (y.clone() * tensor(&random(y.dims()[0], UNIT, i))).sum());
-    let gradients = weighted.reduce(|a, b| a + b).unwrap().backward();
-    let values = |x: TensorData| x.iter::<f64>().collect();
-    let gradients: Vec<Vec<f64>> = inputs.iter().map(|x| values(x.grad(&gradients).unwrap().into_data())).collect();
-    outputs.into_iter().map(|y| values(y.into_data())).chain(gradients).collect()
-}
-
-/// Compares a kernel with its definition.
+/// Compares a kernel with its reference, and with itself.
 fn check<B: SequenceOps>(
     what: &str,
     arguments: &[Argument],
     kernel: impl Fn(&[Flat<Autodiff<B>>]) -> Vec<Flat<Autodiff<B>>>,
-    definition: impl Fn(&[Flat<Exact>]) -> Vec<Flat<Exact>>,
+    reference: impl Fn(&[Flat<Exact>]) -> Vec<Flat<Exact>>,
 ) {
-    let arguments: Vec<_> = arguments.iter().zip(0..).map(|(&(n, range), i)| random(n, range, i)).collect();
-    let expected = results::<Exact>(&arguments, DType::F64, definition);
+    let arguments = draw(arguments);
     let found = results::<Autodiff<B>>(&arguments, DType::F32, &kernel);
     assert_eq!(found, results::<Autodiff<B>>(&arguments, DType::F32, &kernel), "{what}: not the same twice");
-    let first = found.len() - arguments.len();
-    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        let part = if i < first { format!("output {i}") } else { format!("gradient {}", i - first) };
-        assert_eq!(found.len(), expected.len(), "{what}: {part}");
-        let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-        for (found, expected) in found.iter().zip(expected) {
-            let difference = (found - expected).abs();
-            // Where all is zero but for rounding, no relative error can be asked for.
-            assert!(
-                difference <= TOLERANCE * largest.max(1e-2),
-                "{what}: {part}: {found}, not {expected} of {largest}"
-            );
-        }
-    }
+    compare(what, arguments.len(), 1e-2, &found, &results(&arguments, DType::F64, reference));
 }
 
 /// Runs `test` on the sizes that models have, and on a few awkward ones.
@@ -125,12 +77,12 @@ pub fn selective_scan<B: SequenceOps>() {
             &arguments[..if given { 9 } else { 8 }],
             |a| {
                 let (inputs, h) = inputs(a, shape);
-                let (y, last) = cpu::scan::selective_scan(&inputs, h.as_ref()).expect("a kernel");
+                let (y, last) = scan::cpu::selective_scan(&inputs, h.as_ref()).expect("a kernel");
                 vec![flat(y), flat(last)]
             },
             |a| {
                 let (inputs, h) = inputs(a, shape);
-                let (y, last) = scan::selective_scan(inputs, h);
+                let (y, last) = scan::reference(inputs, h);
                 vec![flat(y), flat(last)]
             },
         );
@@ -158,12 +110,12 @@ pub fn wkv<B: SequenceOps>() {
             &arguments[..if given { 6 } else { 5 }],
             |a| {
                 let (inputs, bonus, state) = inputs(a, shape, decay);
-                let (y, last) = cpu::wkv::wkv(inputs.each_ref(), &bonus, state.as_ref()).expect("a kernel");
+                let (y, last) = matrix::cpu::wkv(inputs.each_ref(), &bonus, state.as_ref()).expect("a kernel");
                 vec![flat(y), flat(last)]
             },
             |a| {
                 let ([r, k, v, decay], bonus, state) = inputs(a, shape, decay);
-                let (y, last) = definition::recurrent(r, k, v, decay, bonus, state);
+                let (y, last) = matrix::recurrent(r, k, v, decay, bonus, state);
                 vec![flat(y), flat(last)]
             },
         );
@@ -186,12 +138,12 @@ pub fn linear_recurrence<B: SequenceOps>() {
             &arguments[..if given { 3 } else { 2 }],
             |x| {
                 let ([a, b], h) = inputs(x, shape);
-                let (states, last) = cpu::linear::linear_recurrence(&a, &b, h.as_ref()).expect("a kernel");
+                let (states, last) = linear::cpu::linear_recurrence(&a, &b, h.as_ref()).expect("a kernel");
                 vec![flat(states), flat(last)]
             },
             |x| {
                 let ([a, b], h) = inputs(x, shape);
-                let (states, last) = plain::linear_recurrence(a, b, h);
+                let (states, last) = linear::reference(a, b, h);
                 vec![flat(states), flat(last)]
             },
         );
@@ -208,7 +160,7 @@ fn recurrent<B: SequenceOps>(
         RecurrentWeights<Autodiff<B>>,
         Vec<Tensor<Autodiff<B>, 2>>,
     ) -> Vec<Flat<Autodiff<B>>>,
-    definition: fn(Tensor<Exact, 3>, RecurrentWeights<Exact>, Vec<Tensor<Exact, 2>>) -> Vec<Flat<Exact>>,
+    reference: fn(Tensor<Exact, 3>, RecurrentWeights<Exact>, Vec<Tensor<Exact, 2>>) -> Vec<Flat<Exact>>,
 ) {
     const VOCAB: usize = 3;
     let shapes = (1..4usize, 1..12usize, 1..6usize, 1..80usize, any::<bool>(), any::<bool>());
@@ -247,7 +199,7 @@ fn recurrent<B: SequenceOps>(
             &format!("{what} [{batch}, {seq}, {input}] -> {hidden}"),
             &arguments[..5 + if given { states } else { 0 }],
             |a| kernel(&layer_input(a, [batch, seq, input], embedded), weights(a, hidden), state(a, batch)),
-            |a| definition(layer_input(a, [batch, seq, input], embedded).rows(), weights(a, hidden), state(a, batch)),
+            |a| reference(layer_input(a, [batch, seq, input], embedded).rows(), weights(a, hidden), state(a, batch)),
         );
     });
 }
@@ -257,11 +209,11 @@ pub fn rnn<B: SequenceOps>() {
         "rnn",
         [1, 1],
         |x, weights, state| {
-            let (y, h) = cpu::recurrent::rnn_layer(x, &weights, state.first()).expect("a kernel");
+            let (y, h) = layers::cpu::rnn_layer(x, &weights, state.first()).expect("a kernel");
             vec![flat(y), flat(h)]
         },
         |x, weights, state| {
-            let (y, h) = plain::rnn_layer(x, weights, state.first().cloned());
+            let (y, h) = rnn_reference(x, weights, state.first().cloned());
             vec![flat(y), flat(h)]
         },
     );
@@ -275,11 +227,11 @@ pub fn lstm<B: SequenceOps>() {
         "lstm",
         [4, 2],
         |x, weights, state| {
-            let (y, (h, c)) = cpu::recurrent::lstm_layer(x, &weights, pair(state).as_ref()).expect("a kernel");
+            let (y, (h, c)) = layers::cpu::lstm_layer(x, &weights, pair(state).as_ref()).expect("a kernel");
             vec![flat(y), flat(h), flat(c)]
         },
         |x, weights, state| {
-            let (y, (h, c)) = plain::lstm_layer(x, weights, pair(state));
+            let (y, (h, c)) = lstm_reference(x, weights, pair(state));
             vec![flat(y), flat(h), flat(c)]
         },
     );
@@ -290,12 +242,24 @@ pub fn gru<B: SequenceOps>() {
         "gru",
         [3, 1],
         |x, weights, state| {
-            let (y, h) = cpu::recurrent::gru_layer(x, &weights, state.first()).expect("a kernel");
+            let (y, h) = layers::cpu::gru_layer(x, &weights, state.first()).expect("a kernel");
             vec![flat(y), flat(h)]
         },
         |x, weights, state| {
-            let (y, h) = plain::gru_layer(x, weights, state.first().cloned());
+            let (y, h) = gru_reference(x, weights, state.first().cloned());
             vec![flat(y), flat(h)]
         },
     );
+}
+
+pub fn exact_gelu<B: SequenceOps>() {
+    on_shapes((2, 33, 64), (1..4usize, 1..40usize, 1..150usize), |(batch, seq, channels)| {
+        let shape = [batch, seq, channels];
+        check::<B>(
+            &format!("exact gelu {shape:?}"),
+            &[(shape.iter().product(), [-4.0, 4.0])],
+            |x| vec![flat(Autodiff::<B>::exact_gelu(x[0].clone().reshape(shape)))],
+            |x| vec![flat(burn::tensor::activation::gelu(x[0].clone().reshape(shape)))], // exact on the CPU
+        );
+    });
 }

@@ -1,5 +1,8 @@
-//! What the tests of recurrent models share.
+//! Helpers of the tests; [`kernels`] and [`cpu`] are for those of kernels.
 #![allow(dead_code)] // each test uses a part
+
+pub mod cpu;
+pub mod kernels;
 
 use burn::backend::Autodiff;
 use burn::prelude::*;
@@ -25,7 +28,9 @@ pub fn shaken(config: &ModelConfig) -> Model<Cpu> {
         let values = weight.values.iter().zip(by).map(|(v, by)| v + by as f32).collect();
         (name.to_owned(), Weight { shape: weight.shape.clone(), values })
     };
-    let weights: Weights = Weights::of(&model).unwrap().iter().enumerate().map(shake).collect();
+    let fresh = Weights::of(&model).unwrap();
+    let integers: Vec<_> = fresh.integers().map(|(name, value)| (name.to_owned(), value)).collect();
+    let weights = fresh.iter().enumerate().map(shake).collect::<Weights>().with_integers(integers);
     weights.load_into(&mut model).unwrap();
     model
 }
@@ -51,7 +56,7 @@ pub fn flat<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
 
 pub fn difference(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
-    // A plain `max` would pass over NaN.
+    // `f32::max` would ignore NaN.
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
 }
 
@@ -61,9 +66,20 @@ pub fn tensor<B: Backend, const D: usize>(values: &[f64], shape: [usize; D]) -> 
     Tensor::from_data(data, (&Default::default(), DType::F64))
 }
 
-/// Checks every gradient of Σ c·f(arguments), c fixed, against central differences in float64: with a step of 1e-5 these
-/// are exact to about 1e-9. `f` takes and gives flat tensors.
+/// [`check_gradients_within`] 1e-7.
 pub fn check_gradients(
+    what: &str,
+    arguments: &[Vec<f64>],
+    f: impl Fn(Vec<Tensor<Training, 1>>) -> Tensor<Training, 1>,
+) {
+    check_gradients_within(1e-7, what, arguments, f);
+}
+
+/// Checks every gradient of Σ c·f(arguments), c fixed, against the central difference quotient (f(h) − f(−h)) / 2h in
+/// float64. Its own error is h²/6 = 2e-11 times the third derivative, plus some rounding, 1e-16/h = 1e-11, per output.
+/// `f` takes and gives flat tensors.
+pub fn check_gradients_within(
+    tolerance: f64,
     what: &str,
     arguments: &[Vec<f64>],
     f: impl Fn(Vec<Tensor<Training, 1>>) -> Tensor<Training, 1>,
@@ -86,7 +102,7 @@ pub fn check_gradients(
             };
             let quotient = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
             let difference = (gradient - quotient).abs();
-            assert!(difference < 1e-7, "{what}, argument {i}[{j}]: {gradient}, not {quotient}");
+            assert!(difference < tolerance, "{what}, argument {i}[{j}]: {gradient}, not {quotient}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Reads the reference models: see `tests/fixtures/README.md` for the files.
 
-mod npz;
+pub mod npz;
 pub mod parity;
 
 use data::PositionIds;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// A model with what the published code computes with it.
+/// A model with the published code's results.
 pub struct Reference {
     pub config: ModelConfig,
     pub vocab: usize,
@@ -35,12 +35,12 @@ pub struct Case {
     pub position_ids: PositionIds,
     /// `[batch, seq, vocab]`, computed in float64.
     pub logits: Vec<f64>,
-    /// How far the logits may be from what was computed, as they are stored.
+    /// The error of the logits due to the precision they are stored in.
     pub rounding: f64,
     pub loss: Option<f64>,
 }
 
-/// What is known of the gradient of one parameter, computed in float64.
+/// The reference gradient of one parameter, computed in float64.
 pub struct Gradient {
     pub name: String,
     pub norm: f64,

@@ -25,10 +25,10 @@ fn logits_tolerance(name: &str, tolerance: &Tolerance) -> f64 {
     if name.starts_with("rwkv") || name == "mamba" { 2.5 * tolerance.logits } else { tolerance.logits }
 }
 
-/// Where a unit of a ReLU receives almost nothing, rounding decides on which side of the kink it is, and with it a whole
-/// column of the gradient. (In `transformer_rope_shift`, a unit of the first block receives −2.4e-7; the other side
-/// changes a gradient's norm by 4e-4.) Weights changed in the last bit are rounded differently, so a gradient that is off
-/// for that reason alone is right with some of them. In float64 the first attempt must do.
+/// Where a unit of a ReLU receives almost nothing, rounding decides on which side of the kink it is, and with it a
+/// whole column of the gradient. (In `transformer_rope_shift`, a unit of the first block receives −2.4e-7; the other
+/// side changes a gradient's norm by 4e-4.) Weights changed in the last bit are rounded differently, so a gradient that
+/// is off for that reason alone is right with some of them. In float64 the first attempt must do.
 const ROUNDINGS: u64 = 8;
 
 /// Checks every case of the reference model `name` on this backend, in the device's default float type.
@@ -81,7 +81,7 @@ pub fn check<B: AutodiffBackend + SequenceOps>(name: &str, device: &B::Device, t
     }
 }
 
-/// The extra term of RWKV's loss alone: gradient·parameter is linear, so what it adds is a difference of references.
+/// The extra term of RWKV's loss alone: gradient·parameter is linear, so the term is a difference of references.
 fn check_l2_wrap<B: AutodiffBackend + SequenceOps>(
     name: &str,
     model: &Model<B>,
@@ -113,7 +113,7 @@ fn check_gradients(found: &Weights, parameters: &Weights, expected: &[Gradient],
         }
         worst_norm = worst_norm.max(difference);
 
-        // The terms of the sum may cancel, so that what rounding can do is measured by the two norms.
+        // The terms of the sum may cancel, so that the effect of rounding is measured by the two norms.
         let found = dot(gradient, value);
         let difference = (found - dot_param).abs() / (norm * dot(value, value).sqrt()).max(f64::MIN_POSITIVE);
         if difference.is_nan() || difference >= tolerance {
@@ -125,7 +125,7 @@ fn check_gradients(found: &Weights, parameters: &Weights, expected: &[Gradient],
     Ok(())
 }
 
-/// Parameters in the device's default float type, whatever they were loaded in.
+/// Parameters in the device's default float type, regardless of the type they were loaded in.
 struct DefaultFloats;
 
 impl<B: AutodiffBackend> ModuleMapper<B> for DefaultFloats {
@@ -180,7 +180,7 @@ fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
 
 fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
-    // A plain `max` would pass over NaN.
+    // `f32::max` would ignore NaN.
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
 }
 

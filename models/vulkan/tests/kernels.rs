@@ -1,4 +1,4 @@
-//! The GPU kernels on a Vulkan device, against the plain definitions.
+//! The GPU kernels on a Vulkan device, against the references.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../../tests/common/gpu.rs"]
@@ -15,4 +15,4 @@ macro_rules! kernels {
     };
 }
 
-kernels! { selective_scan wkv linear_recurrence rnn lstm gru }
+kernels! { selective_scan wkv linear_recurrence rnn lstm gru exact_gelu }

@@ -1,21 +1,22 @@
 //! `pipeline bench`: the trainer's own steps, timed.
 
 use super::Context;
+use crate::cli::table::{Table, column};
 use crate::cli::{BenchCommand, BenchTrainArgs};
 use crate::config::{Config, parse_override};
-use crate::device::Device;
-use crate::optimizer::Adam;
-use crate::trainer::{loss_scale, optimisation_step, pieces};
+use crate::train::batches::pieces;
+use crate::train::device::Device;
+use crate::train::optimizer::Adam;
+use crate::train::step::{loss_scale, optimisation_step};
 use anyhow::{Result, bail};
 use burn::backend::Autodiff;
 use burn::module::Module;
 use burn::tensor::ElementConversion;
 use burn::tensor::backend::AutodiffBackend;
-use comfy_table::{CellAlignment, Table, presets};
 use data::{Dataset, DatasetInfo, ExampleRef, PAD, Task, stream_rng};
-use models::Model;
 use models::ops::SequenceOps;
 use models::ops::cpu::memory::keep_freed_memory;
+use models::{Heads, Model, ModelConfig};
 use rand::seq::IndexedRandom;
 use serde_json::json;
 use std::time::Instant;
@@ -27,7 +28,7 @@ pub fn run(context: &Context, command: BenchCommand) -> Result<()> {
     }
 }
 
-/// What was measured.
+/// The measured times.
 struct Timing {
     parameters: usize,
     /// Seconds of every timed step, in ascending order.
@@ -55,7 +56,8 @@ fn train(context: &Context, args: &BenchTrainArgs) -> Result<()> {
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => {
-            time::<Autodiff<models::Cuda>>(context, args, &config, &task, &models::CudaDevice::new(index))
+            let time = |cuda: &_| time::<Autodiff<models::Cuda>>(context, args, &config, &task, cuda);
+            crate::train::device::on_cuda(index, time)
         }
     }?;
     let BenchTrainArgs { batch, seq, .. } = args;
@@ -83,11 +85,18 @@ fn train(context: &Context, args: &BenchTrainArgs) -> Result<()> {
         })
     };
     let as_text = || {
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header(["model", "parameters", "batch", "device", "ms per step", "fastest", "tokens/s"]);
-        let positions = if arch == "transformer" { format!(" ({positions})") } else { String::new() };
-        table.add_row([
+        let mut table = Table::new([
+            column("model").wrap(16),
+            column("parameters").right(),
+            column("batch"),
+            column("device").wrap(8),
+            column("ms per step").right(),
+            column("fastest").right(),
+            column("tokens/s").right(),
+        ]);
+        let has_positions = ModelConfig::kind(arch).is_some_and(|kind| (kind.has_positions)());
+        let positions = if has_positions { format!(" ({positions})") } else { String::new() };
+        table.row([
             format!("{arch}{positions}, {} × {}", config.model.num_layers(), config.model.hidden_size()),
             timing.parameters.to_string(),
             format!("{batch} × {seq}"),
@@ -96,11 +105,6 @@ fn train(context: &Context, args: &BenchTrainArgs) -> Result<()> {
             format!("{:.2}", 1e3 * fastest),
             format!("{tokens_per_s:.0}"),
         ]);
-        for column in [1, 4, 5, 6] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
         table.to_string()
     };
     context.print(as_json, as_text)
@@ -110,36 +114,35 @@ fn train(context: &Context, args: &BenchTrainArgs) -> Result<()> {
 fn config(args: &BenchTrainArgs) -> Result<Config> {
     let mut overrides: Vec<(String, Value)> = Vec::new();
     let mut push = |key: &str, value: Value| overrides.push((key.to_owned(), value));
-    let (hidden, seq) = (i64::from(args.hidden), i64::from(args.seq));
+    let hidden = i64::from(args.hidden);
     push("task.name", args.task.clone().into());
     push("model.arch", args.arch.clone().into());
     push("model.hidden_size", hidden.into());
     push("model.num_layers", i64::from(args.layers).into());
     push("train.batch_size", i64::from(args.batch).into());
     push("train.device", args.device.clone().into());
-    if !matches!(args.arch.as_str(), "mamba" | "transformer") {
-        push("model.dropout", 0.0.into());
-    }
-    match (args.arch.as_str(), args.heads.map(i64::from)) {
-        (_, None) => {}
-        ("transformer", Some(heads)) => push("model.num_heads", heads.into()),
-        ("rwkv5" | "rwkv6" | "deltanet", Some(heads)) if hidden % heads == 0 => {
-            push("model.head_size", (hidden / heads).into());
+    // `Config::parse` reports an unknown architecture.
+    if let Some(kind) = ModelConfig::kind(&args.arch) {
+        for (key, value) in (kind.benchmark)(args.seq as usize) {
+            push(&format!("model.{key}"), Value::try_from(value)?);
         }
-        ("rwkv5" | "rwkv6" | "deltanet", Some(heads)) => {
-            bail!("--heads {heads} does not divide --hidden {hidden}\n  hint: choose a divisor of {hidden}")
+        let arch = kind.name;
+        match ((kind.heads)(), args.heads.map(i64::from)) {
+            (_, None) => {}
+            (Some(Heads::Number(key)), Some(heads)) => push(&format!("model.{key}"), heads.into()),
+            (Some(Heads::Size(key)), Some(heads)) if hidden % heads == 0 => {
+                push(&format!("model.{key}"), (hidden / heads).into());
+            }
+            (Some(Heads::Size(_)), Some(heads)) => {
+                bail!("--heads {heads} does not divide --hidden {hidden}\n  hint: choose a divisor of {hidden}")
+            }
+            (None, Some(_)) => bail!("--heads: the architecture {arch} has none\n  hint: leave it out"),
         }
-        (arch, Some(_)) => bail!("--heads: the architecture {arch} has none\n  hint: leave it out"),
-    }
-    match (args.arch.as_str(), &args.positional_embedding) {
-        ("transformer", Some(name)) => push("model.positional_embedding", name.clone().into()),
-        (arch, Some(_)) => bail!("--positional-embedding: the architecture {arch} has none\n  hint: leave it out"),
-        _ => {}
-    }
-    match args.arch.as_str() {
-        "transformer" => push("model.max_position_embeddings", seq.into()),
-        "s4" => push("model.kernel_length", seq.into()),
-        _ => {}
+        match &args.positional_embedding {
+            Some(name) if (kind.has_positions)() => push("model.positional_embedding", name.clone().into()),
+            Some(_) => bail!("--positional-embedding: the architecture {arch} has none\n  hint: leave it out"),
+            None => {}
+        }
     }
     for argument in &args.set {
         overrides.push(parse_override(argument)?);
@@ -172,7 +175,7 @@ where
     let rows: Vec<u32> = (0..args.batch).collect();
     let mut model: Model<B> = config.model.init(task.vocabulary.len(), config.train.seed, device);
     let parameters = model.num_params();
-    let mut optimizer = Adam::new(&config.optimizer, config.model.arch(), &model, steps);
+    let mut optimizer = Adam::new(&config.optimizer, &config.model, &model, steps);
     let mut loss_scale = loss_scale(config);
     let mut timing = Timing { parameters, seconds: vec![], loss: f64::NAN };
     let bar = context.progress.bar(config.model.arch(), steps, "steps");

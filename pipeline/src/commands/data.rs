@@ -1,10 +1,14 @@
 //! `pipeline data list | generate | import | show`.
 
 use super::Context;
+use crate::Workspace;
+use crate::cli::table::{Table, column};
 use crate::cli::{DataCommand, DataImportArgs, GenerateArgs, ShowArgs};
-use anyhow::{Result, bail};
-use comfy_table::{Table, presets};
-use data::{Dataset, ExampleRef, GENERATOR_VERSION, Split, Task, Vocabulary, generate_split, import, split_name, text};
+use anyhow::{Context as _, Result, anyhow, bail};
+use data::{
+    DataError, Dataset, DatasetFolders, DatasetInfo, ExampleRef, GENERATOR_VERSION, Origin, Split, Task, Vocabulary,
+    dataset_dict, generate_split, import, split_name,
+};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -18,27 +22,101 @@ pub fn run(context: &Context, command: DataCommand) -> Result<()> {
     }
 }
 
-/// The file of a task's split.
-pub fn split_path(data_dir: &Path, task: &str, split: Split) -> PathBuf {
-    named_split_path(data_dir, task, split.name())
+/// A file of a dataset.
+pub struct SplitFile {
+    /// Which split it is.
+    pub split: Split,
+    /// Where it is.
+    pub path: PathBuf,
+    /// How many examples it has.
+    pub rows: usize,
+    /// Whether it is there.
+    exists: bool,
 }
 
-fn named_split_path(data_dir: &Path, task: &str, split: &str) -> PathBuf {
-    data_dir.join(task).join(format!("{split}.parquet"))
-}
-
-/// Writes all splits of `task`, replacing what is there.
-pub fn generate_all(context: &Context, task: &Task, train: usize, seed: u64) -> Result<Vec<(PathBuf, usize)>> {
-    let mut written = Vec::new();
-    for split in task.splits() {
-        let rows = task.rows(split, train)?;
-        let path = split_path(&context.global.data_dir, &task.name, split);
-        let bar = context.progress.bar(split.name(), rows as u64, "examples");
-        generate_split(task, split, seed, rows, &path, |done| bar.set_position(done as u64))?;
-        bar.finish_and_clear();
-        written.push((path, rows));
+/// Makes sure that a generated dataset is there: what is missing of it is written, and what is there is what it should be.
+pub fn complete(workspace: &Workspace, task: &Task, origin: Origin) -> Result<Vec<SplitFile>> {
+    let files = survey(workspace, task, origin)?;
+    if files.iter().any(|file| !file.exists) {
+        workspace.progress.note(format!(
+            "generating the dataset of {} in {}",
+            task.name,
+            DatasetFolders::new(&workspace.datasets).generated(task, origin).display()
+        ));
+        files.iter().filter(|file| !file.exists).try_for_each(|file| write(workspace, task, origin, file))?;
     }
-    Ok(written)
+    Ok(files)
+}
+
+/// The files of a generated dataset. Those that are there are what they should be.
+fn survey(workspace: &Workspace, task: &Task, origin: Origin) -> Result<Vec<SplitFile>> {
+    let file = |split: Split| -> Result<SplitFile> {
+        let file = planned(workspace, task, origin, split)?;
+        if file.exists {
+            check(&file.path, task, origin, split)?;
+        }
+        Ok(file)
+    };
+    task.splits().into_iter().map(file).collect()
+}
+
+fn planned(workspace: &Workspace, task: &Task, origin: Origin, split: Split) -> Result<SplitFile> {
+    let folder = DatasetFolders::new(&workspace.datasets).generated(task, origin);
+    let path = folder.join(format!("{}.parquet", split.name()));
+    Ok(SplitFile { split, rows: task.rows(split, origin.train)?, exists: path.exists(), path })
+}
+
+fn write(workspace: &Workspace, task: &Task, origin: Origin, file: &SplitFile) -> Result<()> {
+    let bar = workspace.progress.bar(file.split.name(), file.rows as u64, "examples");
+    let done = |done: usize| bar.set_position(done as u64);
+    generate_split(task, file.split, origin.seed, file.rows, &file.path, done)?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Whether a file says that it is a split that is generated from `origin`.
+///
+/// # Errors
+/// It cannot be read, or is something else; the error says what.
+pub fn check(path: &Path, task: &Task, origin: Origin, split: Split) -> Result<()> {
+    let rows = task.rows(split, origin.train)?;
+    let (info, found) = DatasetInfo::read(path).map_err(|error| damaged(error, task, origin))?;
+    if info.is_of(task, origin.seed) && found == rows {
+        return Ok(());
+    }
+    let settings = if info.task == task.name && info.settings != DatasetInfo::of(task, 0).settings {
+        ", other settings"
+    } else {
+        ""
+    };
+    bail!(
+        "{} holds {found} examples of {} (seed {}, generator {}{settings}), but {rows} of {} (seed {}, generator {GENERATOR_VERSION}) should be there\n  \
+         hint: move it away, or `pipeline data generate {} --force` writes them in its place",
+        path.display(),
+        info.task,
+        info.seed,
+        info.generator_version,
+        task.name,
+        origin.seed,
+        options(task, origin),
+    )
+}
+
+/// A generated file that is damaged can be made again; the error says how.
+pub fn damaged(error: DataError, task: &Task, origin: Origin) -> anyhow::Error {
+    match error {
+        DataError::Damaged { path, reason } => anyhow!(
+            "cannot read {}: {reason}\n  hint: the file is damaged or was not written to its end; if it was generated, \
+             `pipeline data generate {} --force` makes it again",
+            path.display(),
+            options(task, origin),
+        ),
+        other => other.into(),
+    }
+}
+
+fn options(task: &Task, origin: Origin) -> String {
+    format!("--task {} --train {} --seed {}", task.name, origin.train, origin.seed)
 }
 
 fn list(context: &Context) -> Result<()> {
@@ -64,18 +142,22 @@ fn list(context: &Context) -> Result<()> {
         tasks.iter().map(entry).collect()
     };
     let as_text = || {
-        let mut table = Table::new();
-        let header = ["task", "family", "settings", "vocab", "example"];
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+        let mut table = Table::new([
+            column("task"),
+            column("family").shorten(12, 17),
+            column("vocab").right(),
+            column("settings").shorten(16, 60).optional(),
+            column("example").shorten(16, 40).optional(),
+        ]);
         for task in &tasks {
             let settings: Vec<String> = task.settings().iter().map(|(name, value)| format!("{name}={value}")).collect();
             let (inputs, labels) = decoded(task);
-            table.add_row([
+            table.row([
                 task.name.clone(),
                 task.family.name().into(),
-                settings.join(" "),
                 task.vocabulary.len().to_string(),
-                format!("{} → {}", shorten(&inputs), shorten(&labels)),
+                settings.join(" "),
+                format!("{} → {}", inputs.join(" "), labels.join(" ")),
             ]);
         }
         table.to_string()
@@ -85,18 +167,27 @@ fn list(context: &Context) -> Result<()> {
 
 fn generate(context: &Context, args: &GenerateArgs) -> Result<()> {
     let task = Task::by_name(&args.task)?;
-    let existing = split_path(&context.global.data_dir, &task.name, Split::Train);
-    if existing.exists() && !args.force {
-        bail!("{} is there already\n  hint: --force replaces the dataset", existing.display());
-    }
+    let origin = Origin { train: args.train.unwrap_or(task.train_examples), seed: args.seed };
     let start = Instant::now();
-    let written = generate_all(context, &task, args.train.unwrap_or(task.train_examples), args.seed)?;
+    let files = if args.force {
+        let files = task.splits().into_iter().map(|split| planned(context, &task, origin, split));
+        let files = files.collect::<Result<Vec<_>>>()?;
+        files.iter().try_for_each(|file| write(context, &task, origin, file))?;
+        files
+    } else {
+        let files = survey(context, &task, origin)?;
+        if files.iter().all(|file| file.exists) {
+            let folder = files.first().and_then(|file| file.path.parent()).context("a task without splits")?;
+            bail!("{} is there already\n  hint: --force replaces the dataset", folder.display());
+        }
+        complete(context, &task, origin)?
+    };
     let seconds = start.elapsed().as_secs_f64();
     let as_json = || {
-        let files: Vec<Value> = written.iter().map(|(path, rows)| json!({ "path": path, "examples": rows })).collect();
+        let files: Vec<Value> = files.iter().map(|file| json!({ "path": file.path, "examples": file.rows })).collect();
         json!({ "task": task.name, "seed": args.seed, "generator_version": GENERATOR_VERSION, "files": files, "seconds": seconds })
     };
-    let as_text = || written.iter().map(|(path, rows)| format!("{}  {rows} examples\n", path.display())).collect();
+    let as_text = || files.iter().map(|file| format!("{}  {} examples\n", file.path.display(), file.rows)).collect();
     context.print(as_json, as_text)
 }
 
@@ -105,14 +196,22 @@ fn import_files(context: &Context, args: &DataImportArgs) -> Result<()> {
     if args.split.is_some() && args.files.len() > 1 {
         bail!("--split names one split, but there are {} files\n  hint: import them one at a time", args.files.len());
     }
-    let mut jobs: Vec<(&Path, &str, PathBuf)> = vec![];
+    let folder = DatasetFolders::new(&context.datasets).imported(&task);
+    let mut sources: Vec<(PathBuf, String)> = vec![];
     for file in &args.files {
-        let split = match &args.split {
-            Some(name) if split_name(Path::new(name)).is_ok_and(|plain| plain == name) => name,
-            Some(name) => bail!("--split {name} is not that of a split\n  hint: letters, digits, `_` and `-`"),
-            None => split_name(file)?,
-        };
-        let target = named_split_path(&context.global.data_dir, &task.name, split);
+        match (&args.split, dataset_dict(file)?) {
+            (None, Some(splits)) => sources.extend(splits.into_iter().map(|(name, folder)| (folder, name))),
+            (None, None) => sources.push((file.clone(), split_name(file)?.to_owned())),
+            (Some(name), _) => sources.push((file.clone(), name.clone())),
+        }
+    }
+    let mut jobs: Vec<(PathBuf, String, PathBuf)> = vec![];
+    for (file, split) in sources {
+        let plain = !split.is_empty() && split.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+        if !plain {
+            bail!("--split {split} is not that of a split\n  hint: letters, digits, `_` and `-`");
+        }
+        let target = folder.join(format!("{split}.parquet"));
         if jobs.iter().any(|(_, other, _)| *other == split) {
             bail!("two files are the split {split}\n  hint: import them one at a time with --split");
         }
@@ -121,16 +220,29 @@ fn import_files(context: &Context, args: &DataImportArgs) -> Result<()> {
         }
         jobs.push((file, split, target));
     }
+    jobs.iter().try_for_each(|(_, _, target)| data::files::probe(target))?;
+    // Of several files, all are right before any appears.
+    let together = (jobs.len() > 1).then(|| staging(&folder)).transpose()?;
     let mut written = Vec::new();
     for (source, split, target) in jobs {
-        written.push((import(&task, source, split, args.check_labels, &target)?, split, target));
+        let place =
+            together.as_ref().map_or_else(|| target.clone(), |folder| folder.path().join(format!("{split}.parquet")));
+        let imported = import(&task, &source, &split, args.check_labels, &place)?;
+        imported.note().into_iter().for_each(|note| context.progress.note(format!("{}: {note}", source.display())));
+        written.push((imported, split, target));
+    }
+    if let Some(together) = &together {
+        for (_, split, target) in &written {
+            let place = together.path().join(format!("{split}.parquet"));
+            std::fs::rename(&place, target).with_context(|| format!("cannot write {}", target.display()))?;
+        }
     }
     let as_json = || {
-        let file = |(imported, split, path): &(data::Imported, &str, PathBuf)| json!({ "path": path, "split": split, "examples": imported.rows, "tokens": imported.tokens });
+        let file = |(imported, split, path): &(data::Imported, String, PathBuf)| json!({ "path": path, "split": split, "examples": imported.rows, "tokens": imported.tokens });
         json!({ "task": task.name, "labels_checked": args.check_labels, "files": written.iter().map(file).collect::<Vec<_>>() })
     };
     let as_text = || {
-        let line = |(imported, _, path): &(data::Imported, &str, PathBuf)| {
+        let line = |(imported, _, path): &(data::Imported, String, PathBuf)| {
             format!("{}  {} examples, {} tokens\n", path.display(), imported.rows, imported.tokens)
         };
         written.iter().map(line).collect()
@@ -138,18 +250,25 @@ fn import_files(context: &Context, args: &DataImportArgs) -> Result<()> {
     context.print(as_json, as_text)
 }
 
+/// A temporary folder among datasets, for files that are to appear together.
+fn staging(folder: &Path) -> Result<tempfile::TempDir> {
+    let doing = || format!("cannot write into {}", folder.display());
+    std::fs::create_dir_all(folder).with_context(doing)?;
+    tempfile::Builder::new().prefix(".partial-").tempdir_in(folder).with_context(doing)
+}
+
 fn show(context: &Context, args: &ShowArgs) -> Result<()> {
     let task = args.task.as_deref().map(Task::by_name).transpose()?;
     let (path, dataset) = match (&args.file, &task) {
-        (Some(file), task) if !is_parquet(file) => (file.clone(), text::read(file, task.as_ref())?),
-        (Some(file), _) => (file.clone(), Dataset::read(file)?),
+        (Some(file), task) => (file.clone(), Dataset::read_as(file, task.as_ref())?),
         (None, Some(task)) => {
-            let path = named_split_path(&context.global.data_dir, &task.name, &args.split);
-            let dataset = Dataset::read(&path)?;
+            let path = find(context, task, &args.split)?;
+            let dataset = Dataset::read_as(&path, Some(task))?;
             (path, dataset)
         }
         (None, None) => bail!("neither a file nor --task was given"),
     };
+    dataset.note().into_iter().for_each(|note| context.progress.note(format!("{}: {note}", path.display())));
     let info = dataset.info();
     let vocabulary = Vocabulary::new(info.vocab.clone());
     let shown: Vec<_> = dataset.iter().take(args.examples).collect();
@@ -187,19 +306,25 @@ fn show(context: &Context, args: &ShowArgs) -> Result<()> {
     context.print(as_json, as_text)
 }
 
-fn is_parquet(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "parquet")
+/// The file of a split that is there.
+fn find(context: &Context, task: &Task, split: &str) -> Result<PathBuf> {
+    let folders = DatasetFolders::new(&context.datasets);
+    folders.find(task, split, None)?.with_context(|| {
+        let splits: Vec<&str> = task.splits().into_iter().map(Split::name).collect();
+        format!(
+            "cannot read {}: No such file or directory\n  hint: `pipeline data generate --task {}` writes {}; \
+             `pipeline data import` writes others",
+            folders.imported(task).join(format!("{split}.parquet")).display(),
+            task.name,
+            splits.join(", ")
+        )
+    })
 }
 
 fn decode(example: ExampleRef<'_>, vocabulary: &Vocabulary) -> (Vec<String>, Vec<String>) {
     let token = |id: u16| vocabulary.token(id).unwrap_or("?").to_owned();
     let label = |l: &i16| u16::try_from(*l).map_or_else(|_| "-1".into(), token);
     (example.input_ids.iter().map(|id| token(*id)).collect(), example.labels.iter().map(label).collect())
-}
-
-fn shorten(tokens: &[String]) -> String {
-    let shown = tokens.iter().take(6).map(String::as_str).collect::<Vec<_>>().join(" ");
-    if tokens.len() > 6 { shown + " …" } else { shown }
 }
 
 /// Counts in at most twenty ranges of equal width.

@@ -1,10 +1,12 @@
 //! `pipeline doctor`: what this machine offers.
 
 use super::Context;
-use crate::cuda::{self, Gpu};
+use crate::cli::table;
+use crate::cuda::{self, Driver, Gpu};
 use anyhow::Result;
 use evaluators::RuntimeLibrary;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::path::PathBuf;
 
 pub fn run(context: &Context) -> Result<()> {
     let library = RuntimeLibrary::find();
@@ -15,6 +17,10 @@ pub fn run(context: &Context) -> Result<()> {
     };
     let gpu = cuda::driver();
     let compiler = cuda::compiler();
+    let trials: Vec<Result<(), String>> = match (&gpu, &compiler) {
+        (Ok(driver), Ok(_)) => (0..driver.devices.len()).map(try_gpu).collect(),
+        _ => vec![],
+    };
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let features = cpu_features();
     let training = match (cfg!(feature = "train"), cfg!(feature = "cuda")) {
@@ -35,56 +41,89 @@ pub fn run(context: &Context) -> Result<()> {
             "training": training,
             "onnx_runtime": runtime,
             "providers": providers.as_ref().ok(),
-            "cuda": match &gpu {
-                Ok(d) => json!({
-                    "cuda_version": d.cuda_version,
-                    "devices": d.devices.iter().map(|gpu| &gpu.name).collect::<Vec<_>>(),
-                    "compute_capabilities": d.devices.iter().map(capability).collect::<Vec<_>>(),
-                    "headers": compiler.as_ref().ok(),
-                    "compiler_error": compiler.as_ref().err(),
-                }),
-                Err(reason) => json!({ "error": reason }),
-            },
+            "cuda": cuda_document(&gpu, &compiler, &trials),
             "cpu": { "arch": std::env::consts::ARCH, "cores": cores, "features": features },
         })
     };
     let as_text = || {
-        let mut lines = vec![
-            format!("pipeline      {version} ({} {})", std::env::consts::OS, std::env::consts::ARCH),
-            format!("training      {training}"),
-        ];
-        lines.push(match &library {
+        let runtime = match &library {
             Ok(Some(l)) => {
                 let version = l.version.as_deref().unwrap_or("of unknown version");
-                format!("ONNX Runtime  {version}, {}\n              {}", l.source, l.path.display())
+                format!("{version}, {}\n{}", l.source, l.path.display())
             }
-            Ok(None) => "ONNX Runtime  none yet; the first export or eval fetches it with pip".into(),
-            Err(e) => format!("ONNX Runtime  {e}"),
-        });
-        lines.push(match &providers {
-            Ok(list) => format!("providers     {}", list.join(", ")),
-            Err(reason) => format!("providers     unknown: {reason}"),
-        });
-        lines.push(match &gpu {
-            Ok(d) => {
-                let name = |gpu: &Gpu| format!("{} (compute capability {})", gpu.name, capability(gpu));
-                let devices: Vec<String> = d.devices.iter().map(name).collect();
-                let compiler = match &compiler {
-                    Ok(headers) => format!("NVRTC, headers in {}", headers.display()),
-                    Err(reason) => format!("no training: {}", reason.replace("\n", "\n            ")),
-                };
-                format!(
-                    "CUDA          driver for CUDA {}; {}\n              {compiler}",
-                    d.cuda_version,
-                    devices.join(", ")
-                )
-            }
-            Err(reason) => format!("CUDA          none: {reason}"),
-        });
-        lines.push(format!("CPU           {cores} core(s); {}", features.join(" ")));
-        lines.join("\n")
+            Ok(None) => "none yet; the first export or eval fetches it with pip".into(),
+            Err(e) => e.to_string(),
+        };
+        let providers = match &providers {
+            Ok(list) => list.join(", "),
+            Err(reason) => format!("unknown: {reason}"),
+        };
+        let lines = [
+            ("pipeline", format!("{version} ({} {})", std::env::consts::OS, std::env::consts::ARCH)),
+            ("training", training.to_owned()),
+            ("ONNX Runtime", runtime),
+            ("providers", providers),
+            ("CUDA", cuda_text(&gpu, &compiler, &trials)),
+            ("CPU", format!("{cores} core(s); {}", features.join(" "))),
+        ];
+        lines.map(|(label, value)| table::labelled(label, &value, 14)).join("\n")
     };
     context.print(as_json, as_text)
+}
+
+/// `cuda` in the document.
+fn cuda_document(
+    gpu: &Result<Driver, String>,
+    compiler: &Result<PathBuf, String>,
+    trials: &[Result<(), String>],
+) -> Value {
+    match gpu {
+        Ok(d) => json!({
+            "cuda_version": d.cuda_version,
+            "devices": d.devices.iter().map(|gpu| &gpu.name).collect::<Vec<_>>(),
+            "compute_capabilities": d.devices.iter().map(capability).collect::<Vec<_>>(),
+            "headers": compiler.as_ref().ok(),
+            "compiler_error": compiler.as_ref().err(),
+            "device_errors": trials.iter().map(|trial| trial.as_ref().err()).collect::<Vec<_>>(),
+        }),
+        Err(reason) => json!({ "error": reason }),
+    }
+}
+
+/// The lines about CUDA.
+fn cuda_text(
+    gpu: &Result<Driver, String>,
+    compiler: &Result<PathBuf, String>,
+    trials: &[Result<(), String>],
+) -> String {
+    match gpu {
+        Ok(d) => {
+            let name = |gpu: &Gpu| format!("{} (compute capability {})", gpu.name, capability(gpu));
+            let devices: Vec<String> = d.devices.iter().map(name).collect();
+            let compiler = match compiler {
+                Ok(headers) => format!("NVRTC, headers in {}", headers.display()),
+                Err(reason) => format!("no training: {reason}"),
+            };
+            let trial = |(index, trial): (usize, &Result<(), String>)| match trial {
+                Ok(()) => format!("\ncuda:{index} compiles and runs kernels"),
+                Err(reason) => format!("\nno training: {reason}"),
+            };
+            let trials: String = trials.iter().enumerate().map(trial).collect();
+            format!("driver for CUDA {}; {}\n{compiler}{trials}", d.cuda_version, devices.join(", "))
+        }
+        Err(reason) => format!("none: {reason}"),
+    }
+}
+
+/// Has the device compile and run a kernel.
+#[cfg(feature = "cuda")]
+fn try_gpu(index: usize) -> Result<(), String> {
+    crate::train::device::on_cuda(index, |_| Ok(())).map_err(|error| crate::describe(&error))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn try_gpu(_: usize) -> Result<(), String> {
+    Err("this program was built without CUDA".into())
 }
 
 /// `9.0`
@@ -93,7 +132,7 @@ fn capability(gpu: &Gpu) -> String {
     format!("{major}.{minor}")
 }
 
-/// Those that the products and the runtime make use of.
+/// The features that matrix products and ONNX Runtime make use of.
 #[cfg(target_arch = "x86_64")]
 fn cpu_features() -> Vec<&'static str> {
     let found = [

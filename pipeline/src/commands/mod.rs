@@ -2,11 +2,13 @@
 
 #[cfg(feature = "train")]
 mod bench;
-mod data;
+pub mod data;
 mod doctor;
 pub mod eval;
 #[cfg(feature = "train")]
 mod export;
+#[cfg(feature = "train")]
+mod grid;
 #[cfg(feature = "train")]
 mod import;
 #[cfg(feature = "train")]
@@ -16,18 +18,27 @@ mod report;
 #[cfg(feature = "train")]
 mod runs;
 #[cfg(feature = "train")]
-mod sweep;
-#[cfg(feature = "train")]
 mod train;
 
-use crate::cli::{Cli, Command};
-use crate::progress::Progress;
-use anyhow::Result;
+use crate::Workspace;
+use crate::cli::progress::Progress;
+use crate::cli::table;
+use crate::cli::{Cli, Command, Global};
+use anyhow::{Context as _, Result};
 use std::io::Write;
+use std::ops::Deref;
 
 /// Runs the command that was typed.
 pub fn run(cli: Cli) -> Result<()> {
-    let context = Context { progress: Progress::new(&cli.global), global: cli.global };
+    let Global { runs_dir, data_dir, json, quiet, verbose } = cli.global;
+    let progress = Progress::new(quiet, verbose);
+    let context = Context { workspace: Workspace { runs: runs_dir, datasets: data_dir, progress }, json };
+    #[cfg(feature = "train")]
+    if cli.command.computes() {
+        models::pool::start();
+    }
+    let progress = context.progress.clone();
+    ::data::files::on_warning(move |line| progress.note(format!("warning: {line}")));
     match cli.command {
         Command::Data(command) => data::run(&context, command),
         Command::Eval(args) => eval::run(&context, args),
@@ -37,7 +48,7 @@ pub fn run(cli: Cli) -> Result<()> {
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&context, args),
         #[cfg(feature = "train")]
-        Command::Sweep(args) => sweep::run(&context, args),
+        Command::Grid(args) => grid::run(&context, args),
         #[cfg(feature = "train")]
         Command::Report(args) => report::run(&context, args),
         #[cfg(feature = "train")]
@@ -51,21 +62,34 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// What every command gets: the global options and a place to talk to a person.
+/// The global options, as every command gets them.
 pub struct Context {
-    /// The global options.
-    pub global: crate::cli::Global,
-    /// Bars and notes.
-    pub progress: Progress,
+    /// Its fields are at hand as the context's own: `context.runs`, `context.progress`.
+    workspace: Workspace,
+    /// Whether results are JSON.
+    pub json: bool,
+}
+
+impl Deref for Context {
+    type Target = Workspace;
+
+    fn deref(&self) -> &Workspace {
+        &self.workspace
+    }
 }
 
 impl Context {
     /// Prints a result on standard output: the JSON document under `--json`, otherwise the text.
     pub fn print(&self, json: impl FnOnce() -> serde_json::Value, text: impl FnOnce() -> String) -> Result<()> {
-        let output = if self.global.json { json().to_string() } else { text() };
+        let output = match (self.json, table::screen_width()) {
+            (true, _) => json().to_string(),
+            (false, Some(width)) => table::prose(&text(), width),
+            (false, None) => text(),
+        };
         let mut stdout = std::io::stdout().lock();
-        writeln!(stdout, "{}", output.trim_end())?;
-        stdout.flush()?;
-        Ok(())
+        let written = writeln!(stdout, "{}", output.trim_end()).and_then(|()| stdout.flush());
+        written.context(
+            "cannot write the result to standard output\n  hint: free some space or redirect it elsewhere; files that were written are kept",
+        )
     }
 }

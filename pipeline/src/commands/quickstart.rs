@@ -1,15 +1,16 @@
 //! `pipeline quickstart`: the paper's headline, measured on this machine in minutes.
 
-use super::{Context, data::generate_all, data::split_path, eval, export::export_run, train::train_config};
+use super::Context;
+use crate::cli::summary::{mean_last_accuracy, percent, table};
 use crate::config::Config;
+use crate::export::export_run;
 use crate::plot::{self, Figure, Series};
-use crate::run_dir::RunDir;
-use crate::summary::{mean_last_accuracy, percent, table};
+use crate::run::RunDir;
+use crate::train::{prepare_dataset, train};
 use anyhow::{Context as _, Result};
-use data::{Split, Task};
+use data::Task;
 use evaluators::{Format, LengthResult, LoadOptions, Model, Sweep, write};
 use serde_json::json;
-use std::thread;
 use std::time::Instant;
 
 /// The same files that `pipeline train --config` takes.
@@ -35,9 +36,7 @@ pub fn run(context: &Context) -> Result<()> {
     let note = |line: String| context.progress.note(line);
 
     note(format!("1/3 training two models on lengths 1..{train_max} of {}", task.name));
-    if !split_path(&context.global.data_dir, &task.name, Split::OodTest).exists() {
-        generate_all(context, &task, configs[0].task.train_examples, configs[0].task.data_seed)?;
-    }
+    prepare_dataset(context, &configs[0])?;
     let runs = train_side_by_side(context, &configs)?;
 
     note("2/3 exporting both to ONNX".into());
@@ -47,14 +46,16 @@ pub fn run(context: &Context) -> Result<()> {
     let finished = runs.into_iter().zip(&configs).map(|(run, config)| sweep(context, run, config, &task));
     let finished: Vec<Finished> = finished.collect::<Result<_>>()?;
 
+    let period = plot::period(task.family.as_ref());
     let figure = Figure {
         title: format!("Trained up to length {train_max}: who still counts at {LONGEST}?"),
-        subtitle: format!("{} · last-token accuracy{}", task.name, eval::smoothing_note(LONGEST as usize)),
+        subtitle: format!("{} · last-token accuracy{}", task.name, plot::smoothing_note(LONGEST as usize, period)),
         train_max: Some(train_max),
-        chance: eval::chance(task.family.as_ref()),
-        series: finished.iter().map(|f| Series { label: f.label.clone(), points: eval::points(&f.lengths) }).collect(),
+        period,
+        chance: plot::chance(task.family.as_ref()),
+        series: finished.iter().map(|f| Series { label: f.label.clone(), points: plot::points(&f.lengths) }).collect(),
     };
-    let [svg, png] = plot::write(&figure, &context.global.runs_dir.join("quickstart"))?;
+    let [svg, png] = plot::write(&figure, &context.runs.join("quickstart"))?;
     let sentences: Vec<String> = finished.iter().map(|f| sentence(f, train_max)).collect();
     let seconds = start.elapsed().as_secs_f64();
 
@@ -87,21 +88,19 @@ pub fn run(context: &Context) -> Result<()> {
 
 /// Small models leave cores idle, so both train at once; neither's result depends on that.
 fn train_side_by_side(context: &Context, configs: &[Config]) -> Result<Vec<RunDir>> {
-    thread::scope(|scope| {
-        let train = |config: &Config| {
-            let config = config.clone();
-            scope.spawn(move || train_config(context, config, |_| Ok(())))
-        };
-        let threads: Vec<_> = configs.iter().map(train).collect();
-        let ended = threads.into_iter().map(|thread| {
-            let (run, _) = thread.join().ok().context("a training thread broke off")??;
-            Ok(run)
-        });
-        ended.collect()
-    })
+    let begin = |config: &Config| {
+        let config = config.clone();
+        move || train(context, config)
+    };
+    let ended = data::threads::all(configs.iter().map(begin)).into_iter().map(|ended| {
+        let (run, _) = ended.ok().context("a training thread broke off")??;
+        Ok(run)
+    });
+    ended.collect()
 }
 
 fn sweep(context: &Context, run: RunDir, config: &Config, task: &Task) -> Result<Finished> {
+    let _lock = run.read_models(|note| context.progress.note(note));
     let mut model = Model::load(&run.onnx(), LoadOptions::default())?;
     let result = Sweep::new(&mut model).task(task).lengths(1..=LONGEST).results()?;
     let path = run.eval().join("sweep.parquet");

@@ -1,18 +1,19 @@
 //! `pipeline runs`: what was trained, how far, and how well.
 
 use super::Context;
-use crate::checkpoint::read_state;
+use crate::cli::summary::percent;
+use crate::cli::table::{Table, column};
 use crate::cli::{RunsArgs, RunsCommand};
 use crate::config::Config;
-use crate::metrics_log::{self, MetricsRow};
 use crate::plot::display_name;
-use crate::run_dir::{RunDir, RunProgress};
-use crate::summary::percent;
+use crate::run::{RunDir, RunProgress};
+use crate::train::checkpoint::read_state;
+use crate::train::metrics::{self, MetricsRow};
 use anyhow::{Context as _, Result, bail};
-use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 
 pub fn run(context: &Context, args: RunsArgs) -> Result<()> {
     match args.command.unwrap_or(RunsCommand::List) {
@@ -22,7 +23,7 @@ pub fn run(context: &Context, args: RunsArgs) -> Result<()> {
     }
 }
 
-/// What the files of a run say.
+/// A run as its files describe it.
 struct Summary {
     run: RunDir,
     config: Config,
@@ -35,7 +36,7 @@ struct Summary {
 impl Summary {
     fn read(run: RunDir) -> Result<Self> {
         let config = Config::load(&run.config(), &[])?;
-        let curve = if run.metrics().exists() { metrics_log::read(&run.metrics())? } else { vec![] };
+        let curve = if run.metrics().exists() { metrics::read(&run.metrics())? } else { vec![] };
         Ok(Self { config, progress: run.progress(), curve, run })
     }
 
@@ -88,24 +89,39 @@ impl Summary {
 
 fn list(context: &Context) -> Result<()> {
     let mut summaries = Vec::new();
-    for run in RunDir::all(&context.global.runs_dir)? {
+    for run in RunDir::all(&context.runs)? {
         let handle = run.handle().to_owned();
         match Summary::read(run) {
             Ok(summary) => summaries.push(summary),
             Err(error) => context.progress.note(format!("run {handle} cannot be read: {error:#}")),
         }
     }
+    for run in RunDir::unbegun(&context.runs) {
+        context.progress.note(format!(
+            "{} is what a run left that was killed before it began; `pipeline runs rm {}` removes it",
+            run.path().display(),
+            run.handle()
+        ));
+    }
     let as_text = || {
         if summaries.is_empty() {
-            return format!("there are no runs under {}", context.global.runs_dir.display());
+            return format!("there are no runs under {}", context.runs.display());
         }
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header(["run", "task", "model", "seed", "status", "steps", "best val", "best ood", "exported"]);
+        let mut table = Table::new([
+            column("run"),
+            column("task").wrap(16),
+            column("model").wrap(12),
+            column("seed").right().optional(),
+            column("status"),
+            column("steps").right().wrap(6),
+            column("best val").right(),
+            column("best ood").right(),
+            column("exported").optional(),
+        ]);
         for s in &summaries {
             let (done, total) = s.steps();
             let number = |n: Option<u64>| n.map_or("–".into(), |n| n.to_string());
-            table.add_row([
+            table.row([
                 s.run.handle().to_owned(),
                 s.config.task.name.clone(),
                 display_name(s.config.model.arch(), s.config.model.positional_embedding()),
@@ -117,18 +133,13 @@ fn list(context: &Context) -> Result<()> {
                 if s.run.onnx().exists() { "yes" } else { "–" }.to_owned(),
             ]);
         }
-        for column in [3, 5, 6, 7] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
         table.to_string()
     };
     context.print(|| summaries.iter().map(Summary::to_json).collect(), as_text)
 }
 
 fn show(context: &Context, handle: Option<&str>) -> Result<()> {
-    let runs = &context.global.runs_dir;
+    let runs = &context.runs;
     let run = match handle {
         Some(handle) => RunDir::open(runs, handle)?,
         None => RunDir::newest(runs, "run", "`pipeline train --config <C>` makes one", |_| true)?,
@@ -168,11 +179,11 @@ fn show(context: &Context, handle: Option<&str>) -> Result<()> {
     let as_text = || {
         let (done, total) = summary.steps();
         let number = |n: Option<u64>| n.map_or("–".into(), |n| n.to_string());
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header(["split", "step", "loss", "accuracy", "counting", "last", "whole sequence", "unseen lengths"]);
+        let titles = ["step", "loss", "accuracy", "counting", "last", "whole sequence", "unseen lengths"];
+        let scores = titles.map(|title| column(title).right());
+        let mut table = Table::new([column("split").wrap(8)].into_iter().chain(scores));
         for row in summary.last_rows() {
-            table.add_row([
+            table.row([
                 row.split.clone(),
                 row.step.to_string(),
                 row.loss.map_or("–".into(), |loss| format!("{loss:.4}")),
@@ -183,14 +194,10 @@ fn show(context: &Context, handle: Option<&str>) -> Result<()> {
                 percent(row.unseen_accuracy),
             ]);
         }
-        for column in 1..8 {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        let checkpoints: String = checkpoints.iter().map(|(_, name, note)| format!("  {name}  {note}\n")).collect();
+        let mut saved = Table::new([column("checkpoint"), column("note")]);
+        checkpoints.iter().for_each(|(_, name, note)| saved.row([name.clone(), note.clone()]));
         format!(
-            "{} · {} · {} of {} steps\n\n{config}\n{table}\n\ncheckpoints\n{checkpoints}",
+            "{} · {} · {} of {} steps\n\n{config}\n{table}\n\n{saved}",
             summary.run.path().display(),
             summary.status(),
             number(done),
@@ -201,20 +208,49 @@ fn show(context: &Context, handle: Option<&str>) -> Result<()> {
 }
 
 fn remove(context: &Context, handles: &[String], yes: bool) -> Result<()> {
-    let open = |handle: &String| RunDir::open(&context.global.runs_dir, handle);
-    let runs: Vec<RunDir> = handles.iter().map(open).collect::<Result<_>>()?;
-    // All of them are looked at before any is touched.
-    if let Some(run) = runs.iter().find(|run| run.is_locked()) {
-        bail!("run `{}` is being trained; nothing was deleted\n  hint: stop it first", run.handle());
-    }
+    let folder = &context.runs;
+    let (links, runs): (Vec<&String>, Vec<&String>) = handles.iter().partition(|handle| is_link(folder, handle));
+    let runs: Vec<RunDir> = runs.into_iter().map(|handle| RunDir::open_any(folder, handle)).collect::<Result<_>>()?;
+    // All of them are looked at before any is touched; also what links lead to, which may be in use under their name.
+    let linked: Vec<RunDir> = links.iter().filter_map(|handle| RunDir::open(folder, handle).ok()).collect();
+    linked.iter().chain(&runs).try_for_each(|run| run.lock_all().map(drop))?;
     if !yes && !confirmed(handles)? {
         bail!("nothing was deleted");
     }
-    for run in &runs {
-        let _lock = run.lock()?;
-        fs::remove_dir_all(run.path()).with_context(|| format!("cannot delete {}", run.path().display()))?;
+    RunDir::remove_deleted(folder);
+    let mut left: Vec<PathBuf> = Vec::new();
+    for handle in links {
+        let link = folder.join(handle);
+        left.push(fs::canonicalize(&link).or_else(|_| fs::read_link(&link))?);
+        fs::remove_file(&link).with_context(|| format!("cannot delete the link {}", link.display()))?;
     }
-    context.print(|| json!({ "deleted": handles }), || format!("deleted {}", handles.join(", ")))
+    for run in &runs {
+        let locks = run.lock_all()?;
+        links_below(run.path(), &mut left);
+        run.delete(locks)?;
+    }
+    let as_text = || {
+        let kept: Vec<String> =
+            left.iter().map(|path| format!("\nleft, as only a link led there: {}", path.display())).collect();
+        format!("deleted {}{}", handles.join(", "), kept.concat())
+    };
+    context.print(|| json!({ "deleted": handles, "left_behind_links": left }), as_text)
+}
+
+/// Whether a run's folder is a link to one somewhere else; also where nothing is there any more.
+fn is_link(runs: &Path, handle: &str) -> bool {
+    !handle.contains(['/', '\\']) && runs.join(handle).symlink_metadata().is_ok_and(|m| m.file_type().is_symlink())
+}
+
+/// Where links in a folder, and below it, lead.
+fn links_below(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+        match entry.file_type() {
+            Ok(kind) if kind.is_symlink() => found.extend(fs::canonicalize(entry.path())),
+            Ok(kind) if kind.is_dir() => links_below(&entry.path(), found),
+            _ => {}
+        }
+    }
 }
 
 /// Asks a person; where there is none, says which option answers.
@@ -222,7 +258,7 @@ fn confirmed(handles: &[String]) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         bail!("deleting {} needs a confirmation\n  hint: --yes gives it", handles.join(", "));
     }
-    eprint!("delete {} with everything in it? [y/N] ", handles.join(", "));
+    write!(std::io::stderr(), "delete {} with everything in it? [y/N] ", handles.join(", "))?;
     std::io::stderr().flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;

@@ -1,28 +1,22 @@
 //! `pipeline train`.
 
-use super::{Context, data::generate_all, data::split_path};
+use super::Context;
 use crate::cli::TrainArgs;
-use crate::config::{Config, parse_override};
-use crate::device::Device;
-use crate::evaluation::Evaluation;
-use crate::run_dir::{RunDir, Status};
-use crate::stop;
-use crate::summary::percent;
-use crate::trainer::{Job, Outcome, Splits, train};
+use crate::cli::summary::percent;
+use crate::cli::table::{Table, column};
+use crate::config::{Config, not_a_seed, parse_override};
+use crate::run::RunDir;
+use crate::train::Evaluation;
+use crate::train::{Outcome, resume_as, train_and_tell};
 use anyhow::{Context as _, Result, bail};
-use burn::backend::Autodiff;
-use comfy_table::{CellAlignment, Table, presets};
-use data::{Dataset, DatasetInfo, GENERATOR_VERSION, Split, Task};
-use models::Weights;
-use models::ops::cpu::memory::keep_freed_memory;
 use serde_json::{Value as Json, json};
 use toml::Value;
 
 pub fn run(context: &Context, args: TrainArgs) -> Result<()> {
     let overrides = overrides(context, &args)?;
     let (results, text) = if let Some(handle) = &args.resume {
-        let run = RunDir::open(&context.global.runs_dir, handle)?;
-        let outcome = resume(context, &run, &args, &overrides)?;
+        let run = RunDir::open(&context.runs, handle)?;
+        let outcome = resume(context, &run, &args, overrides)?;
         (vec![result(&run, &outcome)], describe(&run, &outcome))
     } else {
         let path = args.config.as_ref().context("neither --config nor --resume was given")?;
@@ -36,7 +30,7 @@ pub fn run(context: &Context, args: TrainArgs) -> Result<()> {
         };
         let (mut results, mut texts) = (Vec::new(), Vec::new());
         for config in configs {
-            let (run, outcome) = train_config(context, config, |run| announce(context, run))?;
+            let (run, outcome) = train_and_tell(context, config, |run| announce(context, run))?;
             results.push(result(&run, &outcome));
             texts.push(describe(&run, &outcome));
         }
@@ -52,7 +46,7 @@ pub fn run(context: &Context, args: TrainArgs) -> Result<()> {
 
 /// The handle is the first line of the output, before the first step.
 fn announce(context: &Context, run: &RunDir) -> Result<()> {
-    if context.global.json { Ok(()) } else { context.print(|| json!(null), || run.handle().into()) }
+    if context.json { Ok(()) } else { context.print(|| json!(null), || run.handle().into()) }
 }
 
 fn result(run: &RunDir, outcome: &Outcome) -> Json {
@@ -85,12 +79,11 @@ fn result(run: &RunDir, outcome: &Outcome) -> Json {
 
 /// The scores as a table, what to do next, and the handle again.
 fn describe(run: &RunDir, outcome: &Outcome) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["split", "accuracy", "counting", "last", "whole sequence", "unseen lengths", "loss"]);
+    let titles = ["accuracy", "counting", "last", "whole sequence", "unseen lengths", "loss"];
+    let mut table = Table::new([column("split").wrap(8)].into_iter().chain(titles.map(|title| column(title).right())));
     for (name, evaluation) in &outcome.evaluations {
         let score = &evaluation.score;
-        table.add_row([
+        table.row([
             name.clone(),
             percent(score.accuracy()),
             percent(score.counting_accuracy()),
@@ -99,11 +92,6 @@ fn describe(run: &RunDir, outcome: &Outcome) -> String {
             percent(evaluation.unseen_accuracy),
             evaluation.loss.map_or("–".into(), |loss| format!("{loss:.4}")),
         ]);
-    }
-    for column in 1..7 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
     let handle = run.handle();
     format!(
@@ -140,13 +128,13 @@ fn overrides(context: &Context, args: &TrainArgs) -> Result<Vec<(String, Value)>
 fn seed_value(seed: u64) -> Result<Value> {
     match i64::try_from(seed) {
         Ok(seed) => Ok(seed.into()),
-        Err(_) => bail!("--seed {seed}: seeds go up to {}", i64::MAX),
+        Err(_) => Err(not_a_seed("--seed", seed)),
     }
 }
 
 /// The file that `--init-from` means: a file of that name, or the weights of the last checkpoint of that run.
 fn init_from(context: &Context, source: &str) -> Result<String> {
-    let runs = &context.global.runs_dir;
+    let runs = &context.runs;
     let path = match std::path::Path::new(source) {
         file if file.is_file() => file.to_owned(),
         file if file.extension().is_some() || file.components().count() > 1 => {
@@ -160,170 +148,12 @@ fn init_from(context: &Context, source: &str) -> Result<String> {
     Ok(path.to_string_lossy().into_owned())
 }
 
-/// A whole run: dataset, folder, training. Nothing is created before the config is known to be sound; `started` is told
-/// of the run before its first step.
-pub fn train_config(
-    context: &Context,
-    config: Config,
-    started: impl FnOnce(&RunDir) -> Result<()>,
-) -> Result<(RunDir, Outcome)> {
-    let task = Task::by_name(&config.task.name)?;
-    config.model.check_vocabulary(&task.vocabulary)?;
-    let device = Device::of(&config.train)?;
-    let initial = initial_weights(&config, &task)?;
-    let splits = splits(context, &config, &task)?;
-    let run = RunDir::create(&context.global.runs_dir)?;
-    let _lock = run.lock()?;
-    data::files::write_bytes(&run.config(), config.to_toml()?.as_bytes())?;
-    started(&run)?;
-    context.progress.note(format!("run {} · task {} · {device}", run.handle(), task.name));
-    let progress = &context.progress;
-    let job = Job { run: &run, config: &config, task: &task, splits: &splits, initial, resume: None, progress };
-    let outcome = on_device(&job, device)?;
-    Ok((run, outcome))
-}
-
-/// Goes on with a run from its last whole checkpoint, or from the start where it has none.
-fn resume(context: &Context, run: &RunDir, args: &TrainArgs, overrides: &[(String, Value)]) -> Result<Outcome> {
-    let before = Config::load(&run.config(), &[])?;
-    let mut overrides = overrides.to_vec();
+/// Resumes a run, with the changes to its config from the command line.
+fn resume(context: &Context, run: &RunDir, args: &TrainArgs, mut overrides: Vec<(String, Value)>) -> Result<Outcome> {
     match args.seed.as_slice() {
         [] => {}
         [seed] => overrides.insert(0, ("train.seed".into(), seed_value(*seed)?)),
-        _ => bail!("--resume goes on with one run, which has one seed\n  hint: leave out --seed"),
+        _ => bail!("--resume continues one run, which has one seed\n  hint: leave out --seed"),
     }
-    let path = args.config.clone().unwrap_or_else(|| run.config());
-    let config = Config::load(&path, &overrides)?;
-    if let Some(key) = config.first_fixed_difference(&before)? {
-        bail!(
-            "{key} cannot change while run {} goes on: the run would not be what its config says\n  \
-             hint: leave it as it is in {}, or start a new run with --init-from {}",
-            run.handle(),
-            run.config().display(),
-            run.handle()
-        );
-    }
-
-    let task = Task::by_name(&config.task.name)?;
-    let device = Device::of(&config.train)?;
-    let _lock = run.lock()?;
-    run.remove_partial_files();
-    let resume = match run.last_checkpoint(|note| context.progress.note(note)) {
-        Ok(checkpoint) => Some(checkpoint),
-        Err(error) => {
-            let reason = error.to_string();
-            let reason = reason.lines().next().unwrap_or_default();
-            context.progress.note(format!("starting over: {reason}"));
-            None
-        }
-    };
-    let initial = if resume.is_none() { initial_weights(&config, &task)? } else { None };
-    let splits = splits(context, &config, &task)?;
-    let total = config.train.total_steps(splits.train.len());
-    if let Some(done) = resume.as_ref().map(|c| c.state().step).filter(|done| *done >= total) {
-        bail!(
-            "run {} is finished: {done} of {total} steps are done\n  \
-             hint: --set train.epochs=<MORE> (and train.max_steps, where it is set) goes on for longer",
-            run.handle()
-        );
-    }
-    data::files::write_bytes(&run.config(), config.to_toml()?.as_bytes())?;
-    announce(context, run)?;
-    context.progress.note(format!("run {} · task {} · {device}", run.handle(), task.name));
-    let progress = &context.progress;
-    on_device(&Job { run, config: &config, task: &task, splits: &splits, initial, resume, progress }, device)
-}
-
-/// Reads `train.init_from` and sees whether it fits the model, before anything is created.
-fn initial_weights(config: &Config, task: &Task) -> Result<Option<Weights>> {
-    let Some(path) = &config.train.init_from else { return Ok(None) };
-    let weights = Weights::read(path)?;
-    let mut model = config.model.init::<models::Cpu>(task.vocabulary.len(), config.train.seed, &Default::default());
-    weights.load_into(&mut model).with_context(|| format!("in train.init_from = {}", path.display()))?;
-    Ok(Some(weights))
-}
-
-fn on_device(job: &Job<'_>, device: Device) -> Result<Outcome> {
-    stop::listen()?;
-    let trained = match device {
-        Device::Cpu => {
-            keep_freed_memory();
-            train::<Autodiff<models::Cpu>>(job, &Default::default())
-        }
-        #[cfg(feature = "cuda")]
-        Device::Cuda(index) => train::<Autodiff<models::Cuda>>(job, &models::CudaDevice::new(index)),
-    };
-    let handle = job.run.handle();
-    let outcome = trained.inspect_err(|_| {
-        if let Some(progress) = job.run.progress().filter(|p| p.status == Status::Running) {
-            // The error that ended training is the one to report, even where this fails as well.
-            let _ = job.run.set_progress(&crate::run_dir::RunProgress { status: Status::Failed, ..progress });
-        }
-    })?;
-    if !outcome.finished {
-        bail!(
-            "interrupted: run {handle} is saved at step {} of {}\n  hint: `pipeline train --resume {handle}` goes on from there",
-            outcome.steps,
-            outcome.total_steps
-        );
-    }
-    Ok(outcome)
-}
-
-/// The task's dataset, generated where it is not there yet. One that is there must be what the config asks for.
-fn splits(context: &Context, config: &Config, task: &Task) -> Result<Splits> {
-    let (train, seed) = (config.task.train_examples, config.task.data_seed);
-    let path = |split| split_path(&context.global.data_dir, &task.name, split);
-    let (existing, missing): (Vec<Split>, _) = task.splits().into_iter().partition(|&split| path(split).exists());
-    let imported = |split: &Split| Dataset::read(&path(*split)).is_ok_and(|d| d.info().is_imported());
-    if !missing.is_empty() {
-        if let Some(split) = existing.iter().find(|split| imported(split)) {
-            bail!(
-                "{} was imported, but there is no {}\n  hint: `pipeline data import --task {}` imports the other splits as well",
-                path(*split).display(),
-                path(missing[0]).display(),
-                task.name
-            );
-        }
-        context.progress.note(format!(
-            "generating the dataset of {} in {}",
-            task.name,
-            context.global.data_dir.display()
-        ));
-        generate_all(context, task, train, seed)?;
-    }
-    let read = |split| -> Result<Dataset> {
-        let dataset = Dataset::read(&path(split))?;
-        let (found, wanted) = (dataset.info(), DatasetInfo::of(task, seed));
-        if *found == DatasetInfo::imported(task) {
-            return Ok(dataset);
-        }
-        let rows = task.rows(split, train)?;
-        if *found != wanted || dataset.len() != rows {
-            bail!(
-                "{} holds {} examples of {} (seed {}, generator {}), but the config asks for {rows} of {} (seed {seed}, generator {GENERATOR_VERSION})\n  \
-                 hint: `pipeline data generate --task {} --train {train} --seed {seed} --force` makes it anew, or set task.train_examples and task.data_seed",
-                path(split).display(),
-                dataset.len(),
-                found.task,
-                found.seed,
-                found.generator_version,
-                task.name,
-                task.name,
-            );
-        }
-        Ok(dataset)
-    };
-    let train = read(Split::Train)?;
-    let longest = train.iter().map(|e| e.input_ids.len()).max().unwrap_or(0);
-    if let Some(pad_to) = config.train.pad_to.filter(|pad_to| *pad_to < longest) {
-        bail!(
-            "train.pad_to is {pad_to}, but the longest training example of {} has {longest} tokens\n  \
-             hint: set train.pad_to to at least that, or leave it out",
-            task.name
-        );
-    }
-    let evaluated = task.splits().into_iter().filter(|split| *split != Split::Train);
-    let evaluated = evaluated.map(|split| Ok((split.name().to_owned(), read(split)?)));
-    Ok(Splits { train, evaluated: evaluated.collect::<Result<_>>()? })
+    resume_as(context, run, args.config.as_deref(), &overrides, |run| announce(context, run))
 }

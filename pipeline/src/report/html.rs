@@ -15,6 +15,7 @@ pub fn page(report: &Report, runs: &str) -> String {
         ("css", include_str!("page.css").to_owned()),
         ("js", include_str!("page.js").to_owned()),
         ("summary", escape(&report.summary())),
+        ("shared", report.shared().map_or(String::new(), |s| format!("<p id=\"shared\">{}</p>\n", escape(&s)))),
         ("map", map(report)),
         ("tables", tables(report)),
         ("repeat", repeat_section(report, runs)),
@@ -49,17 +50,17 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// What the script draws. Accuracies are counted in 1/10000.
+/// The data that the script draws. Accuracies are counted in 1/10000.
 fn data(report: &Report) -> Value {
-    let most_lengths = (LENGTH_POINTS / report.cells.len().max(1)).clamp(8, 75);
-    let most_steps = (STEP_POINTS / (TRAINING.len() * report.cells.len().max(1))).clamp(6, 120);
+    let most_lengths = (LENGTH_POINTS / report.entries.len().max(1)).clamp(8, 75);
+    let most_steps = (STEP_POINTS / (TRAINING.len() * report.entries.len().max(1))).clamp(6, 120);
     let task = |task: &TaskFacts| {
         // Models that were swept over the same lengths share their bins.
         let mut grids: Vec<Vec<(u32, u32)>> = Vec::new();
         let (mut curves, mut training) = (Vec::new(), Vec::new());
-        for cell in report.cells.iter().filter(|c| c.task == task.name) {
-            let Ok(model) = report.models.binary_search(&cell.model) else { continue };
-            let curve = cell.curve(most_lengths);
+        for entry in report.entries.iter().filter(|c| c.task == task.name) {
+            let Some(model) = report.models.iter().position(|name| *name == entry.model) else { continue };
+            let curve = entry.curve(most_lengths, task.period);
             if !curve.is_empty() {
                 let bins: Vec<(u32, u32)> = curve.iter().map(|p| (p.first, p.last)).collect();
                 let grid = grids.iter().position(|g| *g == bins).unwrap_or_else(|| {
@@ -76,7 +77,7 @@ fn data(report: &Report) -> Value {
                 }));
             }
             for (kind, shown) in TRAINING.iter().enumerate() {
-                let points = cell.training(shown.split, shown.value, most_steps);
+                let points = entry.training(shown.split, shown.value, most_steps);
                 if !points.is_empty() {
                     let (x, y): (Vec<f64>, Vec<f64>) =
                         points.into_iter().map(|(x, y)| (x.round(), four_digits(y))).unzip();
@@ -85,7 +86,7 @@ fn data(report: &Report) -> Value {
             }
         }
         json!({
-            "name": task.name, "trained": task.train_max, "chance": task.chance,
+            "name": task.name, "trained": task.train_max, "chance": task.chance, "period": task.period,
             "grids": grids, "curves": curves, "training": training,
         })
     };
@@ -104,11 +105,11 @@ fn four_digits(value: f64) -> f64 {
 /// The first table without intervals, to be taken in at a glance.
 fn map(report: &Report) -> String {
     let Some(first) = report.tables().into_iter().next() else { return String::new() };
-    let cell = |value: &Comparison| format!("{:.0}", 100.0 * value.ours.mean);
+    let entry = |value: &Comparison| format!("{:.0}", 100.0 * value.ours.mean);
     format!(
         "<section id=\"map\">\n<h2>Tasks and models</h2>\n<p class=\"note\">{}, in percent.</p>\n{}</section>\n",
         escape(&first.title),
-        table(report, &first, false, cell)
+        table(report, &first, false, entry)
     )
 }
 
@@ -120,7 +121,7 @@ fn tables(report: &Report) -> String {
     } else {
         text += "<p class=\"note\">In percent: mean over runs and 95 % interval.</p>\n";
     }
-    let cell = |value: &Comparison| {
+    let entry = |value: &Comparison| {
         let bracket = |e: &super::Estimate| {
             e.interval.map(|(low, high)| format!("[{:.1}, {:.1}]", 100.0 * low, 100.0 * high)).unwrap_or_default()
         };
@@ -141,15 +142,20 @@ fn tables(report: &Report) -> String {
     };
     for (index, found) in report.tables().iter().enumerate() {
         let open = if index == 0 { " open" } else { "" };
-        let body = table(report, found, true, cell);
+        let body = table(report, found, true, entry);
         let _ = write!(text, "<details{open}><summary>{}</summary>\n{body}</details>\n", escape(&found.title));
     }
     text + "</section>\n"
 }
 
-fn table(report: &Report, table: &ResultTable, named: bool, cell: impl Fn(&Comparison) -> String) -> String {
+fn table(report: &Report, table: &ResultTable, named: bool, entry: impl Fn(&Comparison) -> String) -> String {
     let id = if named { format!(" id=\"table-{}\"", escape(&table.id)) } else { String::new() };
-    let mut text = format!("<div class=\"scroll\"><table{id}>\n<thead><tr><th scope=\"col\">model</th>");
+    let mut text = format!(
+        "<div class=\"wide\"><p class=\"hint\">more columns: swipe or scroll sideways →</p>\
+         <div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{}\"><table{id}>\n\
+         <thead><tr><th scope=\"col\">model</th>",
+        escape(&table.title)
+    );
     for task in table.tasks.iter().filter_map(|t| report.tasks.get(*t)) {
         let name = escape(task.short_name()).replace('_', "_<wbr>");
         let _ = write!(text, "<th scope=\"col\" data-task=\"{}\">{name}</th>", escape(&task.name));
@@ -163,14 +169,14 @@ fn table(report: &Report, table: &ResultTable, named: bool, cell: impl Fn(&Compa
                 Some(value) => {
                     let mean = value.ours.mean;
                     let strong = if mean > 0.55 { " class=strong" } else { "" };
-                    let body = cell(value);
+                    let body = entry(value);
                     let _ = write!(text, "<td{strong} style=--v:{mean:.2} data-v={mean:.6}>{body}</td>");
                 }
             }
         }
         text += "</tr>\n";
     }
-    text + "</tbody></table></div>\n"
+    text + "</tbody></table></div></div>\n"
 }
 
 fn repeat_section(report: &Report, runs: &str) -> String {
@@ -178,9 +184,9 @@ fn repeat_section(report: &Report, runs: &str) -> String {
         format!("<section id=\"repeat\">\n<h2>Repeat it</h2>\n<p class=\"note\">{}</p>\n", escape(&repeat::versions()));
     for task in &report.tasks {
         let _ = writeln!(text, "<details><summary>{}</summary>", escape(&task.name));
-        for cell in report.cells.iter().filter(|c| c.task == task.name) {
-            let commands: String = repeat::commands(cell, runs).iter().map(|c| escape(c) + "\n").collect();
-            let _ = writeln!(text, "<p class=\"note\">{}</p><pre>{commands}</pre>", escape(&cell.model));
+        for entry in report.entries.iter().filter(|c| c.task == task.name) {
+            let commands: String = repeat::commands(entry, runs).iter().map(|c| escape(c) + "\n").collect();
+            let _ = writeln!(text, "<p class=\"note\">{}</p><pre>{commands}</pre>", escape(&entry.model));
         }
         text += "</details>\n";
     }
@@ -191,25 +197,38 @@ fn notices(report: &Report) -> String {
     if report.notices.is_empty() {
         return String::new();
     }
-    let items: String = report.shown_notices().iter().map(|n| format!("<li>{}</li>\n", escape(n))).collect();
-    format!("<section id=\"notices\">\n<h2>Notices</h2>\n<ul class=\"note\">\n{items}</ul>\n</section>\n")
+    // They come before the results that they are about; of many, the first are seen at once.
+    const SEEN: usize = 4;
+    let items = |notices: &[String]| notices.iter().map(|n| format!("<li>{}</li>\n", escape(n))).collect::<String>();
+    let notices = report.shown_notices();
+    let (seen, more) = notices.split_at(notices.len().min(SEEN));
+    let more = match more.len() {
+        0 => String::new(),
+        _ => format!(
+            "<details><summary>{} more</summary>\n<ul>\n{}</ul>\n</details>\n",
+            report.notices.len() - seen.len(),
+            items(more)
+        ),
+    };
+    format!("<section id=\"notices\">\n<h2>Notices</h2>\n<ul>\n{}</ul>\n{more}</section>\n", items(seen))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::cells::Cell;
+    use crate::report::entries::Entry;
     use crate::report::statistics::Estimate;
 
     #[test]
     fn names_cannot_break_out_of_the_page() {
         let evil = "</script><img src=x onerror=alert(1)>\"'&";
         let longer = Estimate::of_accuracies(&[0.5]);
-        let cell = Cell { task: evil.into(), model: evil.into(), longer, ..Cell::default() };
-        let task = TaskFacts { name: evil.into(), train_max: None, chance: None };
+        let entry = Entry { task: evil.into(), model: evil.into(), longer, ..Entry::default() };
+        let task = TaskFacts { name: evil.into(), train_max: None, chance: None, period: None };
         let notices = vec![evil.to_owned()];
-        let (cells, tasks, models) = (vec![cell], vec![task], vec![evil.to_owned()]);
-        let page = page(&Report { cells, tasks, models, reference: None, files: 1, notices }, evil);
+        let (entries, tasks, models) = (vec![entry], vec![task], vec![evil.to_owned()]);
+        let common = vec![evil.to_owned()];
+        let page = page(&Report { entries, tasks, models, common, reference: None, files: 1, notices }, evil);
         assert_eq!(page.matches("</script>").count(), 2, "one for the data, one for the script");
         assert!(!page.contains("<img") && !page.contains("{{"));
     }

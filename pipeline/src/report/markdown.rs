@@ -7,6 +7,11 @@ use std::fmt::Write;
 /// The document. `folder` is where the figures are, seen from it.
 pub fn document(report: &Report, runs: &str, figures: &[Figure], folder: &str) -> String {
     let mut text = format!("# How far do they count?\n\n{}\n", escape(&report.summary()));
+    report.shared().iter().for_each(|shared| text += &format!("\n{}\n", escape(shared)));
+    if !report.notices.is_empty() {
+        text += "\n## Notices\n\n";
+        report.shown_notices().iter().for_each(|notice| text += &format!("- {}\n", escape(notice)));
+    }
     for table in report.tables() {
         let _ = write!(text, "\n## {}\n\nIn percent: mean over runs [95 % interval]", escape(&table.title));
         let published = table.values.iter().flatten().flatten().any(|value| value.theirs.is_some());
@@ -15,7 +20,7 @@ pub fn document(report: &Report, runs: &str, figures: &[Figure], folder: &str) -
             table.tasks.iter().filter_map(|t| Some(escape(report.tasks.get(*t)?.short_name()))).collect();
         let _ = writeln!(text, "| model | {} |\n|---|{}", tasks.join(" | "), "---|".repeat(tasks.len()));
         for (model, values) in table.models.iter().zip(&table.values) {
-            let cells = values.iter().map(|value| match value {
+            let entries = values.iter().map(|value| match value {
                 None => "–".to_owned(),
                 Some(value) => match &value.theirs {
                     None => value.ours.percent(),
@@ -27,7 +32,7 @@ pub fn document(report: &Report, runs: &str, figures: &[Figure], folder: &str) -
                     }
                 },
             });
-            let _ = writeln!(text, "| {} | {} |", escape(model), cells.collect::<Vec<_>>().join(" | "));
+            let _ = writeln!(text, "| {} | {} |", escape(model), entries.collect::<Vec<_>>().join(" | "));
         }
     }
     if !figures.is_empty() {
@@ -38,13 +43,9 @@ pub fn document(report: &Report, runs: &str, figures: &[Figure], folder: &str) -
         let _ = write!(text, "\n![{}]({path})\n", escape(&figure.title));
     }
     let _ = write!(text, "\n## Repeat it\n\n{}\n", escape(&repeat::versions()));
-    for cell in &report.cells {
-        let _ = write!(text, "\n{} on {}:\n\n", escape(&cell.model), escape(&cell.task));
-        repeat::commands(cell, runs).iter().for_each(|command| text += &format!("    {command}\n"));
-    }
-    if !report.notices.is_empty() {
-        text += "\n## Notices\n\n";
-        report.shown_notices().iter().for_each(|notice| text += &format!("- {}\n", escape(notice)));
+    for entry in &report.entries {
+        let _ = write!(text, "\n{} on {}:\n\n", escape(&entry.model), escape(&entry.task));
+        repeat::commands(entry, runs).iter().for_each(|command| text += &format!("    {command}\n"));
     }
     text
 }

@@ -1,20 +1,23 @@
 //! From runs to figures: every result of every run, averaged over seeds, beside the values of the paper.
 //!
-//! [`read`] opens whatever `runs/*/eval/*.parquet` holds, [`cells`] puts runs together that differ in nothing but their
+//! [`read`] opens every `runs/*/eval/*.parquet`, [`entries`] puts runs together that differ in nothing but their
 //! seed, and the other modules show the outcome: [`html`] as one page that needs no network, [`markdown`] as tables,
 //! [`figures`] as SVG and PNG.
 
-pub mod cells;
+pub mod entries;
 pub mod figures;
 pub mod html;
 pub mod markdown;
+pub mod metrics;
+pub mod order;
 pub mod read;
 pub mod reference;
 pub mod repeat;
 pub mod statistics;
 
 use anyhow::Result;
-use cells::Cell;
+use entries::Entry;
+use order::natural;
 use reference::Reference;
 use statistics::Estimate;
 use std::collections::HashSet;
@@ -24,28 +27,32 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct Report {
     /// One per task and model, ordered by task, then by model.
-    pub cells: Vec<Cell>,
+    pub entries: Vec<Entry>,
     /// The tasks, ordered.
     pub tasks: Vec<TaskFacts>,
-    /// The names of the models, ordered.
+    /// The names of the models, ordered; each says what tells it from the others.
     pub models: Vec<String>,
+    /// The facts that all models share.
+    pub common: Vec<String>,
     /// Published values to compare with.
     pub reference: Option<Reference>,
     /// Result files that were read.
     pub files: usize,
-    /// What was left out, and why.
+    /// Files and values that were left out, and why.
     pub notices: Vec<String>,
 }
 
-/// What a report needs to know of a task.
+/// The facts about a task that a report needs.
 #[derive(Debug, Clone)]
 pub struct TaskFacts {
     /// Its name.
     pub name: String,
     /// The longest length that was trained on.
     pub train_max: Option<u32>,
-    /// What guessing among its labels scores.
+    /// The score of guessing among its labels.
     pub chance: Option<f64>,
+    /// Neighbouring lengths are averaged in multiples of this many.
+    pub period: Option<u32>,
 }
 
 impl TaskFacts {
@@ -60,7 +67,7 @@ impl TaskFacts {
 pub struct ResultTable {
     /// Names the table in links and file names.
     pub id: String,
-    /// What its numbers are.
+    /// Its title, which names its numbers.
     pub title: String,
     /// The names of its rows.
     pub models: Vec<String>,
@@ -87,33 +94,38 @@ impl Report {
     pub fn read(runs: &Path, reference: Option<&Path>) -> Result<Self> {
         let reference = reference.map(Reference::read).transpose()?;
         let read::Runs { runs, files, mut notices } = read::Runs::read(runs)?;
-        let cells = cells::group(runs, &mut notices);
-        let distinct = |name: fn(&Cell) -> &String| {
-            let mut names: Vec<String> = cells.iter().map(name).cloned().collect();
-            names.sort();
+        let entries = entries::group(runs, &mut notices);
+        // First, so that it is seen however much else there is to say.
+        notices.splice(..0, reference.iter().flat_map(|reference| reference.account(&entries)));
+        let distinct = |name: fn(&Entry) -> &String| {
+            let mut names: Vec<String> = entries.iter().map(name).cloned().collect();
+            names.sort_by(|a, b| natural(a, b));
             names.dedup();
             names
         };
         let facts = |name: String| {
-            let of_task = cells.iter().filter(|c| c.task == name);
-            let train_max = of_task.filter_map(Cell::train_max).max();
+            let of_task = entries.iter().filter(|c| c.task == name);
+            let train_max = of_task.filter_map(Entry::train_max).max();
             let task = data::Task::by_name(&name).ok();
             let family = task.as_ref().map(|t| t.family.as_ref());
             let train_max = train_max.or(family.map(|f| f.train_max_length()));
-            TaskFacts { chance: family.and_then(crate::commands::eval::chance), train_max, name }
+            // Of a task that is not known here, a round number hides the period of most.
+            let period = family.map_or(Some(10), crate::plot::period);
+            TaskFacts { chance: family.and_then(crate::plot::chance), train_max, period, name }
         };
         let tasks = distinct(|c| &c.task).into_iter().map(facts).collect();
-        Ok(Self { tasks, models: distinct(|c| &c.model), cells, reference, files, notices })
+        let (models, common) = (distinct(|c| &c.model), entries::common(&entries));
+        Ok(Self { tasks, models, common, entries, reference, files, notices })
     }
 
-    /// The cell of a model and a task.
-    pub fn cell(&self, model: &str, task: &str) -> Option<&Cell> {
-        self.cells.iter().find(|c| c.model == model && c.task == task)
+    /// The entry of a model and a task.
+    pub fn entry(&self, model: &str, task: &str) -> Option<&Entry> {
+        self.entries.iter().find(|c| c.model == model && c.task == task)
     }
 
     /// All runs that are counted.
     pub fn runs(&self) -> usize {
-        let handles: HashSet<&String> = self.cells.iter().flat_map(|c| &c.runs).map(|(handle, _)| handle).collect();
+        let handles: HashSet<&String> = self.entries.iter().flat_map(|c| &c.runs).map(|(handle, _)| handle).collect();
         handles.len()
     }
 
@@ -127,6 +139,12 @@ impl Report {
             count(self.tasks.len(), "task"),
         ];
         parts.join(" · ")
+    }
+
+    /// One line: what the names of models leave out because all of them share it. Nothing where there is no such thing.
+    pub fn shared(&self) -> Option<String> {
+        let who = if self.models.len() == 1 { "The model" } else { "All models" };
+        (!self.common.is_empty()).then(|| format!("{who}: {}.", self.common.join(" · ")))
     }
 
     /// The notices, or as many as a person reads.
@@ -145,21 +163,24 @@ impl Report {
             ("longer", "Last-token accuracy on lengths beyond training, mean over lengths"),
             ("trained", "Last-token accuracy on trained lengths, mean over lengths"),
         ];
-        let over_lengths = |cell: &Cell, id: &str| if id == "longer" { cell.longer } else { cell.trained };
+        let over_lengths = |entry: &Entry, id: &str| if id == "longer" { entry.longer } else { entry.trained };
         let mut tables: Vec<ResultTable> = Vec::new();
         for (id, title) in sweeps {
-            tables.extend(self.table(id, title, |cell| over_lengths(cell, id).map(|ours| (ours, None))));
+            tables.extend(self.table(id, title, |entry| over_lengths(entry, id).map(|ours| (ours, None))));
         }
-        let mut splits: Vec<&String> = self.cells.iter().flat_map(|c| c.totals.keys()).collect();
+        let mut splits: Vec<&String> = self.entries.iter().flat_map(|c| c.totals.keys()).collect();
         // The test that the paper is about comes first, validation last.
-        splits.sort_by_key(|split| (*split != "ood_test", *split == "val", *split));
+        splits.sort_by(|a, b| {
+            let rank = |split: &str| (split != "ood_test", split == "val");
+            rank(a).cmp(&rank(b)).then_with(|| natural(a, b))
+        });
         splits.dedup();
         for split in splits {
-            for metric in cells::METRICS {
+            for metric in metrics::METRICS {
                 let id = format!("{split}-{}", metric.name);
-                let value = |cell: &Cell| {
-                    let ours = cell.totals.get(split)?.get(metric.name).copied()?;
-                    let theirs = self.reference.as_ref().and_then(|r| r.find(cell, split, metric.name));
+                let value = |entry: &Entry| {
+                    let ours = entry.totals.get(split)?.get(metric.name).copied()?;
+                    let theirs = self.reference.as_ref().and_then(|r| r.find(entry, split, metric.name));
                     Some((ours, theirs))
                 };
                 tables.extend(self.table(&id, &format!("{} on {split}", metric.title), value));
@@ -172,11 +193,11 @@ impl Report {
         &self,
         id: &str,
         title: &str,
-        value: impl Fn(&Cell) -> Option<(Estimate, Option<(Estimate, Vec<String>)>)>,
+        value: impl Fn(&Entry) -> Option<(Estimate, Option<(Estimate, Vec<String>)>)>,
     ) -> Option<ResultTable> {
         let values = |model: &String| -> Vec<Option<Comparison>> {
             let of_task = |task: &TaskFacts| {
-                let (ours, theirs) = value(self.cell(model, &task.name)?)?;
+                let (ours, theirs) = value(self.entry(model, &task.name)?)?;
                 Some(Comparison { ours, theirs })
             };
             self.tasks.iter().map(of_task).collect()

@@ -1,4 +1,4 @@
-//! Reads `runs/*/eval/*.parquet`, `runs/*/metrics.parquet` and `runs/*/config.toml`, whatever state they are in.
+//! Reads `runs/*/eval/*.parquet`, `runs/*/metrics.parquet` and `runs/*/config.toml`, in any state.
 
 use anyhow::{Context, Result, bail};
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, StringArray, UInt64Array};
@@ -9,7 +9,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::statistics::Statistics;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -25,7 +25,7 @@ pub struct Runs {
     pub runs: Vec<Run>,
     /// Result files that were read.
     pub files: usize,
-    /// What could not be read, and why.
+    /// Files that could not be read, and why.
     pub notices: Vec<String>,
 }
 
@@ -34,6 +34,8 @@ pub struct Runs {
 pub struct Run {
     /// Its name.
     pub handle: String,
+    /// The folder itself.
+    pub folder: PathBuf,
     /// Its config; empty where there is none.
     pub settings: Settings,
     /// Its result tables, the newest file first.
@@ -45,13 +47,13 @@ pub struct Run {
 /// The rows of a result file that are about one model on one split.
 #[derive(Debug, Clone)]
 pub struct Table {
-    /// What is the same in all rows.
+    /// The values that are the same in all rows.
     pub facts: Facts,
-    /// What differs.
+    /// The values that differ.
     pub rows: Rows,
 }
 
-/// What was evaluated.
+/// The model and the task that were evaluated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
     /// The task.
@@ -115,7 +117,8 @@ impl Runs {
     pub fn read(folder: &Path) -> Result<Self> {
         let doing = || format!("cannot read the runs folder {}\n  hint: --runs-dir names another", folder.display());
         let entries = fs::read_dir(folder).with_context(doing)?.filter_map(Result::ok);
-        let mut folders: Vec<PathBuf> = entries.map(|e| e.path()).filter(|path| path.is_dir()).collect();
+        let mut folders: Vec<PathBuf> =
+            entries.filter(|e| !is_hidden(e)).map(|e| e.path()).filter(|path| path.is_dir()).collect();
         folders.sort();
         let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         let work = || {
@@ -124,11 +127,7 @@ impl Runs {
                 found.lock().unwrap_or_else(|e| e.into_inner()).push((index, run));
             }
         };
-        std::thread::scope(|scope| {
-            for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-                scope.spawn(work);
-            }
-        });
+        data::threads::share(data::threads::available(), work);
         let mut found = found.into_inner().unwrap_or_else(|e| e.into_inner());
         found.sort_by_key(|(index, _)| *index);
         let mut all = Self::default();
@@ -143,6 +142,11 @@ impl Runs {
     }
 }
 
+/// Folders of runs that are being deleted.
+fn is_hidden(entry: &fs::DirEntry) -> bool {
+    entry.file_name().to_string_lossy().starts_with('.')
+}
+
 fn take<'a>(next: &AtomicUsize, folders: &'a [PathBuf]) -> (usize, Option<&'a PathBuf>) {
     let index = next.fetch_add(1, Ordering::Relaxed);
     (index, folders.get(index))
@@ -152,7 +156,7 @@ fn take<'a>(next: &AtomicUsize, folders: &'a [PathBuf]) -> (usize, Option<&'a Pa
 fn read_run(folder: &Path) -> (Run, usize, Vec<String>) {
     let handle = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut notices = Vec::new();
-    let mut run = Run { handle, ..Run::default() };
+    let mut run = Run { handle, folder: folder.to_owned(), ..Run::default() };
     match read_settings(&folder.join("config.toml")) {
         Ok(settings) => run.settings = settings,
         Err(error) => notices.push(one_line(&error)),
@@ -167,7 +171,7 @@ fn read_run(folder: &Path) -> (Run, usize, Vec<String>) {
     let entries = fs::read_dir(folder.join("eval")).into_iter().flatten().filter_map(Result::ok);
     let is_table = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // What was found of every checkpoint is no result of the run.
+        // Results of single checkpoints are no results of the run.
         let passed_over = name.starts_with('.') || name.starts_with("checkpoints");
         !passed_over && path.extension().is_some_and(|e| e == "parquet")
     };
@@ -223,6 +227,22 @@ pub fn lengths(path: &Path) -> Result<Vec<u32>> {
     Ok(lengths)
 }
 
+/// The models that the rows of a result table are of; `None` where it does not say.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn model_fingerprints(path: &Path) -> Result<Option<BTreeSet<String>>> {
+    let mut found = BTreeSet::new();
+    for batch in batches(path, &["model_fingerprint"])? {
+        let Some(column) = Columns(&batch).texts("model_fingerprint")? else { return Ok(None) };
+        if column.null_count() > 0 {
+            return Ok(None);
+        }
+        found.extend(column.iter().flatten().map(str::to_owned));
+    }
+    Ok((!found.is_empty()).then_some(found))
+}
+
 /// The lengths that a result table has scores of.
 ///
 /// # Errors
@@ -236,9 +256,9 @@ pub fn scored_lengths(path: &Path) -> Result<Vec<Length>> {
 /// The columns that say what a table is about: nearly always the same in every row.
 const FACTS: [&str; 8] =
     ["task", "split", "arch", "positional_embedding", "num_layers", "hidden_size", "seed", "precision"];
-/// What a report shows of a table of lengths.
+/// The columns of a table of lengths that a report shows.
 const LENGTHS: [&str; 4] = ["length", "n_sequences", "last_accuracy", "in_distribution"];
-/// What it shows of a training curve.
+/// Those of a training curve.
 const CURVE: [&str; 4] = ["step", "split", "loss", "accuracy"];
 
 /// Reads the columns with these names, those that there are.
@@ -282,7 +302,7 @@ fn read_tables(path: &Path) -> Result<Vec<Table>> {
         bail!("it is no result table: it has no column `{missing}`");
     }
     let mut facts = Vec::new();
-    let mut wanted = if has("loops") { super::cells::METRICS.map(|m| m.name).to_vec() } else { LENGTHS.to_vec() };
+    let mut wanted = if has("loops") { super::metrics::METRICS.map(|m| m.name).to_vec() } else { LENGTHS.to_vec() };
     for name in FACTS {
         let same = if has(name) { constant(builder.metadata(), name) } else { Some(None) };
         if same.is_none() {
@@ -334,8 +354,8 @@ impl Fact {
     }
 }
 
-/// What all rows have in a column, if the statistics in the file's footer say so: opening columns is what takes time.
-/// (Where a minimum or maximum was cut short, the maximum was rounded up, so that the two differ.)
+/// The value that all rows have in a column, if the statistics in the file's footer say so: opening columns is what
+/// takes time. (Where a minimum or maximum was cut short, the maximum was rounded up, so that the two differ.)
 fn constant(metadata: &ParquetMetaData, name: &str) -> Option<Option<String>> {
     let mut found: Option<Option<String>> = None;
     for group in metadata.row_groups() {
@@ -376,7 +396,7 @@ fn facts_at(facts: &[Fact], row: usize) -> Facts {
 
 fn append_totals(columns: &Columns, facts: &[Fact], tables: &mut Vec<Table>) -> Result<()> {
     let metrics: Vec<(&str, Option<Float64Array>)> =
-        super::cells::METRICS.iter().map(|m| Ok((m.name, columns.numbers(m.name)?))).collect::<Result<_>>()?;
+        super::metrics::METRICS.iter().map(|m| Ok((m.name, columns.numbers(m.name)?))).collect::<Result<_>>()?;
     for row in 0..columns.0.num_rows() {
         let value = |(name, column): &(&str, Option<Float64Array>)| {
             let column = column.as_ref().filter(|c| c.is_valid(row) && c.value(row).is_finite())?;
@@ -417,7 +437,7 @@ fn append(columns: &Columns, facts: &[Fact], tables: &mut Vec<Table>) -> Result<
     Ok(())
 }
 
-/// Columns by name in the type that is wanted, whatever width another tool wrote them in; `None` where there is none.
+/// Columns by name in the type that is wanted, in any width that another tool wrote them in; `None` where there is none.
 struct Columns<'a>(&'a RecordBatch);
 
 impl Columns<'_> {

@@ -1,6 +1,6 @@
-//! What it takes to get the numbers of a report again.
+//! The commands that repeat the numbers of a report.
 
-use super::cells::Cell;
+use super::entries::Entry;
 use data::GENERATOR_VERSION;
 
 /// The versions that numbers depend on.
@@ -16,10 +16,10 @@ pub fn versions() -> String {
     )
 }
 
-/// For every run of a cell the line that trains, exports and evaluates it again. `runs` is the runs folder.
-pub fn commands(cell: &Cell, runs: &str) -> Vec<String> {
+/// For every run of a entry the line that trains, exports and evaluates it again. `runs` is the runs folder.
+pub fn commands(entry: &Entry, runs: &str) -> Vec<String> {
     let mut eval = String::from("pipeline eval");
-    let lengths: Vec<u32> = cell.sweeps.first().into_iter().flatten().map(|row| row.length).collect();
+    let lengths: Vec<u32> = entry.sweeps.first().into_iter().flatten().map(|row| row.length).collect();
     match (lengths.first(), lengths.last()) {
         (Some(first), Some(last)) if lengths.len() as u32 == last - first + 1 => {
             eval += &format!(" --lengths {first}..{last}");
@@ -30,21 +30,21 @@ pub fn commands(cell: &Cell, runs: &str) -> Vec<String> {
         }
         _ => {}
     }
-    for split in cell.totals.keys() {
+    for split in entry.totals.keys() {
         eval += &format!(" --split {}", quoted(split));
     }
-    let sequences = cell.sweeps.iter().flatten().map(|row| row.sequences).max();
+    let sequences = entry.sweeps.iter().flatten().map(|row| row.sequences).max();
     if let Some(samples) = sequences.filter(|n| *n > 100) {
         eval += &format!(" --samples {samples}");
     }
-    let precision = cell.settings.get("precision").filter(|p| *p != "fp32");
+    let precision = entry.settings.get("precision").filter(|p| *p != "fp32");
     let export = format!("pipeline export{}", precision.map(|p| format!(" --precision {p}")).unwrap_or_default());
-    let evaluated = !cell.sweeps.is_empty() || !cell.totals.is_empty();
+    let evaluated = !entry.sweeps.is_empty() || !entry.totals.is_empty();
     let command = |(handle, _): &(String, _)| {
         let train = format!("pipeline train --config {}", quoted(&format!("{runs}/{handle}/config.toml")));
         if evaluated { format!("{train} && {export} && {eval}") } else { train }
     };
-    cell.runs.iter().map(command).collect()
+    entry.runs.iter().map(command).collect()
 }
 
 /// A word for a POSIX shell.
@@ -65,10 +65,10 @@ mod tests {
     fn a_command_names_what_was_swept() {
         let row = |length| Length { length, sequences: 200, last_accuracy: 1.0, in_distribution: true };
         let runs = vec![("1123_142530".to_owned(), Some(1))];
-        let cell = Cell { runs, sweeps: vec![(1..=20).map(row).collect()], ..Cell::default() };
+        let entry = Entry { runs, sweeps: vec![(1..=20).map(row).collect()], ..Entry::default() };
         let expected = "pipeline train --config 'my runs/1123_142530/config.toml' && pipeline export && \
                         pipeline eval --lengths 1..20 --samples 200";
-        assert_eq!(commands(&cell, "my runs"), [expected]);
+        assert_eq!(commands(&entry, "my runs"), [expected]);
         assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 }

@@ -1,7 +1,7 @@
-//! Fourier transforms of many signals at once, a signal in every lane of the vectors: every step of a transform is then plain
-//! arithmetic. Frequencies are in bit-reversed order (decimation in frequency), and the inverse takes them in that order
-//! (decimation in time): products of spectra do not mind. (There are no closures in the loops: they would be compiled without
-//! the vector instructions of what surrounds them.)
+//! Fourier transforms of many signals at once, a signal in every lane of the vectors: every step of a transform is then
+//! elementwise arithmetic. Frequencies are in bit-reversed order (decimation in frequency), and the inverse takes them
+//! in that order (decimation in time): products of spectra do not depend on the order. (There are no closures in the
+//! loops: they would be compiled without the vector instructions of the enclosing function.)
 
 use super::simd::V;
 use pulp::Simd;
@@ -79,7 +79,7 @@ pub fn transform<S: Simd>(simd: S, x: &mut [Complex<S>], roots: &[[f32; 2]]) {
     }
 }
 
-/// The way back from [`transform`], times the number of samples.
+/// The inverse of [`transform`], times the number of samples.
 #[inline(always)]
 pub fn inverse<S: Simd>(simd: S, x: &mut [Complex<S>], roots: &[[f32; 2]]) {
     let mut cached = x.len();
@@ -116,39 +116,43 @@ fn pair<S: Simd>(x: &mut [Complex<S>; 2]) {
     *x = [add(x[0], x[1]), sub(x[0], x[1])];
 }
 
-/// Four signals of a quarter of the length, whose frequencies are those of the block that leave 0, 2, 1 and 3 when divided
-/// by 4.
+/// Four signals of a quarter of the length, whose frequencies are those of the block that leave 0, 2, 1 and 3 when
+/// divided by 4.
 #[inline(always)]
 fn split<S: Simd>(simd: S, block: &mut [Complex<S>], roots: &[[f32; 2]]) {
     let step = roots.len() / block.len();
     let [x0, x1, x2, x3] = quarters(block);
-    for (i, (((x0, x1), x2), x3)) in x0.iter_mut().zip(x1).zip(x2).zip(x3).enumerate() {
+    let count = x0.len();
+    let (x1, x2, x3) = (&mut x1[..count], &mut x2[..count], &mut x3[..count]);
+    for i in 0..count {
         let (w1, w2) = (splat(simd, roots[i * step]), splat(simd, roots[2 * i * step]));
         let w3 = splat(simd, roots[3 * i * step]);
-        let (even, odd) = (add(*x0, *x2), add(*x1, *x3));
-        let (difference, turned) = (sub(*x0, *x2), turn(sub(*x1, *x3)));
-        *x0 = add(even, odd);
-        *x1 = mul(sub(even, odd), w2);
-        *x2 = mul(add(difference, turned), w1);
-        *x3 = mul(sub(difference, turned), w3);
+        let (even, odd) = (add(x0[i], x2[i]), add(x1[i], x3[i]));
+        let (difference, turned) = (sub(x0[i], x2[i]), turn(sub(x1[i], x3[i])));
+        x0[i] = add(even, odd);
+        x1[i] = mul(sub(even, odd), w2);
+        x2[i] = mul(add(difference, turned), w1);
+        x3[i] = mul(sub(difference, turned), w3);
     }
 }
 
-/// The way back from [`split`], times 4.
+/// The inverse of [`split`], times 4.
 #[inline(always)]
 fn join<S: Simd>(simd: S, block: &mut [Complex<S>], roots: &[[f32; 2]]) {
     let step = roots.len() / block.len();
     let [x0, x1, x2, x3] = quarters(block);
-    for (i, (((x0, x1), x2), x3)) in x0.iter_mut().zip(x1).zip(x2).zip(x3).enumerate() {
+    let count = x0.len();
+    let (x1, x2, x3) = (&mut x1[..count], &mut x2[..count], &mut x3[..count]);
+    for i in 0..count {
         let (w1, w2) = (splat(simd, roots[i * step]), splat(simd, roots[2 * i * step]));
         let w3 = splat(simd, roots[3 * i * step]);
-        let (y1, y2, y3) = (mul(*x1, conj(w2)), mul(*x2, conj(w1)), mul(*x3, conj(w3)));
-        let (even, odd) = (add(*x0, y1), sub(*x0, y1));
+        let (y1, y2, y3) = (mul(x1[i], conj(w2)), mul(x2[i], conj(w1)), mul(x3[i], conj(w3)));
+        let (even, odd) = (add(x0[i], y1), sub(x0[i], y1));
         let (difference, turned) = (add(y2, y3), turn(sub(y2, y3)));
-        *x0 = add(even, difference);
-        *x1 = sub(odd, turned);
-        *x2 = sub(even, difference);
-        *x3 = add(odd, turned);
+        x0[i] = add(even, difference);
+        x1[i] = sub(odd, turned);
+        x2[i] = sub(even, difference);
+        x3[i] = add(odd, turned);
     }
 }
 
@@ -166,7 +170,7 @@ mod tests {
     use crate::ops::cpu::with_simd;
     use pulp::WithSimd;
 
-    /// The spectrum of a signal, and what the inverse makes of it.
+    /// The spectrum of a signal, and its inverse transform.
     struct Both<'a>(&'a [[f32; 2]]);
 
     impl WithSimd for Both<'_> {

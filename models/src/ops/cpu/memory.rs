@@ -1,8 +1,36 @@
-//! The memory that tensors are made of.
+//! Memory for tensors.
 
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Copies `from` to as much memory that nobody has to clear before, and gives it as what it then is.
+static FILL_WITH_NAN: AtomicBool = AtomicBool::new(false);
+
+/// Whether memory for the results of kernels is filled with NaN before they write to it, so that tests find every
+/// number that a kernel does not write.
+pub fn fill_with_nan(yes: bool) {
+    FILL_WITH_NAN.store(yes, Ordering::Relaxed);
+}
+
+/// See [`fill_with_nan`].
+pub(crate) fn is_filled_with_nan() -> bool {
+    FILL_WITH_NAN.load(Ordering::Relaxed)
+}
+
+/// Uninitialised memory for so many numbers, each of which has to be written.
+pub fn uninit(length: usize) -> Box<[MaybeUninit<f32>]> {
+    let mut memory = Box::new_uninit_slice(length);
+    if is_filled_with_nan() {
+        memory.fill(MaybeUninit::new(f32::NAN));
+    }
+    memory
+}
+
+/// So many numbers, each of which has to be overwritten: zeros, which fresh memory has at no cost.
+pub fn unwritten(length: usize) -> Vec<f32> {
+    vec![if is_filled_with_nan() { f32::NAN } else { 0.0 }; length]
+}
+
+/// Copies `from` to uninitialised memory of the same length, and returns it as initialised.
 ///
 /// # Panics
 /// The lengths differ.
@@ -21,13 +49,13 @@ pub fn write<'a>(to: &'a mut [MaybeUninit<f32>], from: &[f32]) -> &'a mut [f32] 
 
 /// Tells the C library (glibc) to keep the memory of freed tensors instead of giving it back to the system.
 ///
-/// A training step allocates the same megabytes again and again. Fresh from the system, every page of them is cleared and
-/// mapped on first use, which takes up to a third of a step. A program that trains calls this once, at its start.
+/// A training step allocates the same megabytes again and again. Fresh from the system, every page of them is cleared
+/// and mapped on first use, which takes up to a third of a step. A program that trains calls this once, at its start.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         const LARGEST: libc::c_int = 1 << 30;
-        // SAFETY: `mallopt` takes any integers, and locks what it changes. Where it refuses one, all stays as it was.
+        // SAFETY: `mallopt` takes any integers, and locks what it changes. If it refuses one, nothing changes.
         #[allow(unsafe_code)]
         unsafe {
             libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST);

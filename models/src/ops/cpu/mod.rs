@@ -1,33 +1,15 @@
-//! Operations on the CPU with hand-written forward and backward passes: [`Kernel`](super::kernel::Kernel)s. Those that have
-//! passes for GPUs as well take them from `ops/cube`.
+//! The parts that the [`Kernel`](super::kernel::Kernel)s of the CPU share.
 //!
-//! Vector instructions are chosen when the program runs. Examples of a batch are spread over the threads, and what is
-//! summed over the batch is summed in the batch's order: results do not depend on the number of threads.
+//! Vector instructions are chosen when the program runs. Examples of a batch are spread over the threads, and sums over
+//! the batch are in the batch's order: results do not depend on the number of threads.
 
-pub mod adam;
-pub mod affine;
-pub mod attention;
-pub mod cauchy;
-pub mod cells;
-pub mod convolution;
-pub mod delta;
-pub mod dropout;
 pub mod fourier;
-pub mod linear;
-pub mod loss;
+pub mod gemm;
 pub mod math;
 pub mod memory;
-pub mod mix;
-pub mod norm;
 pub mod panels;
 pub mod pointwise;
-pub mod product;
-pub mod recurrent;
-pub mod scan;
-pub mod short_convolution;
 pub mod simd;
-pub mod sweep;
-pub mod wkv;
 
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
@@ -63,4 +45,13 @@ pub fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
 /// A tensor of these elements, in the shape of another.
 pub fn like(tensor: &FlexTensor, values: Vec<f32>) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, tensor.layout().shape().clone()))
+}
+
+/// Gradients in the shapes of their tensors.
+pub fn gradients_of<const N: usize>(
+    inputs: &[FlexTensor; N],
+    gradients: impl Into<[Vec<f32>; N]>,
+) -> [Option<FlexTensor>; N] {
+    let mut gradients = gradients.into().into_iter();
+    inputs.each_ref().map(|input| Some(like(input, gradients.next()?)))
 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 /// Columns of a panel.
 pub const WIDTH: usize = 16;
-/// Rows of the matrix that are used for all rows of the left side before going on, so that they stay in the cache.
+/// Rows of the matrix that are used for all rows of the left side before the next ones, so that they stay in the cache.
 const DEPTH: usize = 512;
 
 /// A matrix `[depth, columns]` in panels of 16 columns, each of them row after row, filled up with zeros.
@@ -32,8 +32,8 @@ impl Panels {
         Self { depth, values }
     }
 
-    /// Whether the matrix is larger than what a core's cache keeps (2 MB), so that it is worth reading it but once for all
-    /// rows: [`Self::product_by_all`].
+    /// Whether the matrix is larger than a core's cache (2 MB), so that reading it once for all rows pays off:
+    /// [`Self::product_by_all`].
     pub fn is_large(&self) -> bool {
         self.values.len() > 1 << 19
     }
@@ -43,13 +43,14 @@ impl Panels {
         self.depth
     }
 
-    /// Columns with those filled up.
+    /// Columns, padding included.
     pub fn padded_columns(&self) -> usize {
         self.values.len() / self.depth
     }
 
-    /// `out = left · matrix`: `left` `[rows, depth]` → `out` `[panels, rows, 16]`, of which [`row`] makes rows. Every element
-    /// is one chain of fused multiply-adds in the order of the depth, however rows and panels are split over threads.
+    /// `out = left · matrix`: `left` `[rows, depth]` → `out` `[panels, rows, 16]`, of which [`row`] makes rows. Every
+    /// element is one chain of fused multiply-adds in the order of the depth, however rows and panels are split over
+    /// threads.
     #[inline(always)]
     pub fn product<S: Simd>(&self, simd: S, left: &[f32], out: &mut [f32]) {
         let rows = left.len() / self.depth;
@@ -124,8 +125,8 @@ impl Panel<'_> {
     }
 }
 
-/// The product of R rows with part of a panel, `[depth, V vectors]`, added to `out` where it should be; says R. All sums are
-/// in registers.
+/// The product of R rows with part of a panel, `[depth, V vectors]`, added to `out` where requested; returns R. All
+/// sums are in registers.
 #[inline(always)]
 fn tile<S: Simd, const R: usize, const V: usize>(
     simd: S,

@@ -1,4 +1,4 @@
-//! Vectors of `f32` of whatever width the processor has, with the functions that the kernels need.
+//! Vectors of `f32`, as wide as the processor's, with the functions that the kernels need.
 
 use pulp::Simd;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LN_2, LOG2_E};
@@ -37,7 +37,7 @@ impl<S: Simd> V<S> {
         }
     }
 
-    /// The same in memory that nobody has written to yet.
+    /// The same in uninitialised memory.
     #[inline(always)]
     pub fn init(self, x: &mut [MaybeUninit<f32>]) {
         match S::as_uninit_mut_simd_f32s(x).0.first_mut() {
@@ -98,8 +98,8 @@ impl<S: Simd> V<S> {
         sum
     }
 
-    /// 2ˣ to 1e-7, and 2^±126 beyond ±126: 2 to the nearest integer n times a polynomial of the rest, a minimax fit that
-    /// is 1 at 0, so that a state that hardly decays does not grow instead.
+    /// 2ˣ to 1e-7, and 2^±126 beyond ±126: 2 to the nearest integer n times a polynomial of the rest, a minimax fit
+    /// that is 1 at 0, so that a state that hardly decays does not grow instead.
     #[inline(always)]
     pub fn exp2(self) -> Self {
         let simd = self.0;
@@ -199,10 +199,10 @@ impl<S: Simd> Neg for V<S> {
     }
 }
 
-/// Copies numbers to memory that nobody has written to yet.
+/// Copies numbers to uninitialised memory.
 ///
 /// # Panics
-/// There is not a number for each place.
+/// The lengths differ.
 pub fn init(x: &mut [MaybeUninit<f32>], numbers: &[f32]) {
     assert!(x.len() == numbers.len(), "{} numbers for {} places", numbers.len(), x.len());
     for (x, &number) in x.iter_mut().zip(numbers) {
@@ -227,7 +227,7 @@ pub fn tiles<T>(x: &mut [T], rows_per_block: usize, width: usize, columns: usize
     tiles
 }
 
-/// `[…, rows, columns]` → `[…, columns, rows]`, square after square, so that both sides of it stay in the cache.
+/// `[…, rows, columns]` → `[…, columns, rows]`, tile by tile, so that source and destination stay in the cache.
 pub fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     const SIDE: usize = 16;
     let mut out = vec![0.0; x.len()];
@@ -267,7 +267,7 @@ pub fn pack<S: Simd>(simd: S, matrix: &[f32], vectors: &mut [V<S>], size: usize)
     }
 }
 
-/// The way back from [`pack`].
+/// The inverse of [`pack`].
 #[inline(always)]
 pub fn unpack<S: Simd>(vectors: &[V<S>], matrix: &mut [f32], size: usize) {
     let width = size.div_ceil(V::<S>::LANES);

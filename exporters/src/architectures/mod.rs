@@ -1,0 +1,13 @@
+//! One lowering per architecture, the counterparts of `models::architectures`.
+
+pub(crate) mod deltanet;
+pub(crate) mod gru;
+pub(crate) mod lstm;
+pub(crate) mod mamba;
+pub(crate) mod mingru;
+pub(crate) mod rnn;
+mod rwkv;
+pub(crate) mod rwkv5;
+pub(crate) mod rwkv6;
+pub(crate) mod s4;
+pub(crate) mod transformer;

@@ -1,0 +1,13 @@
+//! One file (or folder) per architecture; the list of them is in [`architectures!`](crate::architectures!).
+
+pub mod deltanet;
+pub mod gru;
+pub mod lstm;
+pub mod mamba;
+pub mod mingru;
+pub mod rnn;
+pub mod rwkv;
+pub mod rwkv5;
+pub mod rwkv6;
+pub mod s4;
+pub mod transformer;

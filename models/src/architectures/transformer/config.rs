@@ -1,0 +1,273 @@
+//! Sizes and options of a Transformer, and their valid combinations.
+
+use crate::architecture::{Architecture, Heads, check_embeddings};
+use crate::error::{ConfigError, InputError};
+use crate::positions::{FREQUENCY_BASE, Input, PositionalEmbedding};
+use data::{Augmentation, Batch, PositionIds, Task};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The initial values of a learned position table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AbsoluteInit {
+    /// N(0, 0.02²).
+    Normal,
+    /// The table of [sinusoidal](crate::positions::sinusoidal) positions.
+    Sinusoidal,
+}
+
+/// Sizes and options of a [`Transformer`](super::Transformer).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransformerConfig {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Blocks.
+    pub num_layers: usize,
+    /// Attention heads; divides `hidden_size`.
+    pub num_heads: usize,
+    /// Width of an MLP, in multiples of `hidden_size`.
+    pub mlp_ratio: usize,
+    /// How positions enter.
+    pub positional_embedding: PositionalEmbedding,
+    /// How positions are drawn, in training and in evaluation: `none`, `shift` or `randomized`. With scalar positions
+    /// `none` is the same as `zooming`, and `shift` as `scaler+shift`.
+    pub augmentation: Augmentation,
+    /// Integer positions are below this: the rows of a position table, the range that `shift` and `randomized` draw
+    /// from.
+    pub max_position_embeddings: usize,
+    /// Leaves the table of absolute positions as it was initialised.
+    pub absolute_freeze: bool,
+    /// The initial values of the table of absolute positions.
+    pub absolute_init: AbsoluteInit,
+    /// Divides attention scores by √head_dim.
+    pub scale_attn_weights: bool,
+    /// Divides the attention scores of layer i (from 0) by i + 1.
+    pub scale_attn_by_inverse_layer_idx: bool,
+    /// Every query attends to its own key, even where the padding mask hides it.
+    pub must_attend_to_identity: bool,
+    /// The decoder is the token embedding.
+    pub tie_word_embeddings: bool,
+    /// The embedding of token 0, which must be `<null>`, is zero and not trained.
+    pub freeze_null_embedding: bool,
+    /// LayerNorm's ε.
+    pub layer_norm_epsilon: f64,
+    /// Dropout of the embedding.
+    pub embd_pdrop: f64,
+    /// Dropout of the attention probabilities.
+    pub attn_pdrop: f64,
+    /// Dropout of what each block adds to the residual stream.
+    pub resid_pdrop: f64,
+}
+
+impl Default for TransformerConfig {
+    fn default() -> Self {
+        Self {
+            hidden_size: 1024,
+            num_layers: 2,
+            num_heads: 8,
+            mlp_ratio: 4,
+            positional_embedding: PositionalEmbedding::None,
+            augmentation: Augmentation::None,
+            max_position_embeddings: 128,
+            absolute_freeze: false,
+            absolute_init: AbsoluteInit::Normal,
+            scale_attn_weights: true,
+            scale_attn_by_inverse_layer_idx: true,
+            must_attend_to_identity: false,
+            tie_word_embeddings: false,
+            freeze_null_embedding: false,
+            layer_norm_epsilon: LAYER_NORM_EPSILON,
+            embd_pdrop: 0.0,
+            attn_pdrop: 0.0,
+            resid_pdrop: 0.0,
+        }
+    }
+}
+
+/// The usual ε of a LayerNorm.
+pub const LAYER_NORM_EPSILON: f64 = 1e-5;
+
+impl TransformerConfig {
+    /// Channels of one head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_heads
+    }
+
+    /// The channels that a token's embedding fills.
+    pub fn embedding_size(&self) -> usize {
+        self.hidden_size.saturating_sub(self.positional_embedding.channels())
+    }
+
+    /// The rotary frequencies base^(−2j/d) for j < d/2, in the order of operations, and so with the rounding, of the
+    /// usual PyTorch code.
+    pub fn inverse_frequencies(&self) -> Vec<f32> {
+        let d = self.head_dim();
+        (0..d / 2).map(|j| 1.0 / (FREQUENCY_BASE as f32).powf(2.0 * j as f32 / d as f32)).collect()
+    }
+
+    /// The factor on the attention scores of `layer` (from 0).
+    pub fn attention_scale(&self, layer: usize) -> f64 {
+        let width = if self.scale_attn_weights { (self.head_dim() as f64).sqrt() } else { 1.0 };
+        let depth = if self.scale_attn_by_inverse_layer_idx { (layer + 1) as f64 } else { 1.0 };
+        1.0 / (width * depth)
+    }
+}
+
+impl Architecture for TransformerConfig {
+    fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+
+    fn num_layers(&self) -> usize {
+        self.num_layers
+    }
+
+    fn decoder_weights(&self) -> &'static [&'static str] {
+        &["lm_head.weight", "wte.weight"]
+    }
+
+    fn check_settings(&self) -> Result<(), ConfigError> {
+        let (hidden, heads) = (self.hidden_size, self.num_heads);
+        let refuse = |key, reason: String| Err(ConfigError::new(key, reason));
+        if heads == 0 || !hidden.is_multiple_of(heads) {
+            return refuse(
+                "num_heads",
+                format!("hidden_size {hidden} cannot be split into {heads} heads; choose a divisor of {hidden}"),
+            );
+        }
+        for (key, value) in [("mlp_ratio", self.mlp_ratio), ("max_position_embeddings", self.max_position_embeddings)] {
+            if value == 0 {
+                return refuse(key, "must be at least 1".into());
+            }
+        }
+        for (key, p) in
+            [("embd_pdrop", self.embd_pdrop), ("attn_pdrop", self.attn_pdrop), ("resid_pdrop", self.resid_pdrop)]
+        {
+            if !(0.0..1.0).contains(&p) {
+                return refuse(key, format!("{p} is not a probability below 1"));
+            }
+        }
+        if !(self.layer_norm_epsilon.is_finite() && self.layer_norm_epsilon > 0.0) {
+            return refuse("layer_norm_epsilon", format!("{} is not a positive number", self.layer_norm_epsilon));
+        }
+        self.check_augmentation()?;
+        self.positional_embedding.check(self)?;
+        self.check_absolute()?;
+        check_embeddings(self.tie_word_embeddings, self.freeze_null_embedding)
+    }
+
+    fn has_dropout(&self) -> bool {
+        [self.embd_pdrop, self.attn_pdrop, self.resid_pdrop].iter().any(|p| *p > 0.0)
+    }
+
+    fn freezes_null(&self) -> bool {
+        self.freeze_null_embedding
+    }
+
+    fn positional_embedding(&self) -> &'static str {
+        self.positional_embedding.name()
+    }
+
+    fn augmentation(&self) -> Augmentation {
+        self.positional_embedding.augmentation(self.augmentation)
+    }
+
+    fn max_position_embeddings(&self) -> Option<usize> {
+        Some(self.max_position_embeddings)
+    }
+
+    fn max_length(&self) -> Option<usize> {
+        self.positional_embedding.limit(self)
+    }
+
+    fn check(&self, batch: &Batch) -> Result<(), InputError> {
+        let wanted = self.positional_embedding.input();
+        let found = match &batch.position_ids {
+            PositionIds::Integers(ids) => {
+                if let (Input::Integers, Some(&position), Some(limit)) = (wanted, ids.iter().max(), self.max_length())
+                    && position >= limit as i64
+                {
+                    return Err(InputError::PastTable { position, limit });
+                }
+                Input::Integers
+            }
+            PositionIds::Scalars(_) => Input::Scalars,
+        };
+        if wanted == Input::None || wanted == found {
+            return Ok(());
+        }
+        let (embedding, augmentation) = (self.positional_embedding.name(), Architecture::augmentation(self).name());
+        Err(InputError::PositionKind { embedding, wanted: wanted.name(), found: found.name(), augmentation })
+    }
+
+    fn examples() -> Vec<Self> {
+        let small = Self { hidden_size: 16, num_layers: 2, num_heads: 2, ..Self::default() };
+        let rotary = Self { positional_embedding: PositionalEmbedding::Rope, ..small.clone() };
+        let mut examples = PositionalEmbedding::examples(&small);
+        examples.extend([
+            Self { must_attend_to_identity: true, ..rotary.clone() },
+            Self { tie_word_embeddings: true, ..rotary.clone() },
+            Self { freeze_null_embedding: true, mlp_ratio: 2, ..small },
+            Self { scale_attn_weights: false, scale_attn_by_inverse_layer_idx: false, ..rotary.clone() },
+            Self { embd_pdrop: 0.1, attn_pdrop: 0.1, resid_pdrop: 0.1, layer_norm_epsilon: 1e-4, ..rotary },
+        ]);
+        examples
+    }
+
+    fn task_defaults(task: &Task) -> Vec<(&'static str, usize)> {
+        vec![("max_position_embeddings", task.max_position_embeddings)]
+    }
+
+    fn benchmark(seq: usize) -> Vec<(&'static str, Value)> {
+        vec![("max_position_embeddings", seq.into())]
+    }
+
+    fn heads() -> Option<Heads> {
+        Some(Heads::Number("num_heads"))
+    }
+
+    fn has_positions() -> bool {
+        true
+    }
+
+    fn tied() -> Option<(&'static str, &'static str)> {
+        Some(("lm_head.weight", "wte.weight"))
+    }
+}
+
+impl TransformerConfig {
+    fn check_augmentation(&self) -> Result<(), ConfigError> {
+        let positions = self.positional_embedding;
+        let choices = positions.augmentations();
+        let possible = |choice: &Augmentation| [*choice, positions.augmentation(*choice)].contains(&self.augmentation);
+        if choices.iter().any(possible) {
+            return Ok(());
+        }
+        let names: Vec<&str> = choices.iter().map(|choice| choice.name()).collect();
+        let hint = match names.split_last() {
+            Some((last, names)) if !names.is_empty() => format!("choose {} or {last}", names.join(", ")),
+            _ => "there are no positions to draw; leave it out".into(),
+        };
+        let (augmentation, positions) = (self.augmentation.name(), positions.name());
+        let reason = format!("`{augmentation}` does not go with positional_embedding `{positions}`: {hint}");
+        Err(ConfigError::new("augmentation", reason))
+    }
+
+    /// The keys of absolute positions, without them.
+    fn check_absolute(&self) -> Result<(), ConfigError> {
+        if self.positional_embedding == PositionalEmbedding::Absolute {
+            return Ok(());
+        }
+        let keys =
+            [("absolute_freeze", self.absolute_freeze), ("absolute_init", self.absolute_init != AbsoluteInit::Normal)];
+        match keys.into_iter().find(|(_, set)| *set) {
+            Some((key, _)) => {
+                let positions = self.positional_embedding.name();
+                Err(ConfigError::new(key, format!("there is no table of absolute positions with `{positions}`")))
+            }
+            None => Ok(()),
+        }
+    }
+}

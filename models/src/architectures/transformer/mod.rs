@@ -1,0 +1,167 @@
+//! Causal Transformer: GPT-2's pre-norm blocks with a ReLU MLP, layer i's attention scores divided by √d·(i + 1).
+//!
+//! Sources: Vaswani et al., arXiv 1706.03762; Radford et al., "Language Models are Unsupervised Multitask Learners",
+//! 2019; sizes and initialisation of arXiv 2405.20131. How positions enter is in
+//! [`crate::positions`](mod@crate::positions).
+
+mod config;
+
+pub use crate::positions::{FREQUENCY_BASE, PositionalEmbedding};
+pub use config::{AbsoluteInit, LAYER_NORM_EPSILON, TransformerConfig};
+
+use crate::architecture::Architecture;
+use crate::error::InputError;
+use crate::layers::{Conv1d, DropoutSource, LayerNorm, Linear, TokenEmbedding, dropout, tied_decoder};
+use crate::ops::autocast::product;
+use crate::ops::{AttentionOptions, KeyMask, SequenceOps, attention};
+use crate::positions::{PositionModule, Score};
+use crate::{Init, ModelInput, Network};
+use burn::module::Module;
+use burn::prelude::*;
+use data::Batch;
+
+impl TransformerConfig {
+    /// A model over `vocab` tokens: weights N(0, 0.02²), the residual projections N(0, (0.02/√(2·layers))²), biases 0.
+    pub fn init<B: Backend>(&self, vocab: usize, init: &mut Init<'_, B>) -> Transformer<B> {
+        let (hidden, std) = (self.hidden_size, 0.02);
+        let residual = std / (2.0 * self.num_layers as f64).sqrt();
+        let wte = TokenEmbedding::new(init, vocab, self.embedding_size(), std, self.freeze_null_embedding);
+        let positions = self.positional_embedding.init(self, init);
+        let norm = |init: &mut Init<'_, B>| LayerNorm::new(init, hidden, self.layer_norm_epsilon);
+        let h = (0..self.num_layers).map(|layer| Block {
+            ln_1: norm(init),
+            attn: Attention {
+                c_attn: Conv1d::new(init, hidden, 3 * hidden, std),
+                c_proj: Conv1d::new(init, hidden, hidden, residual),
+                layer,
+            },
+            ln_2: norm(init),
+            mlp: Mlp {
+                c_fc: Conv1d::new(init, hidden, self.mlp_ratio * hidden, std),
+                c_proj: Conv1d::new(init, self.mlp_ratio * hidden, hidden, residual),
+            },
+        });
+        let h = h.collect();
+        let ln_f = norm(init);
+        let lm_head = (!self.tie_word_embeddings).then(|| Linear::new(init, hidden, vocab, std));
+        Transformer { wte, positions, h, ln_f, lm_head, config: self.clone() }
+    }
+}
+
+/// See the [module documentation](self). Field names are those of the checkpoints.
+#[derive(Module, Debug)]
+pub struct Transformer<B: Backend> {
+    wte: TokenEmbedding<B>,
+    /// Checkpoints have its parameters without this name before them.
+    positions: PositionModule<B>,
+    h: Vec<Block<B>>,
+    ln_f: LayerNorm<B>,
+    /// `None` where the decoder is `wte`.
+    lm_head: Option<Linear<B>>,
+    config: TransformerConfig,
+}
+
+#[derive(Module, Debug)]
+struct Block<B: Backend> {
+    ln_1: LayerNorm<B>,
+    attn: Attention<B>,
+    ln_2: LayerNorm<B>,
+    mlp: Mlp<B>,
+}
+
+#[derive(Module, Debug)]
+struct Attention<B: Backend> {
+    c_attn: Conv1d<B>,
+    c_proj: Conv1d<B>,
+    layer: usize,
+}
+
+#[derive(Module, Debug)]
+struct Mlp<B: Backend> {
+    c_fc: Conv1d<B>,
+    c_proj: Conv1d<B>,
+}
+
+impl<B: Backend> Network<B> for Transformer<B> {
+    fn check(&self, batch: &Batch) -> Result<(), InputError> {
+        self.config.check(batch)
+    }
+}
+
+/// State shared by all blocks of one forward pass.
+struct Pass<'a, B: Backend> {
+    config: &'a TransformerConfig,
+    score: Score<B>,
+    mask: Option<KeyMask<B>>,
+    dropout: Option<DropoutSource>,
+}
+
+impl<B: SequenceOps> Transformer<B> {
+    /// Logits `[batch, seq, vocab]`.
+    pub fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
+        let config = &self.config;
+        let identity = config.must_attend_to_identity;
+        let x = self.wte.forward(input.input_ids); // [batch, seq, width]
+        let x = self.positions.embed(x, input.position_ids.clone()); // [batch, seq, hidden]
+        let pass = Pass {
+            config,
+            score: self.positions.score(input.position_ids, x.dtype()),
+            mask: input.attention_mask.map(|keys| KeyMask { keys, identity }),
+            dropout: input.dropout,
+        };
+        let x = dropout(x, config.embd_pdrop, input.dropout, 0);
+        let x = self.h.iter().fold(x, |x, block| block.forward(x, &pass));
+        let x = self.ln_f.forward(x);
+        match &self.lm_head {
+            Some(lm_head) => lm_head.forward(x),
+            None => tied_decoder(x, self.wte.table()),
+        }
+    }
+
+    /// Sizes and options.
+    pub fn config(&self) -> &TransformerConfig {
+        &self.config
+    }
+}
+
+impl<B: SequenceOps> Block<B> {
+    fn forward(&self, x: Tensor<B, 3>, pass: &Pass<'_, B>) -> Tensor<B, 3> {
+        let place = 3 * self.attn.layer as u64; // of the dropouts
+        let residual = |y, place| dropout(y, pass.config.resid_pdrop, pass.dropout, place);
+        let x = x.clone() + residual(self.attn.forward(self.ln_1.forward(x), pass, place + 1), place + 2);
+        x.clone() + residual(self.mlp.forward(self.ln_2.forward(x)), place + 3)
+    }
+}
+
+impl<B: SequenceOps> Attention<B> {
+    fn forward(&self, x: Tensor<B, 3>, pass: &Pass<'_, B>, place: u64) -> Tensor<B, 3> {
+        let qkv = self.c_attn.forward(x); // [batch, seq, 3·hidden]
+        let (rotation, bias) = match pass.score.clone() {
+            Score::Nothing => (None, None),
+            Score::Rotation(rotation) => (Some(rotation), None),
+            Score::Bias(bias) => (None, Some(bias)),
+        };
+        let options = AttentionOptions {
+            heads: pass.config.num_heads,
+            scale: pass.config.attention_scale(self.layer),
+            rotation,
+            bias,
+            mask: pass.mask.clone(),
+        };
+        let p = pass.config.attn_pdrop;
+        let y = if p > 0.0 && pass.dropout.is_some() {
+            let [q, k, v] = attention::heads(qkv, options.heads, options.rotation.as_ref());
+            let probabilities = attention::probabilities(q, k, &options);
+            attention::side_by_side(product(dropout(probabilities, p, pass.dropout, place), v))
+        } else {
+            B::packed_attention(qkv, options)
+        };
+        self.c_proj.forward(y)
+    }
+}
+
+impl<B: SequenceOps> Mlp<B> {
+    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.c_proj.forward(self.c_fc.forward_relu(x))
+    }
+}

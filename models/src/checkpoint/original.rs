@@ -1,0 +1,393 @@
+//! Settings of the published PyTorch code of arXiv 2405.20131, a run's `config.json`, as ours.
+//!
+//! One function per architecture says which of its fields becomes which of our keys. A value that our models cannot
+//! express is an error that names the field; a field that no model depends on is listed, so that nothing is ignored
+//! silently.
+
+use crate::ModelConfig;
+use crate::lstm::LstmConfig;
+use crate::mamba::{MambaConfig, RMS_NORM_EPSILON};
+use crate::rnn::RnnConfig;
+use crate::rwkv5::Rwkv5Config;
+use crate::rwkv6::Rwkv6Config;
+use crate::s4::S4Config;
+use crate::transformer::{AbsoluteInit, PositionalEmbedding, TransformerConfig};
+use data::Augmentation;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
+/// The settings of a `config.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Original {
+    /// The `[model]` table.
+    pub model: ModelConfig,
+    /// The task's name.
+    pub task: Option<String>,
+    /// The tokens in id order.
+    pub vocab: Option<Vec<String>>,
+    /// The seed of the run.
+    pub seed: Option<u64>,
+    /// The fields that nothing here depends on: paths, logging, the training recipe.
+    pub unused: Vec<String>,
+    /// Differences that a reader of the original config might not expect.
+    pub notes: Vec<String>,
+}
+
+/// A `config.json` that cannot be expressed.
+#[derive(Debug, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct OriginalError {
+    /// The field of the `config.json`.
+    pub field: String,
+    /// The problem.
+    pub reason: String,
+}
+
+impl Original {
+    /// Reads a `config.json`: as JSON, or as almost JSON: NaN and Infinity, a byte order mark, UTF-16, comments,
+    /// trailing commas.
+    pub fn read(bytes: &[u8]) -> Result<Self, OriginalError> {
+        let text = decoded(bytes)?;
+        let strict = serde_json::from_str(&text);
+        // For a file that is not even nearly JSON, the strict parser's error points at the right place.
+        let config = strict.or_else(|e| serde_json::from_str(&plain_json(&text)).map_err(|_| e));
+        Self::new(&config.map_err(|e| error("config.json", format!("it is not JSON: {e}")))?)
+    }
+
+    /// Reads the fields of a `config.json`.
+    pub fn new(config: &Value) -> Result<Self, OriginalError> {
+        let Value::Object(map) = config else { return Err(error("config.json", "it is not a JSON object")) };
+        let fields = Fields { map, seen: RefCell::default(), notes: RefCell::default() };
+        // `arch` is a field of collected configs; in a run, `model` names the architecture of all but the Transformer.
+        let arch = fields.text("arch")?.or(fields.text("model")?).unwrap_or_else(|| "transformer".into());
+        fields.text("model")?;
+        let model = match arch.to_lowercase().as_str() {
+            "rnn" => rnn(&fields)?,
+            "lstm" => lstm(&fields)?,
+            "s4" => s4(&fields)?,
+            "mamba" => mamba(&fields)?,
+            "rwkv" => rwkv(&fields)?,
+            "transformer" => transformer(&fields)?,
+            _ => return Err(error("arch", format!("`{arch}` is not an architecture of this program"))),
+        };
+        model.validate().map_err(|e| error(e.key, e.reason))?;
+        let (task, vocab, seed) = (fields.text("task")?, fields.get("vocab")?, fields.seed()?);
+        let unused = map.keys().filter(|key| !fields.seen.borrow().contains(*key)).cloned().collect();
+        Ok(Self { model, task, vocab, seed, unused, notes: fields.notes.into_inner() })
+    }
+}
+
+fn rnn(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
+    Ok(ModelConfig::Rnn(RnnConfig {
+        hidden_size: f.required("hidden_size")?,
+        num_layers: f.required("num_hidden_layers")?,
+        dropout: f.get("dropout")?.unwrap_or(0.0),
+        tie_word_embeddings: f.flag("tie_word_embeddings")?,
+        freeze_null_embedding: f.flag("freeze_null_emb")?,
+    }))
+}
+
+fn lstm(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
+    Ok(ModelConfig::Lstm(LstmConfig {
+        hidden_size: f.required("hidden_size")?,
+        num_layers: f.required("num_hidden_layers")?,
+        dropout: f.get("dropout")?.unwrap_or(0.0),
+        tie_word_embeddings: f.flag("tie_word_embeddings")?,
+        freeze_null_embedding: f.flag("freeze_null_emb")?,
+    }))
+}
+
+fn s4(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
+    Ok(ModelConfig::S4(S4Config {
+        hidden_size: f.required("hidden_size")?,
+        num_layers: f.required("num_hidden_layers")?,
+        dropout: f.get("dropout")?.unwrap_or(0.0),
+        kernel_length: f.required("max_seq_len")?,
+        tie_word_embeddings: f.flag("tie_word_embeddings")?,
+        freeze_null_embedding: f.flag("freeze_null_emb")?,
+    }))
+}
+
+fn mamba(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
+    f.only("rms_norm", &true)?;
+    f.only("tie_word_embeddings", &true)?;
+    f.only("norm_epsilon", &RMS_NORM_EPSILON)?;
+    let default = MambaConfig::default();
+    Ok(ModelConfig::Mamba(MambaConfig {
+        hidden_size: f.required("hidden_size")?,
+        num_layers: f.required("num_hidden_layers")?,
+        state_size: f.get("d_state")?.unwrap_or(default.state_size),
+        conv_kernel: f.get("d_conv")?.unwrap_or(default.conv_kernel),
+        expand: f.get("expand")?.unwrap_or(default.expand),
+    }))
+}
+
+fn rwkv(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
+    let hidden_size = f.required("hidden_size")?;
+    let num_layers = f.required("num_hidden_layers")?;
+    let head_size = f.get("head_size_a")?.unwrap_or(64);
+    let dropout = f.get("dropout")?.unwrap_or(0.0);
+    f.only("head_size_divisor", &8)?;
+    f.only("dim_att", &hidden_size)?;
+    f.only("dim_ffn", &(hidden_size * 7 / 2 / 32 * 32))?;
+    match f.text("my_testing")?.as_deref() {
+        Some("x052") => Ok(ModelConfig::Rwkv5(Rwkv5Config { hidden_size, num_layers, head_size, dropout })),
+        None | Some("x060") => Ok(ModelConfig::Rwkv6(Rwkv6Config { hidden_size, num_layers, head_size, dropout })),
+        Some(other) => Err(error("my_testing", format!("`{other}` is not supported; x052 and x060 are"))),
+    }
+}
+
+fn transformer(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
+    f.only("activation_function", &String::from("relu"))?;
+    let positional_embedding = positional_embedding(f)?;
+    if f.flag("absolute_posemb_initfromsine")? {
+        f.note(
+            "absolute_posemb_initfromsine had no effect in the original (its table was overwritten) and has none here",
+        );
+    }
+    Ok(ModelConfig::Transformer(TransformerConfig {
+        hidden_size: f.required("hidden_size")?,
+        num_layers: f.required("num_hidden_layers")?,
+        num_heads: f.required("num_attention_heads")?,
+        mlp_ratio: f.get("mlp_dim_multipler")?.unwrap_or(4), // sic
+        positional_embedding,
+        augmentation: augmentation(f, positional_embedding)?,
+        max_position_embeddings: f.required("max_position_embeddings")?,
+        absolute_freeze: f.flag("absolute_posemb_freeze")? && positional_embedding == PositionalEmbedding::Absolute,
+        absolute_init: AbsoluteInit::Normal,
+        scale_attn_weights: f.get("scale_attn_weights")?.unwrap_or(true),
+        scale_attn_by_inverse_layer_idx: f.get("scale_attn_by_inverse_layer_idx")?.unwrap_or(true),
+        must_attend_to_identity: f.flag("must_attend_to_identity")?,
+        tie_word_embeddings: f.flag("tie_word_embeddings")?,
+        freeze_null_embedding: f.flag("freeze_null_emb")?,
+        layer_norm_epsilon: f.get("layer_norm_epsilon")?.unwrap_or(1e-5),
+        embd_pdrop: f.get("embd_pdrop")?.unwrap_or(0.0),
+        attn_pdrop: f.get("attn_pdrop")?.unwrap_or(0.0),
+        resid_pdrop: f.get("resid_pdrop")?.unwrap_or(0.0),
+    }))
+}
+
+fn positional_embedding(f: &Fields<'_>) -> Result<PositionalEmbedding, OriginalError> {
+    let mut found = PositionalEmbedding::None;
+    for (field, embedding) in [
+        ("absolute_posemb", PositionalEmbedding::Absolute),
+        ("sinusoidal_posemb", PositionalEmbedding::Sinusoidal),
+        ("rotary_posemb", PositionalEmbedding::Rope),
+        ("scaler_posemb", PositionalEmbedding::Scalar),
+    ] {
+        if f.flag(field)? {
+            if found != PositionalEmbedding::None {
+                let reason = format!("a second positional embedding beside {}; a model here has one", found.name());
+                return Err(error(field, reason));
+            }
+            found = embedding;
+        }
+    }
+    Ok(found)
+}
+
+/// Any flag of any positional embedding decides, whether or not the embedding is on: shift before randomized, and
+/// scalar positions last.
+fn augmentation(f: &Fields<'_>, positions: PositionalEmbedding) -> Result<Augmentation, OriginalError> {
+    let shift = f.any(&["absolute_posemb_shift", "rotary_posemb_shift", "sinusoidal_posemb_shift"])?;
+    let randomized = f.any(&["absolute_posemb_rdmz", "rotary_posemb_rdmz"])?;
+    let scaler_shift = f.flag("scaler_posemb_shift")?;
+    let chosen = match positions {
+        PositionalEmbedding::None => Augmentation::None,
+        PositionalEmbedding::Scalar if scaler_shift => Augmentation::Shift,
+        PositionalEmbedding::Scalar => Augmentation::None,
+        _ if shift => Augmentation::Shift,
+        _ if randomized => Augmentation::Randomized,
+        _ => Augmentation::None,
+    };
+    if positions == PositionalEmbedding::Scalar && (shift || randomized) {
+        let reason = "the shift or rdmz flag of another embedding would give scalar positions integers";
+        return Err(error("scaler_posemb", reason));
+    }
+    f.get::<Value>("augmentation")?; // a name for the same in collected configs
+    Ok(chosen)
+}
+
+/// The fields of a `config.json`, and which of them have been read.
+struct Fields<'a> {
+    map: &'a Map<String, Value>,
+    seen: RefCell<BTreeSet<String>>,
+    notes: RefCell<Vec<String>>,
+}
+
+impl Fields<'_> {
+    /// The field's value; `None` where it is missing or null.
+    fn get<T: DeserializeOwned>(&self, field: &str) -> Result<Option<T>, OriginalError> {
+        self.seen.borrow_mut().insert(field.to_owned());
+        let value = self.map.get(field).filter(|value| !value.is_null());
+        let read = |value| {
+            // 32.0 is 32 where a whole number is expected.
+            let whole = |e| integer_of(value).and_then(|whole| T::deserialize(whole).ok()).ok_or(e);
+            T::deserialize(value).or_else(whole).map_err(|e| error(field, e.to_string()))
+        };
+        value.map(read).transpose()
+    }
+
+    /// The seed. The file may hold a larger one than a run's config can.
+    fn seed(&self) -> Result<Option<u64>, OriginalError> {
+        let too_large = |seed: &Value| seed.as_f64().is_some_and(|seed| seed >= i64::MAX as f64);
+        match self.get::<Value>("seed")? {
+            Some(seed) if too_large(&seed) && seed.as_i64().is_none() => {
+                Err(error("seed", format!("{seed}: seeds go up to {}", i64::MAX)))
+            }
+            _ => self.get("seed"),
+        }
+    }
+
+    fn required<T: DeserializeOwned>(&self, field: &str) -> Result<T, OriginalError> {
+        self.get(field)?.ok_or_else(|| error(field, "the field is missing"))
+    }
+
+    fn text(&self, field: &str) -> Result<Option<String>, OriginalError> {
+        self.get(field)
+    }
+
+    /// A flag; false where it is missing.
+    fn flag(&self, field: &str) -> Result<bool, OriginalError> {
+        let switch = match self.map.get(field).and_then(Value::as_f64) {
+            Some(0.0) => Some(false),
+            Some(1.0) => Some(true),
+            _ => return Ok(self.get(field)?.unwrap_or(false)),
+        };
+        self.seen.borrow_mut().insert(field.to_owned());
+        Ok(switch.unwrap_or(false))
+    }
+
+    fn any(&self, fields: &[&str]) -> Result<bool, OriginalError> {
+        fields.iter().try_fold(false, |any, field| Ok(self.flag(field)? || any))
+    }
+
+    /// Refuses any other value of the field.
+    fn only<T: DeserializeOwned + PartialEq + Debug>(&self, field: &str, supported: &T) -> Result<(), OriginalError> {
+        match self.get::<T>(field)? {
+            Some(other) if other != *supported => {
+                Err(error(field, format!("{other:?} is not supported; only {supported:?} is")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn note(&self, note: &str) {
+        self.notes.borrow_mut().push(note.to_owned());
+    }
+}
+
+fn error(field: impl Into<String>, reason: impl Into<String>) -> OriginalError {
+    OriginalError { field: field.into(), reason: reason.into() }
+}
+
+/// A whole number that is written with a fraction of zero.
+fn integer_of(value: &Value) -> Option<Value> {
+    const EXACT: f64 = 9e15; // every whole number below is a float
+    let number = value.as_f64().filter(|_| value.is_f64())?;
+    (number.fract() == 0.0 && number.abs() < EXACT).then(|| Value::from(number as i64))
+}
+
+/// The text of a file in UTF-8 or, with its mark, UTF-16.
+fn decoded(bytes: &[u8]) -> Result<String, OriginalError> {
+    let wide = |order: fn([u8; 2]) -> u16| {
+        let units = bytes.as_chunks::<2>().0.iter().skip(1).map(|pair| order(*pair));
+        char::decode_utf16(units).collect::<Result<String, _>>().map_err(|e| e.to_string())
+    };
+    let text = match bytes {
+        [0xff, 0xfe, ..] => wide(u16::from_le_bytes),
+        [0xfe, 0xff, ..] => wide(u16::from_be_bytes),
+        _ => std::str::from_utf8(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes))
+            .map(str::to_owned)
+            .map_err(|e| e.to_string()),
+    };
+    text.map_err(|e| error("config.json", format!("it is not text: {e}")))
+}
+
+/// JSON from almost JSON. NaN and the infinities become strings, so that a field that no model depends on may
+/// have them, and one of a model is refused by name.
+fn plain_json(text: &str) -> String {
+    const WORDS: [&str; 4] = ["NaN", "-NaN", "Infinity", "-Infinity"];
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let word = WORDS.iter().find(|word| rest.starts_with(**word));
+        let (taken, written): (usize, &str) = if first == '"' {
+            let n = string_length(rest);
+            (n, &rest[..n])
+        } else if let Some(word) = word {
+            plain.push('"');
+            plain.push_str(word);
+            (word.len(), "\"")
+        } else if rest.starts_with("//") || first == '#' {
+            (rest.find('\n').unwrap_or(rest.len()), "")
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            (comment.find("*/").map_or(rest.len(), |end| end + 4), " ")
+        } else {
+            if matches!(first, '}' | ']') {
+                let kept = plain.trim_end();
+                if kept.ends_with(',') {
+                    plain.truncate(kept.len() - 1);
+                }
+            }
+            (first.len_utf8(), &rest[..first.len_utf8()])
+        };
+        plain.push_str(written);
+        rest = &rest[taken..];
+    }
+    plain
+}
+
+/// The bytes of the string literal with which a text begins, both quotes included.
+fn string_length(text: &str) -> usize {
+    let mut escaped = false;
+    for (i, byte) in text.bytes().enumerate().skip(1) {
+        match byte {
+            b'"' if !escaped => return i + 1,
+            b'\\' => escaped = !escaped,
+            _ => escaped = false,
+        }
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_is_nearly_json_becomes_json() {
+        for (text, plain) in [
+            (r#"{"a": NaN, "b": [-Infinity, 1]}"#, r#"{"a": "NaN", "b": ["-Infinity", 1]}"#),
+            (r#"{"NaN // # /*": "a\"\\", "b": Infinity}"#, r#"{"NaN // # /*": "a\"\\", "b": "Infinity"}"#),
+            ("{\"a\": 1, // one\n # two\n /* three */ \"b\": 2,\n}", "{\"a\": 1, \n \n   \"b\": 2}"),
+            ("[1, 2, ]", "[1, 2]"),
+            ("\"ends", "\"ends"),
+            ("/* ends", " "),
+            ("ü", "ü"),
+        ] {
+            assert_eq!(plain_json(text), plain);
+        }
+    }
+
+    #[test]
+    fn text_is_read_with_either_mark() {
+        let wide = |order: fn(u16) -> [u8; 2], mark: [u8; 2]| {
+            let units = "{\"ü\": 1}".encode_utf16().flat_map(order);
+            mark.into_iter().chain(units).collect::<Vec<u8>>()
+        };
+        for bytes in [
+            "{\"ü\": 1}".as_bytes().to_vec(),
+            "\u{feff}{\"ü\": 1}".as_bytes().to_vec(),
+            wide(u16::to_le_bytes, [0xff, 0xfe]),
+            wide(u16::to_be_bytes, [0xfe, 0xff]),
+        ] {
+            assert_eq!(decoded(&bytes).unwrap(), "{\"ü\": 1}");
+        }
+        assert!(decoded(b"\xff").unwrap_err().reason.contains("not text"));
+    }
+}

@@ -1,0 +1,43 @@
+//! The lists behind enums, dispatch and tests: a new architecture or positional scheme is one more line here.
+//! Programs without the models, such as an evaluator that only names them, read this file alone.
+
+/// Hands the architectures to the macro called `$callback`, each as `Variant module Config "Title";`.
+///
+/// The module's name is the value of `arch` in configs; the model's type is called as the variant. See
+/// [`Architecture`](crate::Architecture) for what the config implements.
+#[macro_export]
+macro_rules! architectures {
+    ($callback:ident) => {
+        $callback! {
+            Rnn rnn RnnConfig "RNN";
+            Lstm lstm LstmConfig "LSTM";
+            Gru gru GruConfig "GRU";
+            MinGru mingru MinGruConfig "minGRU";
+            S4 s4 S4Config "S4";
+            Mamba mamba MambaConfig "Mamba";
+            Rwkv5 rwkv5 Rwkv5Config "RWKV-5";
+            Rwkv6 rwkv6 Rwkv6Config "RWKV-6";
+            DeltaNet deltanet DeltaNetConfig "Gated DeltaNet";
+            Transformer transformer TransformerConfig "Transformer";
+        }
+    };
+}
+
+/// Hands the positional schemes of Transformers to the macro called `$callback`, each as
+/// `Variant module Type "Title";`.
+///
+/// The module's name is the value of `positional_embedding` in configs. See [`Scheme`](crate::positions::Scheme) for
+/// what the type implements.
+#[macro_export]
+macro_rules! positions {
+    ($callback:ident) => {
+        $callback! {
+            None none NoPositions "NoPE";
+            Absolute absolute Absolute "absolute";
+            Sinusoidal sinusoidal Sinusoidal "sinusoidal";
+            Rope rope Rope "RoPE";
+            Scalar scalar Scalar "scalar";
+            Alibi alibi Alibi "ALiBi";
+        }
+    };
+}

@@ -1,0 +1,34 @@
+//! Products with a gate.
+
+pub mod cpu;
+
+use super::kernel::RunKernels;
+use burn::prelude::*;
+use burn::tensor::activation::{sigmoid, silu};
+
+/// The function of a gate's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// 1/(1 + e⁻ᶻ).
+    Sigmoid,
+    /// z/(1 + e⁻ᶻ).
+    Silu,
+}
+
+/// The product with a gate.
+pub trait GatedOp: RunKernels {
+    /// `x`·gate(`z`), entry by entry, all `[batch, seq, channels]`.
+    fn gated(x: Tensor<Self, 3>, z: Tensor<Self, 3>, gate: Gate) -> Tensor<Self, 3> {
+        cpu::gated(&x, &z, gate).unwrap_or_else(|| reference(x, z, gate))
+    }
+}
+
+impl<B: RunKernels> GatedOp for B {}
+
+/// x·gate(z).
+pub fn reference<B: Backend>(x: Tensor<B, 3>, z: Tensor<B, 3>, gate: Gate) -> Tensor<B, 3> {
+    match gate {
+        Gate::Sigmoid => x * sigmoid(z),
+        Gate::Silu => x * silu(z),
+    }
+}

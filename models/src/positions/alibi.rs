@@ -1,0 +1,61 @@
+//! ALiBi: head h adds −m_h·(i − j) to the score of query i and key j (Press et al., arXiv 2108.12409). Nothing is
+//! trained and there is no table, so that sequences may have any length (length extrapolation).
+
+use super::{Input, Scheme, Score};
+use crate::transformer::TransformerConfig;
+use crate::{Init, Positions};
+use burn::module::Module;
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+use std::marker::PhantomData;
+
+/// See the [module documentation](self).
+#[derive(Module, Debug)]
+pub struct Alibi<B: Backend> {
+    slopes: Vec<f32>,
+    backend: PhantomData<B>,
+}
+
+/// m_h of every head: 2^(−8(h + 1)/n) for n heads, a power of two. For other n, those of the power of two below, then
+/// every other one of twice that power, as in the code published with the paper.
+pub fn slopes(heads: usize) -> Vec<f32> {
+    let of_power = |n: usize| (1..=n).map(move |h| (-8.0 * h as f64 / n as f64).exp2() as f32);
+    let power = 1 << heads.max(1).ilog2();
+    of_power(power).chain(of_power(2 * power).step_by(2)).take(heads).collect()
+}
+
+impl<B: Backend> Scheme<B> for Alibi<B> {
+    const INPUT: Input = Input::None;
+
+    fn new(config: &TransformerConfig, _init: &mut Init<'_, B>) -> Self {
+        Self { slopes: slopes(config.num_heads), backend: PhantomData }
+    }
+
+    fn score(&self, positions: Positions<B>, dtype: DType) -> Score<B> {
+        let (seq, device) = match &positions {
+            Positions::Integers(ids) => (ids.dims()[1], ids.device()),
+            Positions::Scalars(values) => (values.dims()[1], values.device()),
+        };
+        let heads = self.slopes.len();
+        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 }; // half precision cannot tell 1000 from 1001
+        let slopes = TensorData::new(self.slopes.clone(), [1, heads, 1, 1]);
+        let slopes = Tensor::<B, 4>::from_data(slopes, (&device, wide));
+        let places = Tensor::<B, 1, Int>::arange(0..seq as i64, &device).float().cast(wide);
+        let (query, key) = (places.clone().reshape([1, 1, seq, 1]), places.reshape([1, 1, 1, seq]));
+        Score::Bias(((key - query) * slopes).cast(dtype)) // [1, heads, query, key]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_are_those_of_the_paper() {
+        let powers = |exponents: &[f32]| exponents.iter().map(|e| (-e).exp2()).collect::<Vec<_>>();
+        assert_eq!(slopes(8), powers(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]));
+        assert_eq!(slopes(2), powers(&[4.0, 8.0]));
+        assert_eq!(slopes(1), powers(&[8.0]));
+        assert_eq!(slopes(6), powers(&[2.0, 4.0, 6.0, 8.0, 1.0, 3.0]), "four of 4 heads, then 0 and 2 of 8");
+    }
+}

@@ -1,0 +1,43 @@
+use crate::ops::SequenceOps;
+use burn::prelude::*;
+
+/// Mean cross entropy (teacher forcing) over the positions with a label ≥ 0: `logits` `[batch, seq, vocab]`, `labels`
+/// `[batch, seq]`.
+pub fn masked_cross_entropy<B: SequenceOps>(logits: Tensor<B, 3>, labels: Tensor<B, 2, Int>) -> Tensor<B, 1> {
+    let scored = labels.clone().greater_equal_elem(0).float(); // [batch, seq]
+    let weights = scored.clone() / scored.sum().unsqueeze();
+    weighted_cross_entropy(logits, labels, weights)
+}
+
+/// −Σ weight·ln p(label) over all positions: `logits` `[batch, seq, vocab]`, `labels` and `weights` `[batch, seq]`.
+/// Where there is no label (−1), the weight is 0.
+pub fn weighted_cross_entropy<B: SequenceOps>(
+    logits: Tensor<B, 3>,
+    labels: Tensor<B, 2, Int>,
+    weights: Tensor<B, 2>,
+) -> Tensor<B, 1> {
+    B::cross_entropy(logits, labels, weights)
+}
+
+/// RWKV's pull of the largest logits towards zero, a term of the training loss whose value is 0 and whose
+/// gradient is `max_logit`·1e-4/(batch·seq) at the largest logit of every position, scored or not.
+///
+/// Source: `L2Wrap` in the training code published with Peng et al., arXiv 2404.05892.
+pub fn l2_wrap<B: Backend>(logits: Tensor<B, 3>) -> Tensor<B, 1> {
+    let [batch, seq, _] = logits.dims();
+    let weights = Tensor::full([batch], 1.0 / (batch * seq) as f64, (&logits.device(), logits.dtype()));
+    weighted_l2_wrap(logits, weights)
+}
+
+/// [`l2_wrap`] with a weight for each row, `weights` `[batch]`, in the place of 1/(batch·seq).
+pub fn weighted_l2_wrap<B: Backend>(logits: Tensor<B, 3>, weights: Tensor<B, 1>) -> Tensor<B, 1> {
+    let [batch, _, _] = logits.dims();
+    let largest = logits.max_dim(2); // [batch, seq, 1]
+    let term = (largest.square() * weights.reshape([batch, 1, 1])).sum() * 0.5e-4;
+    term.clone() - term.detach()
+}
+
+/// The argmax over the vocabulary, `[batch, seq]`.
+pub fn predictions<B: Backend>(logits: Tensor<B, 3>) -> Tensor<B, 2, Int> {
+    logits.argmax(2).squeeze_dim(2)
+}

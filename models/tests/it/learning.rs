@@ -1,0 +1,178 @@
+//! The models learn: modular counting up to 50 from the longest sequence, by the optimizer that training uses.
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::prelude::*;
+use burn::tensor::TensorData;
+use data::{Batch, Collation, Split, Task, stream_rng};
+use models::deltanet::DeltaNetConfig;
+use models::gru::GruConfig;
+use models::lstm::LstmConfig;
+use models::mamba::MambaConfig;
+use models::mingru::MinGruConfig;
+use models::rnn::RnnConfig;
+use models::rwkv5::Rwkv5Config;
+use models::rwkv6::Rwkv6Config;
+use models::s4::S4Config;
+use models::transformer::{PositionalEmbedding, TransformerConfig};
+use models::{Cpu, Model, ModelConfig, ModelInput, Positions, masked_cross_entropy, predictions};
+use rand::RngExt;
+
+/// Trains until 99 % of the 50 tokens are right, and fails where that takes more than `max_steps`.
+fn learns(config: ModelConfig, lr: f64, max_steps: usize) {
+    let device = Default::default();
+    let task = Task::by_name("counting_samesymbol_mod10bos").unwrap();
+    let longest = task.family.example(Split::Train, 0, 49);
+    assert_eq!(longest.length, 50);
+    let batch = Batch::collate(&[longest.as_ref()], &task.vocabulary, &Collation::sequential()).unwrap();
+    let input = ModelInput::<Autodiff<Cpu>>::new(&batch, &device);
+    let labels = TensorData::new(batch.labels.clone(), [batch.batch, batch.seq]);
+    let labels = Tensor::<Autodiff<Cpu>, 2, Int>::from_data(labels, &device);
+
+    let mut model: Model<Autodiff<Cpu>> = config.init(task.vocabulary.len(), 1, &device);
+    let mut optimizer = AdamWConfig::new().with_weight_decay(0.01).init::<Autodiff<Cpu>, Model<Autodiff<Cpu>>>();
+    assert!(accuracy(&model, &batch) < 0.5, "an untrained {} must not count", config.arch());
+    for step in 1..=max_steps {
+        let loss = masked_cross_entropy(model.forward(input.clone()), labels.clone());
+        let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        model = optimizer.step(lr, model, gradients);
+        if step % 20 == 0 && accuracy(&model, &batch) >= 0.99 {
+            return eprintln!("{}: learned in {step} of at most {max_steps} steps", config.arch());
+        }
+    }
+    panic!("{}: accuracy {} after {max_steps} steps", config.arch(), accuracy(&model, &batch));
+}
+
+fn accuracy(model: &Model<Autodiff<Cpu>>, batch: &Batch) -> f64 {
+    let input = ModelInput::new(batch, &Default::default());
+    let predicted = predictions(model.valid().forward(input)).into_data();
+    let right = predicted.iter::<i64>().zip(&batch.labels).filter(|(p, l)| p == *l).count();
+    right as f64 / batch.labelled() as f64
+}
+
+#[test]
+fn an_rnn_learns_to_count() {
+    learns(
+        ModelConfig::Rnn(RnnConfig { hidden_size: 32, num_layers: 1, dropout: 0.0, ..Default::default() }),
+        3e-3,
+        1000,
+    );
+}
+
+#[test]
+fn an_lstm_learns_to_count() {
+    learns(
+        ModelConfig::Lstm(LstmConfig { hidden_size: 32, num_layers: 1, dropout: 0.0, ..Default::default() }),
+        3e-3,
+        1000,
+    );
+}
+
+#[test]
+fn s4_learns_to_count() {
+    let config = S4Config { hidden_size: 32, dropout: 0.0, kernel_length: 64, ..Default::default() };
+    learns(ModelConfig::S4(config), 3e-3, 1000);
+}
+
+#[test]
+fn a_gru_learns_to_count() {
+    learns(ModelConfig::Gru(GruConfig { hidden_size: 32, num_layers: 1, dropout: 0.0 }), 3e-3, 1000);
+}
+
+#[test]
+fn a_transformer_learns_to_count() {
+    let positional_embedding = PositionalEmbedding::Rope;
+    let config =
+        TransformerConfig { hidden_size: 64, num_layers: 2, num_heads: 4, positional_embedding, ..Default::default() };
+    learns(ModelConfig::Transformer(config), 1e-3, 1000);
+}
+
+/// A label per token, which depends on the token and on the label before it.
+type Automaton = fn(token: i64, before: Option<i64>) -> i64;
+
+/// Trains on fresh random strings of 32 of the `tokens` until 99 % of unseen answers are right.
+fn simulates(config: ModelConfig, tokens: &[i64], automaton: Automaton, lr: f64, max_steps: u64) {
+    let (batch, seq) = (16, 32);
+    let device = Default::default();
+    let strings = |step: u64| {
+        let mut rng = stream_rng(1, "strings", step);
+        let (mut ids, mut labels) = (vec![], vec![]);
+        for i in 0..batch * seq {
+            ids.push(tokens[rng.random_range(0..tokens.len())]);
+            let before = (i % seq > 0).then(|| labels[i - 1]);
+            labels.push(automaton(ids[i], before));
+        }
+        [ids, labels].map(|v| Tensor::<Autodiff<Cpu>, 2, Int>::from_data(TensorData::new(v, [batch, seq]), &device))
+    };
+    let input = |ids: Tensor<_, 2, Int>| ModelInput {
+        input_ids: ids.clone(),
+        position_ids: Positions::Integers(ids),
+        attention_mask: None,
+        dropout: None,
+    };
+    let mut model: Model<Autodiff<Cpu>> = config.init(11, 1, &device);
+    let mut optimizer = AdamWConfig::new().init::<Autodiff<Cpu>, Model<Autodiff<Cpu>>>();
+    let mut accuracy = 0.0;
+    for step in 1..=max_steps {
+        let [ids, labels] = strings(step);
+        let logits = model.forward(input(ids));
+        if step % 20 == 0 {
+            let right = predictions(logits.clone()).equal(labels.clone()).int().sum().into_scalar();
+            accuracy = right as f64 / (batch * seq) as f64;
+            if accuracy >= 0.99 {
+                return eprintln!("{}: learned in {step} of at most {max_steps} steps", config.arch());
+            }
+        }
+        let gradients = GradientsParams::from_grads(masked_cross_entropy(logits, labels).backward(), &model);
+        model = optimizer.step(lr, model, gradients);
+    }
+    panic!("{}: accuracy {accuracy} after {max_steps} steps", config.arch());
+}
+
+/// The flip-flop language of Liu et al., arXiv 2306.00946, with ten symbols: every step has to output the symbol last
+/// written, and most steps write nothing.
+fn latches(config: ModelConfig, lr: f64, max_steps: u64) {
+    const NOTHING: i64 = 10;
+    let mut tokens: Vec<i64> = (0..10).collect();
+    tokens.extend([NOTHING; 40]);
+    let latch = |token, before: Option<i64>| if token == NOTHING { before.unwrap_or(NOTHING) } else { token };
+    simulates(config, &tokens, latch, lr, max_steps);
+}
+
+#[test]
+fn a_mingru_learns_to_latch() {
+    latches(ModelConfig::MinGru(MinGruConfig { hidden_size: 32, num_layers: 2, dropout: 0.0 }), 5e-3, 600);
+}
+
+#[test]
+fn mamba_learns_to_latch() {
+    let config = MambaConfig { hidden_size: 32, num_layers: 1, ..Default::default() };
+    latches(ModelConfig::Mamba(config), 3e-3, 1000);
+}
+
+#[test]
+fn an_rwkv5_learns_to_latch() {
+    latches(ModelConfig::Rwkv5(Rwkv5Config { hidden_size: 32, num_layers: 2, head_size: 16, dropout: 0.0 }), 5e-3, 600);
+}
+
+#[test]
+fn an_rwkv6_learns_to_latch() {
+    latches(ModelConfig::Rwkv6(Rwkv6Config { hidden_size: 32, num_layers: 2, head_size: 16, dropout: 0.0 }), 5e-3, 600);
+}
+
+fn deltanet(negative_eigenvalues: bool) -> ModelConfig {
+    let (hidden_size, num_layers, head_size, dropout) = (32, 2, 16, 0.0);
+    ModelConfig::DeltaNet(DeltaNetConfig { hidden_size, num_layers, head_size, negative_eigenvalues, dropout })
+}
+
+#[test]
+fn a_deltanet_learns_to_latch() {
+    latches(deltanet(false), 5e-3, 600);
+}
+
+/// The parity of the ones so far, which takes an eigenvalue of −1 (Grazzi et al., arXiv 2411.12537).
+#[test]
+fn a_deltanet_learns_parity() {
+    simulates(deltanet(true), &[0, 1], |token, before| (token + before.unwrap_or(0)) % 2, 5e-3, 1000);
+}

@@ -1,0 +1,232 @@
+//! The CPU's kernels of state spaces and linear recurrences against the references in float64: outputs and every
+//! gradient, at awkward sizes, and to the last bit regardless of the number of threads.
+
+use crate::common::cpu;
+use crate::common::kernels::{Argument, Flat, Training, UNIT, flat};
+use burn::prelude::*;
+use models::ops::causal_convolution::{self as convolution, CausalConvolutionOp};
+use models::ops::delta::{self, DeltaRule, DeltaRuleOp};
+use models::ops::dropout::{self as drop, DropoutOp, Mask};
+use models::ops::gated::{self, Gate, GatedOp};
+use models::ops::gelu::GeluOp;
+use models::ops::linear_recurrence::{self as linear, LinearRecurrenceOp};
+use models::ops::norm::{self as norms, NormOp};
+use models::ops::s4_kernel::{self as s4, S4Kernel, S4KernelOp};
+use models::ops::scan::{self, SelectiveScan, SelectiveScanOp};
+use models::ops::short_convolution::{self as short, ShortConvolutionOp};
+use models::ops::squared_relu::{self, SquaredReluOp};
+use models::ops::token_mix::{self as mix, TokenMixOps};
+use models::ops::wkv::{self, WkvOp};
+use proptest::prelude::*;
+
+fn check(
+    what: &str,
+    arguments: &[Argument],
+    kernel: impl Fn(&[Flat]) -> Vec<Flat> + Sync,
+    reference: impl Fn(&[Flat]) -> Vec<Flat>,
+) {
+    cpu::check(what, 1e-2, arguments, kernel, reference);
+}
+
+/// Small and odd ones, and those that vectors fill.
+fn sizes_of_heads() -> impl Strategy<Value = usize> {
+    prop_oneof![3 => 1..20usize, 1 => Just(32usize), 1 => 40..70usize, 1 => Just(64usize)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(12) })]
+
+    #[test]
+    fn selective_scan(batch in 1..4usize, seq in 1..50usize, channels in 1..80usize, state in 1..20usize, given: bool) {
+        let (wide, narrow) = (batch * seq * channels, batch * seq * state);
+        let arguments = [
+            (wide, UNIT), (wide, [-4.0, 2.0]), (channels, UNIT), (channels * state, [-4.0, -0.1]), (narrow, UNIT),
+            (narrow, UNIT), (channels, UNIT), (wide, [-3.0, 3.0]), (batch * channels * state, UNIT),
+        ];
+        let inputs = |a: &[Flat]| {
+            let [u, delta, z] = [0, 1, 7].map(|i: usize| a[i].clone().reshape([batch, seq, channels]));
+            let [b, c] = [4, 5].map(|i: usize| a[i].clone().reshape([batch, seq, state]));
+            let (delta_bias, d, matrix) = (a[2].clone(), a[6].clone(), a[3].clone().reshape([channels, state]));
+            let h = given.then(|| a[8].clone().reshape([batch, channels, state]));
+            (SelectiveScan { u, delta, delta_bias, a: matrix, b, c, d, z }, h)
+        };
+        let run = |a: &[Flat], op: fn(SelectiveScan<Training>, Option<Tensor<Training, 3>>) -> _| {
+            let (inputs, h) = inputs(a);
+            let (y, last): (Tensor<Training, 3>, Tensor<Training, 3>) = op(inputs, h);
+            vec![flat(y), flat(last)]
+        };
+        let arguments = &arguments[..if given { 9 } else { 8 }];
+        check("scan", arguments, |a| run(a, Training::selective_scan), |a| run(a, scan::reference));
+    }
+
+    #[test]
+    fn wkv(batch in 1..4usize, heads in 1..4usize, seq in 1..50usize, size in sizes_of_heads(), steady: bool, given: bool) {
+        let n = batch * heads * seq * size;
+        let decay = if steady { heads * size } else { n };
+        let state = batch * heads * size * size;
+        let arguments = [(n, UNIT), (n, UNIT), (n, UNIT), (decay, [0.0, 1.0]), (heads * size, UNIT), (state, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let [r, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape([batch, heads, seq, size]));
+            let decay = a[3].clone().reshape(if steady { [1, heads, 1, size] } else { [batch, heads, seq, size] });
+            let bonus = a[4].clone().reshape([heads, size]);
+            let state = given.then(|| a[5].clone().reshape([batch, heads, size, size]));
+            let op = if fast { Training::wkv } else { wkv::recurrent };
+            let (y, last) = op(r, k, v, decay, bonus, state);
+            vec![flat(y), flat(last)]
+        };
+        check("wkv", &arguments[..if given { 6 } else { 5 }], |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn delta_rule(batch in 1..4usize, heads in 1..4usize, seq in 1..50usize, size in 1..20usize, given: bool) {
+        let (n, gates, state) = (batch * heads * seq * size, batch * heads * seq, batch * heads * size * size);
+        // Keys are short enough for the rule to contract.
+        let short = [-1.0, 1.0].map(|x: f64| x / (size as f64).sqrt());
+        let arguments = [(n, UNIT), (n, short), (n, UNIT), (gates, [0.0, 2.0]), (gates, [0.0, 1.0]), (state, UNIT)];
+        let run = |a: &[Flat], op: fn(DeltaRule<Training>, Option<Tensor<Training, 4>>) -> _| {
+            let [q, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape([batch, heads, seq, size]));
+            let [step, decay] = [3, 4].map(|i: usize| a[i].clone().reshape([batch, heads, seq]));
+            let state = given.then(|| a[5].clone().reshape([batch, heads, size, size]));
+            let (y, last): (Tensor<Training, 4>, Tensor<Training, 4>) = op(DeltaRule { q, k, v, step, decay }, state);
+            vec![flat(y), flat(last)]
+        };
+        let arguments = &arguments[..if given { 6 } else { 5 }];
+        check("delta rule", arguments, |a| run(a, Training::delta_rule), |a| run(a, delta::recurrent));
+    }
+
+    #[test]
+    fn linear_recurrence(batch in 1..4usize, seq in 1..50usize, channels in 1..80usize, given: bool) {
+        let n = batch * seq * channels;
+        let arguments = [(n, [0.0, 1.0]), (n, UNIT), (batch * channels, UNIT)];
+        let run = |x: &[Flat], fast: bool| {
+            let [a, b] = [0, 1].map(|i: usize| x[i].clone().reshape([batch, seq, channels]));
+            let h = given.then(|| x[2].clone().reshape([batch, channels]));
+            let op = if fast { Training::linear_recurrence } else { linear::reference };
+            let (states, last) = op(a, b, h);
+            vec![flat(states), flat(last)]
+        };
+        check("recurrence", &arguments[..if given { 3 } else { 2 }], |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn s4_kernel(hidden in 1..40usize, modes in 1..5usize, l_kernel in 1..150usize, length in 1..150usize) {
+        let pairs = (hidden * modes * 2, UNIT);
+        let plane = (hidden * modes, UNIT);
+        let arguments = [(hidden, UNIT), plane, plane, pairs, pairs, pairs];
+        let run = |a: &[Flat], fast: bool| {
+            let pairs = |i: usize| a[i].clone().reshape([1, hidden, modes, 2]);
+            let plane = |i: usize| a[i].clone().reshape([hidden, modes]);
+            let parameters = S4Kernel {
+                inv_dt: a[0].clone().reshape([hidden, 1]),
+                a_real: plane(1),
+                a_imag: plane(2),
+                b: pairs(3),
+                c: pairs(4),
+                p: pairs(5),
+                l_kernel,
+            };
+            let length = length.min(l_kernel); // the kernel does not make longer ones itself
+            vec![flat(if fast { Training::s4_kernel } else { s4::reference }(parameters, length))]
+        };
+        check("S4's kernel", &arguments, |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn causal_convolution(batch in 1..6usize, seq in 1..150usize, channels in 1..20usize) {
+        let arguments = [(batch * seq * channels, UNIT), (channels * seq, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let op = if fast { Training::causal_convolution } else { convolution::reference };
+            vec![flat(op(a[0].clone().reshape([batch, seq, channels]), a[1].clone().reshape([channels, seq])))]
+        };
+        check("convolution", &arguments, |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn norm(rows in 1..300usize, width in 2..40usize, groups in 1..4usize, shared: bool, centred: bool) {
+        let (channels, parameters) = (width * groups, if shared { width } else { width * groups });
+        let arguments = [(rows * channels, [-2.0, 3.0]), (parameters, UNIT), (parameters, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let op = if fast { Training::norm } else { norms::reference };
+            let bias = centred.then(|| a[2].clone());
+            vec![flat(op(a[0].clone().reshape([1, rows, channels]), a[1].clone(), bias, width, 1e-5))]
+        };
+        check("norm", &arguments[..if centred { 3 } else { 2 }], |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn functions_of_single_numbers(n in 1..40_000usize) {
+        let arguments = [(n, [-6.0, 6.0]), (n, [-6.0, 6.0])];
+        let row = |x: &Flat| x.clone().reshape([1, 1, n]);
+        for gate in [Gate::Sigmoid, Gate::Silu] {
+            let kernel = |a: &[Flat]| vec![flat(Training::gated(row(&a[0]), row(&a[1]), gate))];
+            check("gate", &arguments, kernel, |a| vec![flat(gated::reference(row(&a[0]), row(&a[1]), gate))]);
+        }
+        let (gelu, arguments) = (burn::tensor::activation::gelu, &arguments[..1]);
+        check("GELU", arguments, |a| vec![flat(Training::exact_gelu(row(&a[0])))], |a| vec![gelu(a[0].clone())]);
+        let kernel = |a: &[Flat]| vec![flat(Training::squared_relu(row(&a[0])))];
+        check("squared ReLU", arguments, kernel, |a| vec![flat(squared_relu::reference(row(&a[0])))]);
+    }
+
+    #[test]
+    fn dropout(batch in 1..4usize, seq in 1..150usize, channels in 1..80usize, whole: bool, stream: u64) {
+        let shape = [batch, if whole { 1 } else { seq }, channels];
+        let mask = Mask { p: 0.3, seed: 1, stream };
+        let x = |a: &[Flat]| a[0].clone().reshape([batch, seq, channels]);
+        let kernel = |a: &[Flat]| vec![flat(Training::dropout(x(a), shape, mask))];
+        check("dropout", &[(batch * seq * channels, UNIT)], kernel, |a| vec![flat(drop::reference(x(a), shape, mask))]);
+    }
+
+    #[test]
+    fn token_mix(batch in 1..4usize, seq in 1..150usize, channels in 1..40usize, given: bool) {
+        let n = batch * seq * channels;
+        let arguments = [(n, UNIT), (channels, UNIT), (batch * channels, UNIT), (n, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let x = a[0].clone().reshape([batch, seq, channels]);
+            let last = given.then(|| a[2].clone().reshape([batch, 1, channels]));
+            let weights = given.then(|| a[3].clone().reshape([batch, seq, channels]));
+            if fast {
+                return vec![flat(Training::token_mix(x, last, a[1].clone(), weights))];
+            }
+            let last = last.unwrap_or_else(|| Tensor::zeros([batch, 1, channels], (&x.device(), x.dtype())));
+            vec![flat(mix::reference(x, last, a[1].clone(), weights))]
+        };
+        check("token mix", &arguments[..if given { 4 } else { 2 }], |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn token_mixes(batch in 1..4usize, seq in 1..150usize, channels in 1..40usize, used in 1..8u8) {
+        let arguments = [(batch * seq * channels, UNIT), (3 * channels, UNIT), (batch * channels, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let (x, last) = (a[0].clone().reshape([batch, seq, channels]), a[2].clone().reshape([batch, 1, channels]));
+            let weights = a[1].clone().reshape([3, channels]);
+            let mixtures: [Tensor<Training, 3>; 3] = match fast {
+                true => Training::token_mixes(x, Some(last), weights),
+                false => [0, 1, 2].map(|m| {
+                    let weight = weights.clone().narrow(0, m, 1).reshape([channels]);
+                    mix::reference(x.clone(), last.clone(), weight, None)
+                }),
+            };
+            // Some of them have no part in the loss.
+            let used = mixtures.into_iter().enumerate().filter(|(m, _)| used >> m & 1 == 1);
+            used.map(|(_, mixture)| flat(mixture)).collect()
+        };
+        check("token mixes", &arguments, |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn short_convolution(batch in 1..4usize, seq in 1..40usize, channels in 1..80usize, taps in 2..6usize, given: bool) {
+        let n = batch * seq * channels;
+        let arguments = [(n, UNIT), (channels * taps, UNIT), (channels, UNIT), (batch * (taps - 1) * channels, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let x = a[0].clone().reshape([batch, seq, channels]);
+            let (weight, bias) = (a[1].clone().reshape([channels, 1, taps]), a[2].clone());
+            let before = given.then(|| a[3].clone().reshape([batch, taps - 1, channels]));
+            if fast {
+                return vec![flat(Training::short_convolution(x, weight, bias, before))];
+            }
+            let inputs = Tensor::cat(before.into_iter().chain([x]).collect(), 1);
+            vec![flat(short::reference(inputs, weight, bias, !given))]
+        };
+        check("short convolution", &arguments[..if given { 4 } else { 3 }], |a| run(a, true), |a| run(a, false));
+    }
+}

@@ -1,0 +1,22 @@
+//! Every architecture against the published PyTorch code, on the CPU.
+
+use crate::reference;
+use burn::backend::Autodiff;
+
+macro_rules! parity {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            reference::parity::check::<Autodiff<models::Cpu>>(stringify!($name), &Default::default(), &reference::parity::FLOAT32);
+        })*
+    };
+}
+
+parity! {
+    rnn lstm s4 mamba
+    rwkv5 rwkv5_x052 rwkv5_bf16ckpt
+    transformer_nope transformer_ape_shift transformer_sinusoidal_shift transformer_rope_shift transformer_spe
+    transformer_padhelper_rope
+    options_absolute_frozen options_identity options_tied options_null options_scales
+    options_rnn_tied options_rnn_null options_lstm_tied options_lstm_null
+}

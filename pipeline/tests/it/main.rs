@@ -1,0 +1,16 @@
+//! The program and its library, as a person or another program uses them. One test binary: linking the models takes longer
+//! than most of the tests. `tests/machines.rs` and `tests/slurm.rs` have processes of their own.
+
+mod bench;
+mod common;
+mod data;
+mod end_to_end;
+mod errors;
+mod folding;
+mod grids;
+mod import;
+mod outputs;
+mod sweeps;
+mod tables;
+mod together;
+mod training;
