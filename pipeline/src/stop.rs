@@ -46,10 +46,9 @@ pub fn listen(second: Second) -> Result<()> {
     ENDS.store(second == Second::Ends, Ordering::Relaxed);
     for signal in TERM_SIGNALS.iter().chain(NOTICES) {
         // A process that was started with nohup outlives its terminal.
-        if NOTICES.contains(signal) && is_ignored(*signal) {
-            continue;
+        if !(is_of_terminals(*signal) && is_ignored(*signal)) {
+            register(*signal).context("cannot listen for signals")?;
         }
-        register(*signal).context("cannot listen for signals")?;
     }
     Ok(())
 }
@@ -90,6 +89,16 @@ fn arrived(signal: c_int) {
             low_level::exit(STOPPED);
         }
     }
+}
+
+/// Whether it is what a terminal sends when it closes.
+#[cfg(unix)]
+fn is_of_terminals(signal: c_int) -> bool {
+    signal == libc::SIGHUP
+}
+#[cfg(not(unix))]
+fn is_of_terminals(_: c_int) -> bool {
+    false
 }
 
 /// Whether the process was started with the signal ignored.

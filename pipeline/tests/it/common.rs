@@ -18,11 +18,46 @@ impl From<Output> for Ran {
     }
 }
 
-/// The program with arguments, in a folder.
+/// The program with arguments, in a folder. It takes signals as a terminal's programs do, however the tests were
+/// started, and it ends after ten minutes: a test that waits for it fails then instead of waiting for ever.
 pub fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
     command.current_dir(folder).args(arguments);
+    #[cfg(unix)]
+    as_from_a_terminal(&mut command);
     command
+}
+
+/// What `nohup`, a shell's background or a batch system ignores for its programs is not ignored for this one.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn as_from_a_terminal(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    const SECONDS: libc::rlim_t = 600;
+    let prepare = || {
+        for signal in [
+            libc::SIGHUP,
+            libc::SIGINT,
+            libc::SIGQUIT,
+            libc::SIGTERM,
+            libc::SIGUSR1,
+            libc::SIGUSR2,
+            libc::SIGXCPU,
+            libc::SIGALRM,
+        ] {
+            // SAFETY: between fork and exec only functions that are safe in signal handlers may be called: `signal` is.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        let limit = libc::rlimit { rlim_cur: 2 * SECONDS, rlim_max: 2 * SECONDS };
+        // SAFETY: so are these; the alarm outlives exec, and the limit of processor time is its children's too.
+        unsafe {
+            libc::alarm(SECONDS as libc::c_uint);
+            libc::setrlimit(libc::RLIMIT_CPU, &limit);
+        }
+        Ok(())
+    };
+    // SAFETY: see above; nothing is allocated and no lock is taken.
+    unsafe { command.pre_exec(prepare) };
 }
 
 /// Runs it, without a check of its result.

@@ -360,12 +360,14 @@ fn a_report_counts_one_run_for_a_config_and_a_seed() {
     assert_eq!(rows(&same), rows(&tables));
 }
 
-/// The child of a process.
+/// The child of a process, once it runs its own program: who stops it before that stops its parent, which waits for it.
 #[cfg(target_os = "linux")]
 fn child_of(process: u32) -> Option<u32> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?.map(|thread| thread.unwrap().path());
     let children = threads.filter_map(|thread| fs::read_to_string(thread.join("children")).ok());
-    children.filter_map(|children| children.split(' ').next()?.parse().ok()).next()
+    let child = children.filter_map(|children| children.split(' ').next()?.parse().ok()).next()?;
+    let command = |process: u32| fs::read(format!("/proc/{process}/cmdline")).ok();
+    (command(child)? != command(process)?).then_some(child)
 }
 
 #[cfg(target_os = "linux")]
@@ -398,13 +400,18 @@ fn a_grid_that_is_asked_to_stop_waits_until_its_job_has_saved() {
         assert!(!dir.path().join("runs/sweeps/toy/failed").exists(), "that is no failure");
     }
     // Asked once more, after a while, it ends the job at once, and is the last to go.
-    let grid_run = spawn(dir.path(), &["grid", &grid, "--job", "1"]);
+    let mut grid_run = spawn(dir.path(), &["grid", &grid, "--job", "1"]);
     wait_until("the child", || child_of(grid_run.id()).is_some());
     let child = child_of(grid_run.id()).unwrap();
     signal("-STOP", child);
     signal("-TERM", grid_run.id());
-    sleep(Duration::from_millis(1300));
-    signal("-TERM", grid_run.id());
+    wait_until("the end", || {
+        sleep(Duration::from_millis(1300)); // more than a second after it handled the first
+        grid_run.try_wait().unwrap().is_some() || {
+            signal("-TERM", grid_run.id());
+            false
+        }
+    });
     let ran: crate::common::Ran = grid_run.wait_with_output().unwrap().into();
     check_failure(&ran, &["grid"], 1, &["interrupted"]);
     assert!(!Path::new(&format!("/proc/{child}")).exists(), "the child was left behind");

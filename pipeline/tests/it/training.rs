@@ -9,7 +9,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -382,24 +382,49 @@ fn half_precision_goes_on_where_it_stopped() {
     assert!(config.contains("precision = \"fp16\""));
 }
 
-#[test]
-fn what_nohup_started_outlives_its_terminal() {
-    let dir = tempfile::tempdir().unwrap();
+/// A run that was started with a signal ignored and was sent it when it had a checkpoint.
+fn trained_while_ignoring(folder: &Path, signal: &str, more: &[&str]) -> (Output, PathBuf) {
     let program = env!("CARGO_BIN_EXE_pipeline");
     let mut child = Command::new("sh");
-    child.current_dir(dir.path()).args(["-c", "trap '' HUP; exec \"$@\"", "sh", program]).args(arguments(&[]));
-    let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    child.current_dir(folder).args(["-c", &format!("trap '' {signal}; exec \"$@\""), "sh", program]);
+    child.args(arguments(more)).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = child.spawn().unwrap();
     let start = Instant::now();
     let run = loop {
-        let runs = fs::read_dir(dir.path().join("runs")).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let runs = fs::read_dir(folder.join("runs")).into_iter().flatten().map(|entry| entry.unwrap().path());
         if let Some(run) = runs.into_iter().find(|run| !checkpoints(run).is_empty()) {
             break run;
         }
         assert!(start.elapsed() < Duration::from_secs(60), "no run with a checkpoint");
     };
-    assert!(Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap().success());
-    assert!(child.wait().unwrap().success());
+    assert!(Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap().success());
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > Duration::from_secs(120) {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    (child.wait_with_output().unwrap(), run)
+}
+
+#[test]
+fn what_nohup_started_outlives_its_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ran, run) = trained_while_ignoring(dir.path(), "HUP", &[]);
+    assert!(ran.status.success());
     assert!(!final_weights(&run).is_empty());
+}
+
+/// A grid asks its jobs with SIGUSR1, batch systems with others: whoever ignored them before does not count.
+#[test]
+fn a_notice_counts_whoever_ignored_it_before() {
+    for signal in ["USR1", "USR2", "XCPU"] {
+        let dir = tempfile::tempdir().unwrap();
+        let endless = ["--set", "train.max_steps=1000000", "--set", "train.epochs=1000000"];
+        let (ran, run) = trained_while_ignoring(dir.path(), signal, &endless);
+        check_failure(&ran.into(), &[signal], 1, &["interrupted", "--resume"]);
+        assert!(!checkpoints(&run).is_empty());
+    }
 }
 
 /// How a run is listed.
