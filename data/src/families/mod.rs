@@ -105,6 +105,18 @@ pub trait Family: std::fmt::Debug + Send + Sync {
     /// and, for families that are not [`Self::prefix_closed`], `max_length`.
     fn track(&self, seed: u64, index: usize, max_length: u32) -> Track;
 
+    /// A training example of exactly `length` main tokens, for training in which all examples of a batch are equally
+    /// long; `None` where the family draws none by length or has none of this length. A function of its arguments.
+    fn of_length(&self, _seed: u64, _index: usize, _length: u32) -> Option<Example> {
+        None
+    }
+
+    /// The accuracy of guessing at a scored position of the length-`length` test, or of the whole answer where that is
+    /// what the field reports; `None` where nobody states one.
+    fn chance(&self, _length: u32) -> Option<f64> {
+        None
+    }
+
     /// The length-`length` test of track `index`, or why there is none. Works for every family; where
     /// [`Self::prefix_closed`] holds, prefixes of one [`Self::track`] are the same tests for less work.
     fn test(&self, seed: u64, index: usize, length: u32) -> Result<Example, LengthLimit> {
@@ -124,6 +136,14 @@ pub(crate) trait Define: Family + serde::de::DeserializeOwned + serde::Serialize
     /// The vocabulary in id order, without tokens of helpers and auxiliary data.
     fn tokens(&self) -> Vec<String>;
 
+    /// The tokens that a label is a set of, in the order of the label's digits; none where a label is one token.
+    ///
+    /// The label of a set is a number whose bit i says whether unit i is in it: 0 is the empty set, and there are at
+    /// most [`MAX_UNITS`] units. In text, a set is a string of digits 0 and 1, unit 0 first.
+    fn units(&self) -> Vec<String> {
+        vec![]
+    }
+
     /// Refuses impossible settings, naming the setting.
     fn validate(&self) -> Result<(), String> {
         Ok(())
@@ -135,6 +155,9 @@ pub(crate) trait Define: Family + serde::de::DeserializeOwned + serde::Serialize
     /// Tokens of the longest example in any split, without helpers.
     fn longest(&self) -> usize;
 }
+
+/// How many units a label that is a set may have: it is a number of 16 bits with a sign.
+pub const MAX_UNITS: usize = 15;
 
 /// `train` rounded down to whole copies of `strings` things called `name`.
 fn copies(train: usize, strings: usize, name: &str) -> Result<usize, String> {
