@@ -270,7 +270,7 @@ fn show(context: &Context, args: &ShowArgs) -> Result<()> {
     };
     dataset.note().into_iter().for_each(|note| context.progress.note(format!("{}: {note}", path.display())));
     let info = dataset.info();
-    let vocabulary = Vocabulary::new(info.vocab.clone());
+    let vocabulary = info.vocabulary();
     let shown: Vec<_> = dataset.iter().take(args.examples).collect();
     let tokens: usize = dataset.iter().map(|e| e.input_ids.len()).sum();
     let lengths = histogram(&dataset.iter().map(|e| e.length).collect::<Vec<_>>());
@@ -323,7 +323,7 @@ fn find(context: &Context, task: &Task, split: &str) -> Result<PathBuf> {
 
 fn decode(example: ExampleRef<'_>, vocabulary: &Vocabulary) -> (Vec<String>, Vec<String>) {
     let token = |id: u16| vocabulary.token(id).unwrap_or("?").to_owned();
-    let label = |l: &i16| u16::try_from(*l).map_or_else(|_| "-1".into(), token);
+    let label = |label: &i16| vocabulary.label(*label);
     (example.input_ids.iter().map(|id| token(*id)).collect(), example.labels.iter().map(label).collect())
 }
 
@@ -342,13 +342,13 @@ fn histogram(values: &[u32]) -> Vec<(String, usize)> {
     counts.into_iter().enumerate().map(|(i, n)| (range(i), n)).collect()
 }
 
-/// How often each label occurs, in the order of the vocabulary.
+/// How often each label occurs, in the order of the vocabulary or of the sets.
 fn labels(dataset: &Dataset, vocabulary: &Vocabulary) -> Vec<(String, usize)> {
-    let mut counts = vec![0; vocabulary.len()];
+    let mut counts = vec![0; vocabulary.label_count()];
     let labels = dataset.iter().flat_map(|e| e.labels.iter());
     labels.filter_map(|l| usize::try_from(*l).ok()).for_each(|l| counts[l] += 1);
-    let named = vocabulary.tokens().iter().cloned().zip(counts);
-    named.filter(|(_, n)| *n > 0).collect()
+    let counted = (0..).zip(counts).filter(|(_, n)| *n > 0);
+    counted.map(|(label, n)| (vocabulary.label(label), n)).collect()
 }
 
 /// Neighbours taken together until at most twenty rows are left.

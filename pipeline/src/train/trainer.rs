@@ -12,7 +12,7 @@ use crate::train::loss_scale::LossScale;
 use crate::train::metrics::MetricsRow;
 use crate::train::optimizer::Adam;
 use crate::train::setup::Setup;
-use crate::train::step::{loss_scale, optimisation_step};
+use crate::train::step::{Recipe, loss_scale, optimisation_step};
 use anyhow::{Context, Result};
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::backend::AutodiffBackend;
@@ -212,8 +212,9 @@ where
     /// Forward, backward and update: the model after the step.
     fn step(&mut self, model: Model<B>, pieces: &[Folded]) -> Result<Model<B>> {
         let Self { optimizer, loss_scale, .. } = self;
+        let recipe = Recipe { config: self.setup.config, vocabulary: &self.setup.task.vocabulary };
         let (model, loss, grad_norm) =
-            optimisation_step(self.setup.config, model, optimizer, loss_scale, pieces, self.step, self.device);
+            optimisation_step(recipe, model, optimizer, loss_scale, pieces, self.step, self.device);
         gpu_faults::check()?;
         self.recent.push(loss, grad_norm);
         self.step += 1;
