@@ -3,6 +3,7 @@
 
 mod config;
 mod example;
+mod papers;
 mod track;
 mod vocab;
 
@@ -225,6 +226,12 @@ impl Task {
         let define = define.ok_or_else(|| setting(format!("there is no family `{family}`")))?;
         let task = (define.define)(table, common).map_err(setting)?;
         Ok(Self { name, ..task })
+    }
+
+    /// The paper that the task's preset is from; `None` for families of this program with settings of one's own.
+    pub fn paper(&self) -> Option<&'static str> {
+        let (base, _) = parse_name(&self.name).ok()?;
+        PRESETS.iter().any(|(name, _)| *name == base).then(|| papers::paper_of(base)).flatten()
     }
 
     /// The settings of a preset that differ from the family's own.

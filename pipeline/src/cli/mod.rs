@@ -173,13 +173,14 @@ pub struct ShowArgs {
     /// Dataset file, or a folder with its parts
     #[arg(value_hint = ValueHint::FilePath, required_unless_present = "task")]
     pub file: Option<PathBuf>,
-    /// Task: without a file, its dataset under --data-dir is shown; with one, the task of the examples, where the file does
+    /// Task: without a file, tests of its first lengths are shown; with one, the task of the examples, where the file does
     /// not name it
     #[arg(long)]
     pub task: Option<String>,
-    /// Split of the task: train, val, ood_test, the test of its auxiliary data, or an imported one
-    #[arg(long, default_value = "val", conflicts_with = "file")]
-    pub split: String,
+    /// Show this split of the task's dataset under --data-dir: train, val, ood_test, the test of its auxiliary data, or an
+    /// imported one
+    #[arg(long, conflicts_with = "file")]
+    pub split: Option<String>,
     /// Number of examples to print
     #[arg(short = 'n', long, default_value_t = 5, allow_hyphen_values = true, value_parser = whole::<usize>(0, u64::MAX))]
     pub examples: usize,

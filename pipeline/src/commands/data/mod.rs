@@ -1,24 +1,26 @@
 //! `pipeline data list | generate | import | show`.
 
+mod list;
+mod show;
+
 use super::Context;
 use crate::Workspace;
-use crate::cli::table::{Table, column};
-use crate::cli::{DataCommand, DataImportArgs, GenerateArgs, ShowArgs};
+use crate::cli::{DataCommand, DataImportArgs, GenerateArgs};
 use anyhow::{Context as _, Result, anyhow, bail};
 use data::{
-    DataError, Dataset, DatasetFolders, DatasetInfo, ExampleRef, GENERATOR_VERSION, Origin, Split, Task, Vocabulary,
+    DataError, DatasetFolders, DatasetInfo, ExampleRef, GENERATOR_VERSION, Origin, Split, Task, Vocabulary,
     dataset_dict, generate_split, import, split_name,
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 pub fn run(context: &Context, command: DataCommand) -> Result<()> {
     match command {
-        DataCommand::List => list(context),
+        DataCommand::List => list::run(context),
         DataCommand::Generate(args) => generate(context, &args),
         DataCommand::Import(args) => import_files(context, &args),
-        DataCommand::Show(args) => show(context, &args),
+        DataCommand::Show(args) => show::run(context, &args),
     }
 }
 
@@ -120,52 +122,6 @@ fn options(task: &Task, origin: Origin) -> String {
     format!("--task {} --train {} --seed {}", task.name, origin.train, origin.seed)
 }
 
-fn list(context: &Context) -> Result<()> {
-    let tasks = Task::names().map(Task::by_name).collect::<Result<Vec<_>, _>>()?;
-    let decoded = |task: &Task| decode(task.family.example(Split::Val, 0, 2).as_ref(), &task.vocabulary);
-    let as_json = || {
-        let entry = |task: &Task| {
-            let parameters: Map<String, Value> =
-                task.parameters.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
-            json!({
-                "name": task.name,
-                "family": task.family.name(),
-                "parameters": parameters,
-                "vocab_size": task.vocabulary.len(),
-                "train_examples": task.train_examples,
-                "train_max_length": task.family.train_max_length(),
-                "max_seq_len": task.max_seq_len,
-                "max_position_embeddings": task.max_position_embeddings,
-                "splits": task.splits().into_iter().map(Split::name).collect::<Vec<_>>(),
-                "example": decoded(task),
-            })
-        };
-        tasks.iter().map(entry).collect()
-    };
-    let as_text = || {
-        let mut table = Table::new([
-            column("task"),
-            column("family").shorten(12, 17),
-            column("vocab").right(),
-            column("settings").shorten(16, 60).optional(),
-            column("example").shorten(16, 40).optional(),
-        ]);
-        for task in &tasks {
-            let settings: Vec<String> = task.settings().iter().map(|(name, value)| format!("{name}={value}")).collect();
-            let (inputs, labels) = decoded(task);
-            table.row([
-                task.name.clone(),
-                task.family.name().into(),
-                task.vocabulary.len().to_string(),
-                settings.join(" "),
-                format!("{} → {}", inputs.join(" "), labels.join(" ")),
-            ]);
-        }
-        table.to_string()
-    };
-    context.print(as_json, as_text)
-}
-
 fn generate(context: &Context, args: &GenerateArgs) -> Result<()> {
     let task = Task::by_name(&args.task)?;
     let origin = Origin { train: args.train.unwrap_or(task.train_examples), seed: args.seed };
@@ -258,114 +214,9 @@ fn staging(folder: &Path) -> Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix(".partial-").tempdir_in(folder).with_context(doing)
 }
 
-fn show(context: &Context, args: &ShowArgs) -> Result<()> {
-    let task = args.task.as_deref().map(Task::by_name).transpose()?;
-    let (path, dataset) = match (&args.file, &task) {
-        (Some(file), task) => (file.clone(), Dataset::read_as(file, task.as_ref())?),
-        (None, Some(task)) => {
-            let path = find(context, task, &args.split)?;
-            let dataset = Dataset::read_as(&path, Some(task))?;
-            (path, dataset)
-        }
-        (None, None) => bail!("neither a file nor --task was given"),
-    };
-    dataset.note().into_iter().for_each(|note| context.progress.note(format!("{}: {note}", path.display())));
-    let info = dataset.info();
-    let vocabulary = info.vocabulary();
-    let shown: Vec<_> = dataset.iter().take(args.examples).collect();
-    let tokens: usize = dataset.iter().map(|e| e.input_ids.len()).sum();
-    let lengths = histogram(&dataset.iter().map(|e| e.length).collect::<Vec<_>>());
-    let labels = labels(&dataset, &vocabulary);
-    let as_json = || {
-        let examples: Vec<Value> = shown.iter().map(|e| json!(decode(*e, &vocabulary))).collect();
-        json!({
-            "path": path, "task": info.task, "seed": info.seed, "generator_version": info.generator_version,
-            "imported": info.is_imported(), "examples": dataset.len(), "tokens": tokens, "max_seen_len": dataset.max_seen_len(),
-            "lengths": lengths, "labels": labels, "first": examples,
-        })
-    };
-    let as_text = || {
-        let origin = if info.is_imported() { "imported".into() } else { format!("seed {}", info.seed) };
-        let mut text = format!(
-            "{}: {} examples, {tokens} tokens of {} · task {} · {origin}\n\n",
-            path.display(),
-            dataset.len(),
-            vocabulary.len(),
-            info.task,
-        );
-        for example in &shown {
-            let (inputs, labels) = decode(*example, &vocabulary);
-            text += &format!(
-                "length {:>4}  input  {}\n             labels {}\n",
-                example.length,
-                inputs.join(" "),
-                labels.join(" ")
-            );
-        }
-        text + "\nlengths\n" + &bars(&lengths) + "\nlabels\n" + &bars(&group(&labels))
-    };
-    context.print(as_json, as_text)
-}
-
-/// The file of a split that is there.
-fn find(context: &Context, task: &Task, split: &str) -> Result<PathBuf> {
-    let folders = DatasetFolders::new(&context.datasets);
-    folders.find(task, split, None)?.with_context(|| {
-        let splits: Vec<&str> = task.splits().into_iter().map(Split::name).collect();
-        format!(
-            "cannot read {}: No such file or directory\n  hint: `pipeline data generate --task {}` writes {}; \
-             `pipeline data import` writes others",
-            folders.imported(task).join(format!("{split}.parquet")).display(),
-            task.name,
-            splits.join(", ")
-        )
-    })
-}
-
+/// An example in words: its tokens and its labels.
 fn decode(example: ExampleRef<'_>, vocabulary: &Vocabulary) -> (Vec<String>, Vec<String>) {
     let token = |id: u16| vocabulary.token(id).unwrap_or("?").to_owned();
     let label = |label: &i16| vocabulary.label(*label);
     (example.input_ids.iter().map(|id| token(*id)).collect(), example.labels.iter().map(label).collect())
-}
-
-/// Counts in at most twenty ranges of equal width.
-fn histogram(values: &[u32]) -> Vec<(String, usize)> {
-    let values = || values.iter().map(|value| u64::from(*value));
-    let (Some(low), Some(high)) = (values().min(), values().max()) else { return vec![] };
-    let width = (high - low + 1).div_ceil(20);
-    let mut counts = vec![0; ((high - low) / width + 1) as usize];
-    values().for_each(|value| counts[((value - low) / width) as usize] += 1);
-    let range = |i: usize| {
-        let from = low + i as u64 * width;
-        let to = (from + width - 1).min(high);
-        if from == to { from.to_string() } else { format!("{from}–{to}") }
-    };
-    counts.into_iter().enumerate().map(|(i, n)| (range(i), n)).collect()
-}
-
-/// How often each label occurs, in the order of the vocabulary or of the sets.
-fn labels(dataset: &Dataset, vocabulary: &Vocabulary) -> Vec<(String, usize)> {
-    let mut counts = vec![0; vocabulary.label_count()];
-    let labels = dataset.iter().flat_map(|e| e.labels.iter());
-    labels.filter_map(|l| usize::try_from(*l).ok()).for_each(|l| counts[l] += 1);
-    let counted = (0..).zip(counts).filter(|(_, n)| *n > 0);
-    counted.map(|(label, n)| (vocabulary.label(label), n)).collect()
-}
-
-/// Neighbours taken together until at most twenty rows are left.
-fn group(counts: &[(String, usize)]) -> Vec<(String, usize)> {
-    let range = |group: &[(String, usize)]| {
-        let name = match group {
-            [(first, _), .., (last, _)] => format!("{first}–{last}"),
-            _ => group[0].0.clone(),
-        };
-        (name, group.iter().map(|(_, n)| n).sum())
-    };
-    counts.chunks(counts.len().div_ceil(20).max(1)).map(range).collect()
-}
-
-fn bars(counts: &[(String, usize)]) -> String {
-    let most = counts.iter().map(|(_, n)| *n).max().unwrap_or(1).max(1);
-    let bar = |(name, n): &(String, usize)| format!("{name:>11}  {n:>9}  {}\n", "█".repeat((40 * n).div_ceil(most)));
-    counts.iter().map(bar).collect()
 }
