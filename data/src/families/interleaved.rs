@@ -78,6 +78,10 @@ impl Family for Interleaved {
         self.inner.leaves_last_open()
     }
 
+    fn ends_unannounced(&self) -> bool {
+        self.inner.ends_unannounced()
+    }
+
     fn prefix_closed(&self) -> bool {
         self.inner.prefix_closed()
     }
@@ -92,6 +96,14 @@ impl Family for Interleaved {
         let example = Example { input_ids: inner.input_ids, labels: inner.labels, length };
         let Example { input_ids, labels, .. } = interleave(&example, self.helper, false);
         Track { input_ids, labels, header: 2 * inner.header, stride: 2 * inner.stride, ..inner }
+    }
+
+    fn of_length(&self, seed: u64, index: usize, length: u32) -> Option<Example> {
+        self.inner.of_length(seed, index, length).map(|example| self.interleave(&example))
+    }
+
+    fn chance(&self, length: u32) -> Option<f64> {
+        self.inner.chance(length)
     }
 
     fn test(&self, seed: u64, index: usize, length: u32) -> Result<Example, LengthLimit> {

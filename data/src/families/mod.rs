@@ -9,10 +9,13 @@ mod compositions;
 mod counting;
 mod debug;
 mod interleaved;
+mod lengths;
 mod modular;
 mod pairs;
 mod plain;
+mod prompt;
 mod raspl;
+mod recall;
 mod selective;
 mod selective_items;
 mod selective_modular;
@@ -22,9 +25,14 @@ mod words;
 pub use auxiliary::{Auxiliary, AuxiliaryData};
 pub use counting::Counting;
 pub use debug::Debug;
+pub use lengths::Lengths;
 pub use modular::Modular;
 pub use plain::Plain;
+pub use prompt::{
+    Alphabet, Answers, Arithmetic, ArithmeticOperation, Endian, Numbers, Operands, Operation, Prompt, Query, Second,
+};
 pub use raspl::RaspL;
+pub use recall::{Filler, InductionHeads, Labels, Mqar, Order, Placement, Queries, Recall, SelectiveCopying, Slots};
 pub use selective::Selective;
 pub use selective_items::{Design, SelectiveItems};
 pub use selective_modular::SelectiveModular;
@@ -92,6 +100,12 @@ pub trait Family: std::fmt::Debug + Send + Sync {
     /// A sequence with its labels.
     fn labelled(&self, input_ids: Vec<u16>, length: u32) -> Example {
         Example { labels: self.rule(&input_ids), input_ids, length }
+    }
+
+    /// Whether labels stand at the end of a sequence though nothing in it announces the end, so that a prefix may be a
+    /// sequence with labels of its own.
+    fn ends_unannounced(&self) -> bool {
+        false
     }
 
     /// Whether the last token of this sequence gets no helper token, in tasks that have them.

@@ -1,6 +1,6 @@
 use crate::{IGNORE, Split, Vocabulary, stream_rng};
 use rand::{Rng, RngExt};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The longest list of number words: token ids must fit labels, which are 16-bit and signed.
 pub(crate) const MAX_NUMBER: u32 = 30_000;
@@ -163,4 +163,15 @@ pub(crate) fn check_range(name: &str, value: u32, range: std::ops::RangeInclusiv
         true => Ok(()),
         false => Err(format!("{name} = {value} is not between {} and {}", range.start(), range.end())),
     }
+}
+
+/// A setting that is a token: `16` is one as well, though it is a number in TOML.
+pub(crate) fn token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let value = toml::Value::deserialize(deserializer)?;
+    Ok(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+}
+
+/// [`token`] where there may be none.
+pub(crate) fn some_token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    token(deserializer).map(Some)
 }

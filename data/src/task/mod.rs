@@ -13,8 +13,9 @@ pub use track::{LengthLimit, Track};
 pub use vocab::{PAD, SetLoss, Vocabulary};
 
 use crate::families::{
-    Auxiliary, AuxiliaryData, Counting, Debug, Define, Examples, Family, Interleaved, Modular, Plain, RaspL, Selective,
-    SelectiveItems, SelectiveModular, ShiftedStart,
+    Arithmetic, Auxiliary, AuxiliaryData, Counting, Debug, Define, Examples, Family, InductionHeads, Interleaved,
+    Modular, Mqar, Plain, Prompt, RaspL, Recall, Selective, SelectiveCopying, SelectiveItems, SelectiveModular,
+    ShiftedStart,
 };
 use crate::{BLANK, DataError, suggest};
 use serde::{Deserialize, Serialize};
@@ -157,6 +158,12 @@ const FAMILIES: &[Kind] = &[
     kind::<SelectiveModular>(),
     kind::<RaspL>(),
     kind::<Debug>(),
+    kind::<Prompt>(),
+    kind::<Arithmetic>(),
+    kind::<Mqar>(),
+    kind::<Recall>(),
+    kind::<InductionHeads>(),
+    kind::<SelectiveCopying>(),
 ];
 
 /// The presets in the order of their file. A test makes every one of them; the file is part of the program.
@@ -164,7 +171,8 @@ static PRESETS: LazyLock<Vec<(&'static str, Table)>> = LazyLock::new(|| {
     let text = include_str!("presets.toml");
     let tables: Table = text.parse().unwrap_or_default();
     let names = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('='));
-    names.filter_map(|(name, _)| Some((name.trim(), tables.get(name.trim())?.as_table()?.clone()))).collect()
+    let names = names.map(|(name, _)| name.trim().trim_matches('"'));
+    names.filter_map(|name| Some((name, tables.get(name)?.as_table()?.clone()))).collect()
 });
 
 impl Task {
@@ -365,7 +373,12 @@ fn define<F: Define>(settings: Table, common: Common) -> Result<Task, String> {
     let train_max = family.train_max_length();
     let helper = match common.helper {
         Helper::None => None,
-        Helper::Pad => vocabulary.id(PAD),
+        Helper::Pad => {
+            let pad = vocabulary.id(PAD);
+            let no_pad =
+                || format!("helper = pad: {name} has no <pad> in its vocabulary\n  hint: helper = \"blk\" adds one");
+            Some(pad.ok_or_else(no_pad)?)
+        }
         Helper::Blk => vocabulary.id(BLANK),
     };
     let family: Box<dyn Family> = match helper {

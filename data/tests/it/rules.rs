@@ -64,6 +64,7 @@ proptest! {
 
     #[test]
     fn labels_never_look_ahead(task in any_task(), split in any_split(), seed: u64, index in 0usize..2000, cut: prop::sample::Index, other: prop::sample::Index) {
+        if task.family.ends_unannounced() { return Ok(()) }
         let e = task.examples(split, seed)(index % task.rows(split, 100_000).unwrap());
         let e = if task.family.length(&e.input_ids).is_ok() { e } else { return Ok(()) }; // auxiliary
         // Another sequence with the same beginning: cut short, or continued with another token.
