@@ -189,7 +189,7 @@ pub(super) fn length_rng(seed: u64, purpose: &str, index: usize, length: u32) ->
 }
 
 /// The test of `length` as a track. Where there is none, it is that of the nearest training or test length below, or
-/// of the shortest one.
+/// of the shortest one above.
 pub(super) fn nearest_track(length: u32, splits: &Splits, test: impl Fn(u32) -> Result<Example, LengthLimit>) -> Track {
     let single = |example: Example, limit| {
         let header = example.input_ids.len().saturating_sub(example.length as usize);
@@ -199,9 +199,11 @@ pub(super) fn nearest_track(length: u32, splits: &Splits, test: impl Fn(u32) -> 
         Ok(example) => return single(example, None),
         Err(limit) => Some((length.saturating_sub(1), limit.reason)),
     };
-    let known = || splits.train.iter().chain(splits.test.iter()).map(|size| size.length);
-    let near = known().filter(|known| *known < length).max().or_else(|| known().min());
-    let example = near.and_then(|near| test(near).ok());
+    let known = splits.train.iter().chain(splits.test.iter()).map(|size| size.length);
+    let (mut below, mut above): (Vec<u32>, Vec<u32>) = known.partition(|known| *known < length);
+    below.sort_unstable_by(|a, b| b.cmp(a));
+    above.sort_unstable();
+    let example = below.into_iter().chain(above).find_map(|near| test(near).ok());
     let nothing = || Example { input_ids: vec![], labels: vec![], length: 0 };
     single(example.unwrap_or_else(nothing), limit)
 }

@@ -5,6 +5,8 @@ mod field;
 mod files;
 mod foreign;
 mod padding;
+mod prompts;
 mod published;
+mod recall;
 mod rules;
 mod tasks;

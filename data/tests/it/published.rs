@@ -303,11 +303,11 @@ fn unseen_positions(dataset: &Dataset, max_seen_len: usize) -> usize {
 }
 
 /// A standard normal beyond this has probability 10⁻³ (one-sided): the level of every test here.
-const LEVEL: f64 = 3.09;
+pub(crate) const LEVEL: f64 = 3.09;
 
 /// How far `found` is from counts in proportion to `weights`, as a standard normal: Pearson's χ² by the cube root of
 /// Wilson and Hilferty (PNAS 17, 1931): ((χ²/k)^(1/3) − (1 − 2/9k)) / √(2/9k) with k degrees of freedom.
-fn chi_square(found: &[usize], weights: &[f64]) -> f64 {
+pub(crate) fn chi_square(found: &[usize], weights: &[f64]) -> f64 {
     let n: usize = found.iter().sum();
     let whole: f64 = weights.iter().sum();
     let term = |(f, w): (&usize, &f64)| {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// Keys are the first ids and values the next ones, then those of noise. Keys are drawn with replacement, each equally
 /// likely, as is the value when a key occurs for the first time; the last key is any of those that have occurred, each
-/// equally likely.
+/// equally likely. The length is the number of tokens of the pairs; the last key, and a marker before it, come on top.
 ///
 /// Sources of the presets: Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures" (arXiv 2403.17844),
 /// in-context and noisy recall; Fu et al., "Hungry Hungry Hippos" (arXiv 2212.14052), associative recall.
@@ -39,8 +39,6 @@ pub struct Recall {
     pub unused: String,
     /// How ids are numbered.
     pub order: Order,
-    /// Whether the last key, and the marker before it, count as length.
-    pub length_with_query: bool,
     /// Lengths of training and validation.
     pub train_lengths: Lengths,
     /// Lengths of the out-of-distribution split.
@@ -80,9 +78,8 @@ impl Default for Recall {
             marker: String::new(),
             unused: String::new(),
             order: Order::Numbers,
-            length_with_query: true,
-            train_lengths: Lengths::new("127"),
-            test_lengths: Lengths::new("255+511"),
+            train_lengths: Lengths::new("126"),
+            test_lengths: Lengths::new("254+510"),
             val_examples: 1280,
             test_examples: 1280,
             splits: Splits::default(),
@@ -110,11 +107,6 @@ impl Recall {
             _ if n < self.keys + self.values + self.noise => Kind::Noise,
             _ => Kind::Other,
         }
-    }
-
-    /// The tokens of length that are no part of a pair.
-    fn query_tokens(&self) -> u32 {
-        if self.length_with_query { 1 + u32::from(!self.marker.is_empty()) } else { 0 }
     }
 
     fn read(&self, input_ids: &[u16]) -> Result<(u32, Vec<i16>), String> {
@@ -150,7 +142,7 @@ impl Recall {
             Labels::Next => labels = next_tokens(input_ids, answer),
             Labels::Answers => labels[input_ids.len() - 1] = answer as i16,
         }
-        Ok((shown as u32 + self.query_tokens(), labels))
+        Ok((shown as u32, labels))
     }
 }
 
@@ -160,16 +152,14 @@ impl Sample for Recall {
     }
 
     fn possible(&self, length: u32, _pairs: Option<u32>) -> Result<(), String> {
-        let query = self.query_tokens();
-        match length.checked_sub(query).filter(|shown| *shown >= 2) {
-            None => Err(format!("a pair and a query need a length of {}", 2 + query)),
-            Some(shown) if !shown.is_multiple_of(2) => Err("the tokens before the query are not whole pairs".into()),
-            Some(_) => Ok(()),
+        match length.is_multiple_of(2) && length > 0 {
+            true => Ok(()),
+            false => Err("pairs have an even number of tokens".into()),
         }
     }
 
     fn sample(&self, length: u32, _pairs: Option<u32>, rng: &mut ChaCha8Rng) -> Example {
-        let shown = (length - self.query_tokens()) as usize / 2;
+        let shown = length as usize / 2;
         let [keys, values, noise] = [self.keys, self.values, self.noise].map(|n| n as u16);
         let is_noisy = noise > 0 && self.noise_fraction > 0.0;
         let kept = if is_noisy { rng.random_range(0..shown) } else { 0 }; // one pair at least is none of noise
@@ -199,11 +189,11 @@ impl Sample for Recall {
 impl Define for Recall {
     const NAME: &'static str = "recall";
     const EXAMPLES: &'static [&'static str] = &[
-        "keys=3,values=2,helper=blk,train_lengths=3-11,test_lengths=13",
-        "keys=3,values=4,noise=5,noise_fraction=0.9,train_lengths=5-20,test_lengths=31",
-        "labels=next,noise=1,noise_fraction=0.5,train_lengths=3-10,test_lengths=13",
+        "keys=3,values=2,helper=blk,train_lengths=2-10,test_lengths=12",
+        "keys=3,values=4,noise=5,noise_fraction=0.9,train_lengths=6-20,test_lengths=30",
+        "labels=next,noise=1,noise_fraction=0.5,train_lengths=4-10,test_lengths=12",
         "labels=next,queries=last,marker=?,keys=5,train_lengths=4-10,test_lengths=12",
-        "queries=last,order=strings,keys=9,values=9,length_with_query=false,train_lengths=2-20,test_lengths=40",
+        "queries=last,order=strings,keys=9,values=9,train_lengths=2-20,test_lengths=40",
     ];
 
     fn tokens(&self) -> Vec<String> {
@@ -234,8 +224,7 @@ impl Define for Recall {
 
     fn longest(&self) -> usize {
         let longest = self.train_lengths.last().max(self.test_lengths.last()) as usize;
-        let query = 1 + usize::from(!self.marker.is_empty());
-        if self.length_with_query { longest } else { longest + query }
+        longest + 1 + usize::from(!self.marker.is_empty())
     }
 }
 
