@@ -94,6 +94,14 @@ impl Family for Interleaved {
         Track { input_ids, labels, header: 2 * inner.header, stride: 2 * inner.stride, ..inner }
     }
 
+    fn of_length(&self, seed: u64, index: usize, length: u32) -> Option<Example> {
+        self.inner.of_length(seed, index, length).map(|example| self.interleave(&example))
+    }
+
+    fn chance(&self, length: u32) -> Option<f64> {
+        self.inner.chance(length)
+    }
+
     fn test(&self, seed: u64, index: usize, length: u32) -> Result<Example, LengthLimit> {
         self.inner.test(seed, index, length).map(|example| interleave(&example, self.helper, false))
     }
