@@ -3,6 +3,7 @@
 //! ```text
 //! datasets/counting_samesymbol_mod10bos-n1000000-s0/{train,val,ood_test}.parquet
 //! datasets/modular-modulus.7-n20000-s3/…              what `modular,modulus=7` generates from seed 3
+//! datasets/chomsky-parity_check-n1000000-s0/…         a preset whose name has a `/`
 //! datasets/counting_samesymbol_mod10bos/long.parquet  imported splits of a task
 //! ```
 //!
@@ -10,6 +11,7 @@
 //! called `a=b` as a column. Datasets are found by the folder's name and identified by their files' metadata. Generator
 //! 1 put all datasets of a task into the folder of its imported splits, where they are still found.
 
+use crate::task::split_settings;
 use crate::{DataError, DatasetInfo, Split, Task};
 use std::path::{Path, PathBuf};
 
@@ -141,25 +143,32 @@ impl<'a> DatasetFolders<'a> {
     }
 }
 
-/// A task's name as that of a folder: `modular,modulus=7` is `modular-modulus.7`. Where characters would be lost or the
-/// name would be long, it ends in a hash of the whole, so that names are unique.
+/// A task's name as that of a folder: `modular,modulus=7` is `modular-modulus.7`, `chomsky/parity_check` is
+/// `chomsky-parity_check`. Lists and quoted values are left out. Where characters are lost or the name would be long, it
+/// ends in a hash of the whole, so that names are unique.
 pub fn short_name(task: &str) -> String {
     let (base, settings) = task.split_once(',').unwrap_or((task, ""));
-    // Folders that differ in the case of letters are the same on some systems; only the paper's own names have upper
-    // case.
+    // Folders that differ in the case of letters are the same on some systems; only presets have upper case.
     let known = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let kept = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | ',' | '=');
     let pairs = settings.split(',').filter(|setting| !setting.is_empty());
-    let plain = base.chars().all(known)
+    let plain = base.split('/').all(|part| !part.is_empty() && part.chars().all(known))
         && settings.chars().all(kept)
         && pairs.clone().all(|setting| setting.matches('=').count() == 1);
     let show = |c: char| match c {
-        ',' => '-',
+        ',' | '/' => '-',
         '=' => '.',
         c if known(c) => c,
         _ => '_',
     };
-    let name: String = task.chars().map(show).collect();
+    let is_list = |setting: &&str| setting.contains(['[', '{', '"']);
+    let name: String = match split_settings(settings) {
+        Ok(parts) if parts.iter().any(|part| is_list(&part)) => {
+            let rest = parts.into_iter().filter(|part| !is_list(part) && !part.is_empty());
+            std::iter::once(base).chain(rest).collect::<Vec<_>>().join(",").chars().map(show).collect()
+        }
+        _ => task.chars().map(show).collect(),
+    };
     if plain && name.len() <= LONGEST_TASK { name } else { with_hash(&name, task, LONGEST_TASK) }
 }
 
@@ -186,6 +195,10 @@ mod tests {
     fn names_are_plain_short_and_of_one_task_each() {
         assert_eq!(short_name("counting_raspL"), "counting_raspL");
         assert_eq!(short_name("modular,modulus=7,train_max=35"), "modular-modulus.7-train_max.35");
+        assert_eq!(short_name("chomsky/parity_check"), "chomsky-parity_check");
+        assert_eq!(short_name("chomsky/parity_check,ignore=1"), "chomsky-parity_check-ignore.1");
+        let lists = short_name(r#"automaton,alphabet=["a","b"],emit=slot,step=[[0,1],[1,0]]"#);
+        assert!(lists.starts_with("automaton-emit.slot-") && lists.len() == 28, "{lists}");
         let long = format!("modular,{}", (0..40).map(|i| format!("key_{i}=12345")).collect::<Vec<_>>().join(","));
         let names = [
             "modular,modulus=-7",
@@ -198,6 +211,13 @@ mod tests {
             &long,
             &format!("{long}6"),
             "ä,b=ü",
+            "chomsky/parity_check",
+            "chomsky_parity_check",
+            "chomsky/parity_check,train_lengths=1..20",
+            "chomsky//parity_check",
+            r#"automaton,alphabet=["a","b"],step=[[0,1],[1,0]]"#,
+            r#"automaton,alphabet=["a","c"],step=[[0,1],[1,0]]"#,
+            r#"automaton,alphabet=["a,b=3","b"],step=[[0,1],[1,0]]"#,
         ];
         let short: HashSet<String> = names.iter().map(|name| short_name(name).to_lowercase()).collect();
         assert_eq!(short.len(), names.len(), "{short:?}");

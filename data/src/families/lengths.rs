@@ -7,8 +7,9 @@ use toml::Value;
 /// The largest length that settings may name.
 const LONGEST: u32 = 1 << 24;
 
-/// Lengths of a split as they are written in settings: `5-20`, `64+128`, and for families that show pairs `64x4`, a
-/// length with a number of pairs. A last number is a weight: `64x4x5+128x8` has five of the first for one of the second.
+/// Lengths of a split as they are written in settings: `5..20`, `64,128`, and for families that show pairs `64x4`, a
+/// length with a number of pairs. A last number is a weight: `64x4x5,128x8` has five of the first for one of the second.
+/// `5-20` and `64+128` mean the same, where a comma would end the setting.
 ///
 /// A range has every length in it that the family has examples of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,11 +37,11 @@ impl TryFrom<Value> for Lengths {
             Value::String(text) => text.clone(),
             other => other.to_string(),
         };
-        let items: Option<Vec<Item>> = text.split('+').map(|item| Item::parse(item.trim())).collect();
+        let items: Option<Vec<Item>> = text.split([',', '+']).map(|item| Item::parse(item.trim())).collect();
         match items {
             Some(items) => Ok(Self { items, text }),
             None => Err(format!(
-                "`{text}` names no lengths\n  hint: write one (40), a range (1-40), several (64+128), or with pairs \
+                "`{text}` names no lengths\n  hint: write one (40), a range (1..40), several (64,128), or with pairs \
                  64x4, at most {LONGEST}"
             )),
         }
@@ -58,7 +59,8 @@ impl Item {
         let number = |text: &str| text.trim().parse::<u32>().ok().filter(|n| (1..=LONGEST).contains(n));
         let mut parts = text.split('x');
         let range = parts.next()?;
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let ends = range.split_once("..").or_else(|| range.split_once('-'));
+        let (first, last) = ends.unwrap_or((range, range));
         let (first, last) = (number(first)?, number(last)?);
         let pairs = parts.next().map(|n| number(n).ok_or(())).transpose().ok()?;
         let weight = parts.next().map(|n| number(n).ok_or(())).transpose().ok()?;
@@ -70,7 +72,12 @@ impl Item {
 impl Lengths {
     /// Lengths of a default, which a test parses again.
     pub(super) fn new(text: &str) -> Self {
-        Self { items: text.split('+').filter_map(Item::parse).collect(), text: text.to_owned() }
+        Self { items: text.split([',', '+']).filter_map(Item::parse).collect(), text: text.to_owned() }
+    }
+
+    /// From the shortest to the longest one.
+    pub fn span(&self) -> std::ops::RangeInclusive<u32> {
+        self.items.iter().map(|item| item.first).min().unwrap_or(0)..=self.last()
     }
 
     /// The longest one.
@@ -80,7 +87,7 @@ impl Lengths {
 
     /// Refuses numbers of pairs where a family has none, and missing ones where it has.
     pub(super) fn check_pairs(&self, name: &str, has_pairs: bool) -> Result<(), String> {
-        let example = if has_pairs { "64x4 is a length of 64 with 4 pairs" } else { "write lengths alone: 1-40" };
+        let example = if has_pairs { "64x4 is a length of 64 with 4 pairs" } else { "write lengths alone: 1..40" };
         match self.items.iter().all(|item| item.pairs.is_some() == has_pairs) {
             true => Ok(()),
             false if has_pairs => Err(format!("{name} = {} states no pairs\n  hint: {example}", self.text)),
@@ -226,6 +233,8 @@ mod tests {
         };
         let expected = vec![(5, None), (6, None), (7, None), (9, None), (5, None)];
         assert_eq!(expected, shown("5-7+9", 5));
+        assert_eq!(expected, shown("5..7, 9", 5));
+        assert_eq!(lengths("5..7,9").unwrap().span(), 5..=9);
         let expected = vec![(64, Some(4)), (64, Some(4)), (64, Some(4)), (128, Some(8)), (64, Some(4))];
         assert_eq!(expected, shown("64x4x3+128x8", 5));
         assert_eq!(lengths("64x4+1024x256+9").unwrap().last(), 1024);

@@ -4,6 +4,7 @@
 //! fields are the settings that configs know. Helper tokens and auxiliary data are added to any family by
 //! [`crate::Task`].
 
+mod automaton;
 mod auxiliary;
 mod compositions;
 mod counting;
@@ -16,12 +17,14 @@ mod plain;
 mod prompt;
 mod raspl;
 mod recall;
+mod sampled;
 mod selective;
 mod selective_items;
 mod selective_modular;
 mod shifted_start;
 mod words;
 
+pub use automaton::{Automaton, Emit, Kind, Sampler, State};
 pub use auxiliary::{Auxiliary, AuxiliaryData};
 pub use counting::Counting;
 pub use debug::Debug;
@@ -33,6 +36,7 @@ pub use prompt::{
 };
 pub use raspl::RaspL;
 pub use recall::{Filler, InductionHeads, Labels, Mqar, Order, Placement, Queries, Recall, SelectiveCopying, Slots};
+pub use sampled::Ranges;
 pub use selective::Selective;
 pub use selective_items::{Design, SelectiveItems};
 pub use selective_modular::SelectiveModular;

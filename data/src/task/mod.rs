@@ -3,9 +3,12 @@
 
 mod config;
 mod example;
+mod name;
 mod papers;
 mod track;
 mod vocab;
+
+pub(crate) use name::split as split_settings;
 
 pub use config::TaskConfig;
 pub use example::{Example, ExampleRef, IGNORE};
@@ -13,11 +16,12 @@ pub use track::{LengthLimit, Track};
 pub use vocab::{PAD, SetLoss, Vocabulary};
 
 use crate::families::{
-    Arithmetic, Auxiliary, AuxiliaryData, Counting, Debug, Define, Examples, Family, InductionHeads, Interleaved,
-    Modular, Mqar, Plain, Prompt, RaspL, Recall, Selective, SelectiveCopying, SelectiveItems, SelectiveModular,
-    ShiftedStart,
+    Arithmetic, Automaton, Auxiliary, AuxiliaryData, Counting, Debug, Define, Examples, Family, InductionHeads,
+    Interleaved, Modular, Mqar, Plain, Prompt, RaspL, Recall, Selective, SelectiveCopying, SelectiveItems,
+    SelectiveModular, ShiftedStart,
 };
 use crate::{BLANK, DataError, suggest};
+use name::{parse_name, show};
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 use std::sync::LazyLock;
@@ -158,6 +162,7 @@ const FAMILIES: &[Kind] = &[
     kind::<SelectiveModular>(),
     kind::<RaspL>(),
     kind::<Debug>(),
+    kind::<Automaton>(),
     kind::<Prompt>(),
     kind::<Arithmetic>(),
     kind::<Mqar>(),
@@ -170,7 +175,11 @@ const FAMILIES: &[Kind] = &[
 static PRESETS: LazyLock<Vec<(&'static str, Table)>> = LazyLock::new(|| {
     let text = include_str!("presets.toml");
     let tables: Table = text.parse().unwrap_or_default();
-    let names = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('='));
+    // a line for each, `name = { … }`, or a table under `[name]`; names with `/` have quotes
+    let names = text.lines().filter_map(|line| match line.strip_prefix('[') {
+        Some(header) => header.split_once(']'),
+        None => line.split_once(" = {").or_else(|| line.split_once("= {")),
+    });
     let names = names.map(|(name, _)| name.trim().trim_matches('"'));
     names.filter_map(|name| Some((name, tables.get(name)?.as_table()?.clone()))).collect()
 });
@@ -410,31 +419,6 @@ fn define<F: Define>(settings: Table, common: Common) -> Result<Task, String> {
         ));
     }
     Ok(Task { name, family, auxiliary, vocabulary, max_position_embeddings, max_seq_len, train_examples, parameters })
-}
-
-/// The preset or family of a name, and the settings after it.
-fn parse_name(name: &str) -> Result<(&str, Table), DataError> {
-    let (base, settings) = name.split_once(',').unwrap_or((name, ""));
-    let setting = |part: &str| match part.split_once('=') {
-        Some((key, value)) => Ok((key.trim().to_owned(), parse_value(value.trim()))),
-        None => Err(DataError::TaskSetting {
-            task: name.to_owned(),
-            reason: format!("`{part}` is not a setting"),
-            hint: "write key=value, for example modular,modulus=7".into(),
-        }),
-    };
-    let settings = settings.split(',').filter(|part| !part.is_empty()).map(setting).collect::<Result<_, _>>()?;
-    Ok((base.trim(), settings))
-}
-
-/// A value of a setting as typed: TOML, or a bare word.
-fn parse_value(text: &str) -> Value {
-    let document: Result<Table, _> = format!("value = {text}").parse();
-    document.ok().and_then(|mut t| t.remove("value")).unwrap_or_else(|| Value::String(text.to_owned()))
-}
-
-fn show(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// The error for an unknown setting names the nearest known one.

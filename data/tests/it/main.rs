@@ -1,6 +1,7 @@
 //! The tests of this crate in one program, which is linked once. Separate is `fuzz`, which runs for a given time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod automata;
 mod field;
 mod files;
 mod foreign;
@@ -9,4 +10,5 @@ mod prompts;
 mod published;
 mod recall;
 mod rules;
+mod statistics;
 mod tasks;

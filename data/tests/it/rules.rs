@@ -85,7 +85,12 @@ proptest! {
         let test = family.test(seed, index, length);
         if !family.prefix_closed() {
             if long.max_length() != length { prop_assert!(long.prefix(length).is_err()) }
-            if let Ok(test) = test { check(&task, &test)?; prop_assert_eq!(test.length, length) }
+            if let Ok(test) = test {
+                check(&task, &test)?;
+                // an expression with an even number of tokens is one token shorter, as the original's are
+                let rounded = task.name.starts_with("chomsky/modular_arithmetic") && test.length + 1 == length;
+                prop_assert!(test.length == length || rounded, "{}: {} for {}", task.name, test.length, length);
+            }
             return Ok(());
         }
         match (long.prefix(length), test) {

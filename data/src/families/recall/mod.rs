@@ -146,6 +146,10 @@ macro_rules! family_of_samples {
             self.train_lengths.last()
         }
 
+        fn train_lengths(&self) -> std::ops::RangeInclusive<u32> {
+            self.train_lengths.span()
+        }
+
         fn rows(&self, split: crate::Split, train: usize) -> Result<usize, String> {
             Ok(match split {
                 crate::Split::Train => train,
