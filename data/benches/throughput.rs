@@ -1,12 +1,15 @@
-//! `cargo bench -p data`: making examples, writing a million of them, and reading them back into batches. Each line is
-//! the median of five runs; all but the second block use one core.
+//! `cargo bench -p data`: drawing examples into batches, writing a million of them, and reading them back into batches. Each line is
+//! the median of five runs; all but the second block use one core, the first one fresh examples.
 #![allow(clippy::unwrap_used)]
 
-use data::{Batch, Collation, Dataset, EpochOrder, ExampleRef, Split, Task, generate_split};
+use data::{Batch, Collation, Dataset, EpochOrder, Example, ExampleRef, Split, Task, generate_split};
 use std::hint::black_box;
 use std::time::Instant;
 
 const ROWS: usize = 100_000;
+/// Tokens of a task that are drawn into batches, at least.
+const TOKENS: usize = 1_000_000;
+const BATCH: usize = 32;
 
 /// Prints how many `things` per second `run` gets through.
 fn measure(name: &str, things: usize, unit: &str, mut run: impl FnMut()) {
@@ -23,11 +26,23 @@ fn measure(name: &str, things: usize, unit: &str, mut run: impl FnMut()) {
 
 fn main() {
     let task = |name| Task::by_name(name).unwrap();
+    // As `train.fresh` makes its batches; a task's longest examples decide the width of each.
     for name in Task::names() {
         let task = task(name);
         let examples = task.examples(Split::Train, 0);
-        let tokens: usize = (0..ROWS).map(|i| examples(i).input_ids.len()).sum();
-        measure(name, tokens, "tokens", || (0..ROWS).for_each(|i| drop(black_box(examples(i)))));
+        let mut rows = 0;
+        let mut tokens = 0;
+        while tokens < TOKENS {
+            tokens += (rows..rows + BATCH).map(|i| examples(i).input_ids.len()).sum::<usize>();
+            rows += BATCH;
+        }
+        measure(name, tokens, "tokens", || {
+            for first in (0..rows).step_by(BATCH) {
+                let drawn: Vec<Example> = (first..first + BATCH).map(&examples).collect();
+                let drawn: Vec<ExampleRef> = drawn.iter().map(Example::as_ref).collect();
+                black_box(Batch::collate(&drawn, &task.vocabulary, &Collation::sequential()).unwrap());
+            }
+        });
     }
 
     let folder = tempfile::tempdir().unwrap();
