@@ -1,6 +1,7 @@
 //! Recall: samplers by their distributions, labels by independent rules and by hand.
 
-use crate::prompts::{distributed, shown, task};
+use crate::prompt_samplers::distributed;
+use crate::prompts::{shown, task};
 use crate::published::{LEVEL, chi_square};
 use data::{Example, Split, Task, text};
 use std::collections::HashSet;
