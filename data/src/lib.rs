@@ -30,4 +30,4 @@ pub use dataset::{
 pub use error::DataError;
 pub use families::{Auxiliary, Family};
 pub use rng::stream_rng;
-pub use task::{Example, ExampleRef, IGNORE, LengthLimit, PAD, Split, Task, TaskConfig, Track, Vocabulary};
+pub use task::{Example, ExampleRef, IGNORE, LengthLimit, PAD, SetLoss, Split, Task, TaskConfig, Track, Vocabulary};

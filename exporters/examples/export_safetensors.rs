@@ -38,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         handle: "none".into(),
         task: "none".into(),
         vocab: (0..*vocab).map(|id| id.to_string()).collect(),
+        units: vec![],
         train_max_length: 0,
         max_position_embeddings: config.max_position_embeddings().unwrap_or(0),
         augmentation: config.augmentation().name().into(),

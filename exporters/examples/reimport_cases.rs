@@ -59,6 +59,7 @@ fn write(config: &ModelConfig, vocabulary: &Vocabulary, path: &Path) -> Result<(
         handle: "none".into(),
         task: "none".into(),
         vocab: vocabulary.tokens().to_vec(),
+        units: vec![],
         train_max_length: 0,
         max_position_embeddings: 128,
         augmentation: "none".into(),

@@ -48,6 +48,9 @@ pub struct ExportInfo {
     pub task: String,
     /// The tokens; a token's place is its id. Stored as a JSON list.
     pub vocab: Vec<String>,
+    /// The tokens that a label is a set of: a set's members are those of them with a positive logit. Where labels are
+    /// tokens there are none, and the file says nothing of it. Stored as a JSON list.
+    pub units: Vec<String>,
     /// The longest training example, counted as a sweep counts length.
     pub train_max_length: usize,
     /// Positions are below this.
@@ -156,6 +159,7 @@ fn metadata(config: &ModelConfig, info: &ExportInfo, options: &ExportOptions) ->
         ("checkpoint_checksum", info.checkpoint_checksum.clone()),
         ("precision", options.precision.name().into()),
     ];
+    metadata.extend((!info.units.is_empty()).then(|| ("units", serde_json::json!(info.units).to_string())));
     // Positions at and beyond this one have no row in the model's table.
     metadata.extend(config.max_length().map(|limit| ("position_limit", limit.to_string())));
     metadata

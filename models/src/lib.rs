@@ -44,6 +44,7 @@ pub use error::{ConfigError, InputError};
 pub use model::{Model, ModelInput, Network, Positions};
 pub use training::{
     Init, ParameterGroup, l2_wrap, masked_cross_entropy, predictions, weighted_cross_entropy, weighted_l2_wrap,
+    weighted_set_loss,
 };
 
 /// The CPU backend.

@@ -2,7 +2,7 @@ use super::columns::hint_of;
 use super::damage::without_panics;
 use super::padding;
 use super::parquet::{Writer, to_record_batch, write_parquet};
-use super::reading::{Found, Source};
+use super::reading::{Bounds, Found, Source};
 use super::text::parse_line;
 use super::{CHUNK, CHUNK_TOKENS, NO_EXAMPLES, ROWS, check_vocabulary, padding_note};
 use crate::{DataError, DatasetInfo, Example, Task};
@@ -59,7 +59,7 @@ pub fn import(
                 Import { writer, task, chunk: vec![], chunk_tokens: 0, rows: 0, tokens: 0, problems: 0, first: vec![] };
             let mut parse = |line: &str| parse_line(line, &task.vocabulary);
             let mut padded = 0;
-            files.for_each(task.vocabulary.len(), &mut parse, &mut |place, found| {
+            files.for_each(Bounds::of(&task.vocabulary), &mut parse, &mut |place, found| {
                 let example = found.and_then(|found| checks.of(found)).map(|(example, is_assumed)| {
                     padded += usize::from(is_assumed);
                     example

@@ -20,9 +20,9 @@ pub use layout::{DatasetFolders, Origin, capped, short_name};
 pub use source::dataset_dict;
 
 use self::damage::without_panics;
-use self::reading::Source;
+use self::reading::{Bounds, Source};
 use self::text::Interner;
-use crate::{DataError, ExampleRef, PAD, Split, Task};
+use crate::{DataError, ExampleRef, PAD, SetLoss, Split, Task, Vocabulary};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -47,6 +47,8 @@ pub struct DatasetInfo {
     pub task: String,
     /// The tokens in id order.
     pub vocab: Vec<String>,
+    /// The tokens that labels are sets of; none where labels are tokens.
+    pub units: Vec<String>,
     /// The seed they were generated with.
     pub seed: u64,
     /// [`GENERATOR_VERSION`] of the writer; 0 for imported examples, whose seed is 0 as well.
@@ -61,6 +63,7 @@ impl DatasetInfo {
         Self {
             task: task.name.clone(),
             vocab: task.vocabulary.tokens().to_vec(),
+            units: task.vocabulary.unit_tokens(),
             seed,
             generator_version: GENERATOR_VERSION,
             settings: task.parameters.iter().cloned().collect(),
@@ -74,7 +77,15 @@ impl DatasetInfo {
 
     /// The description of examples without a task.
     fn unknown(vocab: Vec<String>) -> Self {
-        Self { task: "unknown".into(), vocab, seed: 0, generator_version: 0, settings: BTreeMap::new() }
+        let units = vec![];
+        Self { task: "unknown".into(), vocab, units, seed: 0, generator_version: 0, settings: BTreeMap::new() }
+    }
+
+    /// The tokens and labels of the examples.
+    pub fn vocabulary(&self) -> Vocabulary {
+        let tokens = Vocabulary::new(self.vocab.clone());
+        // units were checked when the description was made or read
+        tokens.clone().with_units(&self.units, SetLoss::default()).unwrap_or(tokens)
     }
 
     /// The description in a file, without its examples, and the number of examples it states.
@@ -98,7 +109,7 @@ impl DatasetInfo {
     pub fn is_of(&self, task: &Task, seed: u64) -> bool {
         let wanted = Self::of(task, seed);
         let same_settings = self.settings.is_empty() || self.settings == wanted.settings;
-        (&self.task, &self.vocab, self.seed) == (&wanted.task, &wanted.vocab, seed)
+        (&self.task, &self.vocab, &self.units, self.seed) == (&wanted.task, &wanted.vocab, &wanted.units, seed)
             && same_settings
             && SAME_EXAMPLES.contains(&self.generator_version)
     }
@@ -111,16 +122,24 @@ impl DatasetInfo {
             ("generator_version", self.generator_version.to_string()),
             ("settings", serde_json::json!(self.settings).to_string()),
         ];
-        own.iter().chain(more).map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
+        let units = (!self.units.is_empty()).then(|| ("units", serde_json::json!(self.units).to_string()));
+        own.iter().chain(&units).chain(more).map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
     }
 
     pub(crate) fn from_metadata(metadata: &BTreeMap<String, String>) -> Result<Self, String> {
         let get = |key: &str| metadata.get(key).ok_or_else(|| format!("its metadata has no `{key}`"));
         let number = |key: &str| get(key)?.parse::<u64>().map_err(|_| format!("its `{key}` is not a number"));
         let settings = metadata.get("settings").map(|text| serde_json::from_str(text)).transpose();
+        let list = |name: &str, text: &String| {
+            serde_json::from_str::<Vec<String>>(text).map_err(|_| format!("its `{name}` is not a JSON list"))
+        };
+        let vocab = list("vocab", get("vocab")?)?;
+        let units = metadata.get("units").map_or(Ok(vec![]), |text| list("units", text))?;
+        Vocabulary::new(vocab.clone()).with_units(&units, SetLoss::default())?;
         Ok(Self {
             task: get("task")?.clone(),
-            vocab: serde_json::from_str(get("vocab")?).map_err(|_| "its `vocab` is not a JSON list".to_owned())?,
+            vocab,
+            units,
             seed: number("seed")?,
             generator_version: u32::try_from(number("generator_version")?)
                 .map_err(|_| "its `generator_version` is not that of a generator".to_owned())?,
@@ -274,15 +293,15 @@ impl Dataset {
             if described && task.is_none() { info.as_ref().and_then(|i| Task::by_name(&i.task).ok()) } else { None };
         let counter = task.or(named.as_ref());
         let mut interner = Interner::default();
-        let vocab = info.as_ref().map_or(usize::MAX, |info| info.vocab.len());
-        let vocabulary = info.as_ref().map(|info| crate::Vocabulary::new(info.vocab.clone()));
+        let vocabulary = info.as_ref().map(DatasetInfo::vocabulary);
+        let bounds = vocabulary.as_ref().map_or(Bounds::NONE, Bounds::of);
         let pad = vocabulary.as_ref().and_then(|vocabulary| vocabulary.id(PAD));
         let mut parse = |line: &str| match &vocabulary {
             Some(vocabulary) => text::parse_line(line, vocabulary),
-            None => text::parse(line, &mut |token| interner.id(token)),
+            None => text::parse_new(line, &mut interner),
         };
         let mut out = Self::new(info.clone().unwrap_or_else(|| DatasetInfo::unknown(vec![])));
-        source.for_each(vocab, &mut parse, &mut |place, found| {
+        source.for_each(bounds, &mut parse, &mut |place, found| {
             let wrong = |problem: String| {
                 let colon = if problem.starts_with("has ") { "" } else { ":" };
                 source.invalid(format!("{place}{colon} {problem}"), source.hint(&problem))

@@ -7,7 +7,7 @@ use super::source::{Format, Part, parts};
 use super::text::for_each_line;
 use super::{CHUNK, CHUNK_TOKENS};
 use super::{pages, records};
-use crate::{DataError, DatasetInfo, IGNORE};
+use crate::{DataError, DatasetInfo, IGNORE, Vocabulary};
 use arrow::array::RecordBatch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
@@ -111,12 +111,12 @@ impl Source {
         self.parts.iter().all(|part| part.format == Format::Pairs)
     }
 
-    /// Visits every example with its place, or the problem with it, for a vocabulary of `vocab` tokens.
+    /// Visits every example with its place, or the problem with it: a number outside of `bounds` is one.
     ///
     /// # Errors
     /// A file cannot be read to its end, or `visit` fails.
-    pub fn for_each(&self, vocab: usize, parse: Parse<'_>, visit: Visit<'_>) -> Result<(), DataError> {
-        let mut walk = Walk { vocab, tokens: 0, rows: 0, input_ids: vec![], labels: vec![], visit, part: None };
+    pub fn for_each(&self, bounds: Bounds, parse: Parse<'_>, visit: Visit<'_>) -> Result<(), DataError> {
+        let mut walk = Walk { bounds, tokens: 0, rows: 0, input_ids: vec![], labels: vec![], visit, part: None };
         for part in &self.parts {
             walk.part = (self.parts.len() > 1).then_some(&part.path);
             let path = &part.path;
@@ -156,9 +156,28 @@ const TEXT: &str = "it is text, which has no description of itself";
 const EXAMPLES: &str =
     "examples are lists of token ids in `input_ids` and as many ids in `labels`, -1 or -100 where there is no label";
 
+/// How many different numbers there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// Token ids are below.
+    tokens: usize,
+    /// Labels are below.
+    labels: usize,
+}
+
+impl Bounds {
+    /// Whatever fits into the types.
+    pub const NONE: Self = Self { tokens: usize::MAX, labels: i16::MAX as usize };
+
+    /// The numbers of a vocabulary.
+    pub fn of(vocabulary: &Vocabulary) -> Self {
+        Self { tokens: vocabulary.len(), labels: vocabulary.label_count() }
+    }
+}
+
 /// The walk over the examples of a source.
 struct Walk<'a> {
-    vocab: usize,
+    bounds: Bounds,
     tokens: u64,
     rows: u64,
     input_ids: Vec<u16>,
@@ -262,7 +281,7 @@ impl Walk<'_> {
         let found = raw.and_then(|raw| {
             let range = unmasked(raw)?;
             let (inputs, labels) = (&raw.inputs[range.clone()], &raw.labels[range]);
-            narrow(inputs, labels, self.vocab, &mut self.input_ids, &mut self.labels)?;
+            narrow(inputs, labels, self.bounds, &mut self.input_ids, &mut self.labels)?;
             let (tokens, masked) = (inputs.len(), raw.mask.is_some());
             let fits = |n: i64| u32::try_from(n).ok().filter(|n| *n as usize <= tokens);
             let length = raw.length.map(|n| fits(n).ok_or_else(|| too_long(n, tokens, masked))).transpose()?;
@@ -320,15 +339,16 @@ fn unmasked(raw: &RawExample) -> Result<std::ops::Range<usize>, String> {
     }
 }
 
-/// Ids and labels in their narrow types, all inside a vocabulary of `vocab` tokens.
+/// Ids and labels in their narrow types, all inside of the bounds.
 fn narrow(
     inputs: &[i64],
     labels: &[i64],
-    vocab: usize,
+    bounds: Bounds,
     narrow_inputs: &mut Vec<u16>,
     narrow_labels: &mut Vec<i16>,
 ) -> Result<(), String> {
-    let vocab = vocab.min(i16::MAX as usize) as i64;
+    let vocab = bounds.tokens.min(i16::MAX as usize) as i64;
+    let label_count = bounds.labels.min(1 << 15) as i64;
     narrow_inputs.clear();
     narrow_labels.clear();
     narrow_inputs.extend(inputs.iter().map_while(|id| (0..vocab).contains(id).then_some(*id as u16)));
@@ -337,10 +357,13 @@ fn narrow(
     }
     narrow_labels.extend(labels.iter().map_while(|label| match *label {
         -1 | TORCH_IGNORE => Some(IGNORE),
-        label => (0..vocab).contains(&label).then_some(label as i16),
+        label => (0..label_count).contains(&label).then_some(label as i16),
     }));
     match labels.get(narrow_labels.len()) {
-        Some(label) => Err(format!("has the label {label}, but the vocabulary has {vocab} tokens")),
+        Some(label) if vocab == label_count || bounds == Bounds::NONE => {
+            Err(format!("has the label {label}, but the vocabulary has {vocab} tokens"))
+        }
+        Some(label) => Err(format!("has the label {label}, but labels are sets below {label_count}")),
         None => Ok(()),
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::{DataError, ExampleRef, IGNORE, Vocabulary};
 use serde::de::{DeserializeSeed, Deserializer, Error, SeqAccess, Visitor};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -18,7 +19,7 @@ pub const MAX_LINE_BYTES: usize = 16 << 20;
 pub fn to_line(example: ExampleRef<'_>, vocabulary: &Vocabulary) -> String {
     let quoted = |token: Option<&str>| serde_json::Value::from(token.unwrap_or("-1")).to_string();
     let token = |id: &u16| quoted(vocabulary.token(*id));
-    let label = |label: &i16| quoted(u16::try_from(*label).ok().and_then(|id| vocabulary.token(id)));
+    let label = |label: &i16| quoted(Some(&vocabulary.label(*label)));
     let list = |tokens: Vec<String>| format!("[{}]", tokens.join(", "));
     let inputs = list(example.input_ids.iter().map(token).collect());
     format!("[{inputs}, {}]", list(example.labels.iter().map(label).collect()))
@@ -30,7 +31,18 @@ pub fn to_line(example: ExampleRef<'_>, vocabulary: &Vocabulary) -> String {
 /// The problem with the line, and where: it is not such a pair, a token is not in the vocabulary, there are no tokens,
 /// or not as many labels.
 pub fn parse_line(line: &str, vocabulary: &Vocabulary) -> Result<(Vec<u16>, Vec<i16>), String> {
-    parse(line, &mut |token| vocabulary.id(token).ok_or_else(|| "is not in the vocabulary".to_owned()))
+    let token = &mut |token: &str| vocabulary.id(token).ok_or_else(|| "is not in the vocabulary".to_owned());
+    parse(line, token, &mut |label| vocabulary.parse_label(label))
+}
+
+/// [`parse_line`] where every new token, in a label too, gets the next id.
+pub(crate) fn parse_new(line: &str, interner: &mut Interner) -> Result<(Vec<u16>, Vec<i16>), String> {
+    let interner = RefCell::new(interner);
+    let label = &mut |label: &str| match label {
+        "-1" => Ok(IGNORE),
+        label => i16::try_from(interner.borrow_mut().id(label)?).map_err(|_| "is no label".to_owned()),
+    };
+    parse(line, &mut |token| interner.borrow_mut().id(token), label)
 }
 
 /// Gives ids to tokens as they come.
@@ -99,10 +111,10 @@ pub(crate) fn for_each_line(
     }
 }
 
-/// Parses a line; `encode` gives the id of a token or the problem with it.
-pub(crate) fn parse(line: &str, encode: Encode<'_>) -> Result<(Vec<u16>, Vec<i16>), String> {
+/// Parses a line; `token` and `label` give the number for a text or the problem with it.
+fn parse(line: &str, token: Encode<'_, u16>, label: Encode<'_, i16>) -> Result<(Vec<u16>, Vec<i16>), String> {
     let mut parser = serde_json::Deserializer::from_str(line);
-    let pair = Pair(encode).deserialize(&mut parser).and_then(|pair| parser.end().map(|()| pair));
+    let pair = Pair(token, label).deserialize(&mut parser).and_then(|pair| parser.end().map(|()| pair));
     let (input_ids, labels) = pair.map_err(|e| {
         let message = e.to_string();
         message.replace(&format!(" at line {} column", e.line()), " at character")
@@ -114,10 +126,10 @@ pub(crate) fn parse(line: &str, encode: Encode<'_>) -> Result<(Vec<u16>, Vec<i16
     }
 }
 
-pub(crate) type Encode<'a> = &'a mut dyn FnMut(&str) -> Result<u16, String>;
+type Encode<'a, T> = &'a mut dyn FnMut(&str) -> Result<T, String>;
 
 /// `[[tokens], [labels]]`
-struct Pair<'a>(Encode<'a>);
+struct Pair<'a>(Encode<'a, u16>, Encode<'a, i16>);
 
 impl<'de> DeserializeSeed<'de> for Pair<'_> {
     type Value = (Vec<u16>, Vec<i16>);
@@ -135,17 +147,11 @@ impl<'de> Visitor<'de> for Pair<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<Self::Value, A::Error> {
-        let encode = self.0;
-        let token = |text: &str| encode(text).map_err(|why| format!("the token `{}` {why}", shorten(text)));
+        let Self(token, label) = self;
+        let token = |text: &str| token(text).map_err(|why| format!("the token `{}` {why}", shorten(text)));
         let inputs = pair.next_element_seed(Strings(token))?;
         let inputs = inputs.ok_or_else(|| A::Error::invalid_length(0, &"a pair [[tokens], [labels]]"))?;
-        let label = |text: &str| match text {
-            "-1" => Ok(IGNORE),
-            text => match encode(text) {
-                Ok(id) => i16::try_from(id).map_err(|_| format!("the label `{}` is no label", shorten(text))),
-                Err(why) => Err(format!("the label `{}` {why}", shorten(text))),
-            },
-        };
+        let label = |text: &str| label(text).map_err(|why| format!("the label `{}` {why}", shorten(text)));
         let labels = pair.next_element_seed(Strings(label))?;
         let labels = labels.ok_or_else(|| A::Error::invalid_length(1, &"a pair [[tokens], [labels]]"))?;
         Ok((inputs, labels))

@@ -9,7 +9,7 @@ mod vocab;
 pub use config::TaskConfig;
 pub use example::{Example, ExampleRef, IGNORE};
 pub use track::{LengthLimit, Track};
-pub use vocab::{PAD, Vocabulary};
+pub use vocab::{PAD, SetLoss, Vocabulary};
 
 use crate::families::{
     Arithmetic, Auxiliary, AuxiliaryData, Counting, Debug, Define, Examples, Family, InductionHeads, Interleaved,
@@ -96,10 +96,19 @@ struct Common {
     max_position_embeddings: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_seq_len: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    set_loss: Option<SetLoss>,
 }
 
-const COMMON: [&str; 6] =
-    ["helper", "auxiliary", "auxiliary_examples", "train_examples", "max_position_embeddings", "max_seq_len"];
+const COMMON: [&str; 7] = [
+    "helper",
+    "auxiliary",
+    "auxiliary_examples",
+    "train_examples",
+    "max_position_embeddings",
+    "max_seq_len",
+    "set_loss",
+];
 
 /// A family with its parameters fixed.
 ///
@@ -286,9 +295,7 @@ impl Task {
         };
         match expected.iter().zip(labels).position(|(e, l)| e != l) {
             Some(at) => {
-                let show =
-                    |label: i16| u16::try_from(label).ok().and_then(|id| self.vocabulary.token(id)).unwrap_or("-1");
-                let (found, expected) = (show(labels[at]), show(expected[at]));
+                let (found, expected) = (self.vocabulary.label(labels[at]), self.vocabulary.label(expected[at]));
                 Err(format!("label {} is `{found}`, but the rule gives `{expected}`", at + 1))
             }
             None => Ok(()),
@@ -348,7 +355,11 @@ fn define<F: Define>(settings: Table, common: Common) -> Result<Task, String> {
         Some((filler, false)) => tokens.push(filler.into()),
         None => {}
     }
-    let vocabulary = Vocabulary::new(tokens);
+    let units = family.units();
+    if units.is_empty() && common.set_loss.is_some() {
+        return Err("set_loss is for labels that are sets, and these are tokens".into());
+    }
+    let vocabulary = Vocabulary::new(tokens).with_units(&units, common.set_loss.unwrap_or_default())?;
     family.bind(&vocabulary, common.helper != Helper::None);
     let longest = family.longest();
     let name = family.name().to_owned();

@@ -19,7 +19,8 @@ fn check(task: &Task, e: &Example) -> Result<(), TestCaseError> {
     let vocab = task.vocabulary.len();
     prop_assert!(!e.input_ids.is_empty() && e.input_ids.len() == e.labels.len());
     prop_assert!(e.input_ids.iter().all(|id| usize::from(*id) < vocab), "{}: {:?}", task.name, e);
-    prop_assert!(e.labels.iter().all(|l| (-1..vocab as i16).contains(l)), "{}: {:?}", task.name, e);
+    let labels = task.vocabulary.label_count() as i32;
+    prop_assert!(e.labels.iter().all(|l| (-1..labels).contains(&i32::from(*l))), "{}: {:?}", task.name, e);
     task.check_labels(&e.input_ids, &e.labels)
         .map_err(|why| TestCaseError::fail(format!("{}: {why}: {e:?}", task.name)))?;
     prop_assert_eq!(task.length(&e.input_ids, &e.labels), e.length, "{}", task.name);
@@ -41,6 +42,23 @@ proptest! {
             let mut wrong = e.clone();
             wrong.labels[label] = if wrong.labels[label] == 0 { 1 } else { 0 };
             prop_assert!(task.check_labels(&wrong.input_ids, &wrong.labels).is_err(), "{}: {:?}", task.name, wrong);
+        }
+    }
+
+    /// `train.fresh` goes on behind the published number of examples.
+    #[test]
+    fn training_has_no_last_example(task in any_task(), seed: u64, index in 0usize..1 << 40) {
+        let e = task.examples(Split::Train, seed)(index);
+        check(&task, &e)?;
+        prop_assert_eq!(&task.examples(Split::Train, seed)(index), &e);
+    }
+
+    #[test]
+    fn examples_of_a_length_have_it(task in any_task(), seed: u64, index in 0usize..1 << 40, length in 0u32..300) {
+        if let Some(e) = task.family.of_length(seed, index, length) {
+            check(&task, &e)?;
+            prop_assert_eq!(e.length, length);
+            prop_assert_eq!(task.family.of_length(seed, index, length), Some(e));
         }
     }
 
@@ -91,7 +109,8 @@ proptest! {
         task.family.rule(&ids);
         if let Ok(labels) = task.family.labels(&ids) {
             prop_assert_eq!(labels.len(), ids.len());
-            prop_assert!(labels.iter().all(|l| (-1..task.vocabulary.len() as i16).contains(l)));
+            let count = task.vocabulary.label_count() as i32;
+            prop_assert!(labels.iter().all(|l| (-1..count).contains(&i32::from(*l))));
         }
     }
 }

@@ -9,6 +9,8 @@
 //! instead; [`host`] computes the same.
 
 use crate::error::is_out_of_memory;
+use crate::metrics::score_set;
+use data::Vocabulary;
 
 /// Added input, int64 `[batch, seq]`: the token id whose cross entropy is wanted; anything inside the vocabulary where
 /// none is.
@@ -70,8 +72,16 @@ pub(crate) fn blame(reason: String, shape: &str) -> String {
 }
 
 /// Predictions and losses `[batch, seq]` from logits `[batch, seq, vocab]` and targets `[batch, seq]`, as the nodes
-/// compute them: NaN is never the largest, and makes the loss NaN.
-pub(crate) fn host(logits: &[f32], vocab: usize, targets: &[i64]) -> (Vec<i64>, Vec<f32>) {
+/// compute them: NaN is never the largest, and makes the loss NaN. Sets are scored here alone: see [`score_set`].
+pub(crate) fn host(logits: &[f32], vocabulary: &Vocabulary, targets: &[i64]) -> (Vec<i64>, Vec<f32>) {
+    let vocab = vocabulary.len();
+    if !vocabulary.units().is_empty() {
+        let score = |(logits, target): (&[f32], &i64)| {
+            let (predicted, loss) = score_set(logits, u16::try_from(*target).unwrap_or(0), vocabulary);
+            (i64::from(predicted), loss as f32)
+        };
+        return logits.chunks_exact(vocab.max(1)).zip(targets).map(score).unzip();
+    }
     let score = |(logits, target): (&[f32], &i64)| {
         let mut best = 0;
         for (index, value) in logits.iter().enumerate() {
@@ -197,12 +207,13 @@ mod tests {
     fn scores_on_the_host_are_arg_max_and_cross_entropy() {
         let inf = f32::NEG_INFINITY;
         let logits = [1.0, 3.0, 3.0, inf, 0.0, inf, f32::NAN, 1.0, 0.0, inf, inf, inf];
-        let (predictions, losses) = host(&logits, 3, &[0, 1, 1, 0]);
+        let tokens = |last| Vocabulary::numbers_then(last, &[]);
+        let (predictions, losses) = host(&logits, &tokens(2), &[0, 1, 1, 0]);
         assert_eq!(predictions, [1, 1, 1, 0], "the first on ties");
         assert!((losses[0] - (2.0 + (2.0 + (-2f32).exp()).ln())).abs() < 1e-6, "{losses:?}");
         assert_eq!(losses[1], 0.0);
         assert!(losses[2].is_nan() && losses[3].is_nan());
-        assert!(host(&[0.0, 0.0], 2, &[5]).1[0].is_nan(), "a target that is no token");
+        assert!(host(&[0.0, 0.0], &tokens(1), &[5]).1[0].is_nan(), "a target that is no token");
     }
 
     #[test]

@@ -2,7 +2,11 @@
 //! per sequence the labelled positions in order are q_1 … q_m. *Counting* accuracy is over q_1 … q_{m−1}, *last*
 //! accuracy over q_m, *accuracy* over all of them, *sequence* accuracy over sequences that are right everywhere,
 //! *unseen* accuracy over the q_j whose rank j is larger than any sequence of the validation split is long.
-//! A prediction is the argmax over the whole vocabulary, the first index where there is a tie.
+//! A prediction is the argmax over the whole vocabulary, the first index where there is a tie. Where labels are sets
+//! (Bhattamishra et al., arXiv 2009.11264), it is the set of units with a positive logit, a probability over one half,
+//! and right only as a whole.
+
+use data::{SetLoss, Vocabulary};
 
 /// The score of one growing sequence. Pushing position after position and reading it at the ends of prefixes scores
 /// every prefix in one walk.
@@ -31,6 +35,17 @@ impl Running {
         prediction
     }
 
+    /// Adds a labelled position: its logits `[vocab]` and its label in `vocabulary`. Returns the prediction, a token's
+    /// id or a set of units as a label has it.
+    pub fn push_label(&mut self, logits: &[f32], label: u16, vocabulary: &Vocabulary) -> u16 {
+        if vocabulary.units().is_empty() {
+            return self.push(logits, usize::from(label)) as u16;
+        }
+        let (prediction, loss) = score_set(logits, label, vocabulary);
+        self.push_scored(prediction == label, loss);
+        prediction
+    }
+
     /// Adds a labelled position of which the cross entropy (in nats) is known; NaN where its logits have no softmax.
     pub fn push_scored(&mut self, correct: bool, loss: f64) {
         self.labelled += 1;
@@ -50,6 +65,23 @@ impl Running {
     pub fn loss_sum(&self) -> f64 {
         self.loss_sum
     }
+}
+
+/// The set of units that the logits `[vocab]` of a position predict, and its loss against the set `label`: the mean over
+/// the units. NaN where a unit's logit is not finite.
+pub fn score_set(logits: &[f32], label: u16, vocabulary: &Vocabulary) -> (u16, f64) {
+    let (mut predicted, mut sum) = (0, 0.0);
+    for (unit, &id) in vocabulary.units().iter().enumerate() {
+        let logit = f64::from(logits[usize::from(id)]);
+        let wanted = f64::from(label >> unit & 1);
+        predicted |= u16::from(logit > 0.0) << unit;
+        sum += match vocabulary.set_loss() {
+            _ if !logit.is_finite() => f64::NAN,
+            SetLoss::Bce => logit.max(0.0) - logit * wanted + (-logit.abs()).exp().ln_1p(),
+            SetLoss::Mse => (1.0 / (1.0 + (-logit).exp()) - wanted).powi(2),
+        };
+    }
+    (predicted, sum / vocabulary.units().len() as f64)
 }
 
 /// Argmax (first index on ties) and log Σ exp, in one pass each. Subtracting the maximum keeps the exponentials ≤ 1.
@@ -223,6 +255,30 @@ mod tests {
         assert_eq!((score, score.loss(), score.last_accuracy_interval()), (Score::default(), None, None));
         score.add(&sequence(&[3], &[3]));
         assert_eq!((score.counting_accuracy(), score.last_accuracy()), (None, Some(1.0)));
+    }
+
+    #[test]
+    fn sets_are_right_as_a_whole() {
+        let vocabulary = |loss| {
+            let units = ["(".to_owned(), "1".to_owned()];
+            Vocabulary::numbers_then(1, &["("]).with_units(&units, loss).unwrap()
+        };
+        let (bce, mse) = (vocabulary(SetLoss::Bce), vocabulary(SetLoss::Mse));
+        let logits = [9.0, -1.0, 2.0]; // of 0, 1 and (
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        for (label, right) in [(0b01, true), (0b11, false), (0b00, false)] {
+            let mut running = Running::default();
+            assert_eq!(running.push_label(&logits, label, &bce), 0b01);
+            assert_eq!(running.correct == 1, right);
+            let (open, one) = (f64::from(label & 1), f64::from(label >> 1));
+            let cross = |p: f64, wanted: f64| -(wanted * p.ln() + (1.0 - wanted) * (1.0 - p).ln());
+            let expected = (cross(sigmoid(2.0), open) + cross(sigmoid(-1.0), one)) / 2.0;
+            assert!((running.loss_sum() - expected).abs() < 1e-12);
+            let squared = ((sigmoid(2.0) - open).powi(2) + (sigmoid(-1.0) - one).powi(2)) / 2.0;
+            assert!((score_set(&logits, label, &mse).1 - squared).abs() < 1e-12);
+        }
+        assert!(score_set(&[0.0, f32::NAN, 0.0], 0, &bce).1.is_nan());
+        assert!(score_set(&[0.0, 0.0, f32::INFINITY], 1, &mse).1.is_nan());
     }
 
     #[test]

@@ -26,7 +26,8 @@ impl Sweep<'_> {
         let mut setting =
             Setting::new(self.model, task, self.augmentation, self.seed).and_then(|s| self.prepared(s, longest))?;
         let course = setting.course(true, self.exhaustive);
-        if dataset.info().vocab != task.vocabulary.tokens() {
+        let (info, vocabulary) = (dataset.info(), &task.vocabulary);
+        if info.vocab != vocabulary.tokens() || info.units != vocabulary.unit_tokens() {
             let reason = format!("the split is of the task `{}`, which has another vocabulary", dataset.info().task);
             return Err(EvalError::TaskMismatch { path: self.model.path().into(), task: task.name.clone(), reason });
         }

@@ -15,7 +15,7 @@ pub(crate) struct Inputs {
     pub(super) rows: usize,
     pub(super) seq: usize,
     values: Vec<(String, DynValue)>,
-    /// The targets `[batch, seq]`, where the graph does not score.
+    /// The targets `[batch, seq]`, where scores are not computed inside the graph.
     targets: Vec<i64>,
 }
 
@@ -55,6 +55,11 @@ impl Work<'_> {
         self.inputs(jobs, 0, self.piece(jobs))
     }
 
+    /// Whether predictions and losses are computed inside the graph: those of sets are not.
+    fn scores_in_the_graph(&self) -> bool {
+        self.interface.output.scored && self.vocabulary.units().is_empty()
+    }
+
     /// Tokens that are fed at once.
     fn piece(&self, jobs: &[Job]) -> usize {
         let longest = jobs.iter().map(Job::tokens).max().unwrap_or(0);
@@ -70,10 +75,12 @@ impl Work<'_> {
             (*draw, ExampleRef { input_ids: &example.input_ids[range], labels, length: example.length })
         });
         let collation = Collation { positions: self.positions, pad_to: Some(width) };
-        let batch = Batch::collate_rows(rows, self.vocabulary, &collation)?;
+        let mut batch = Batch::collate_rows(rows, self.vocabulary, &collation)?;
         let rows = batch.batch;
-        let scored = self.interface.output.scored;
-        let targets = if scored { vec![] } else { batch.labels.iter().map(|label| (*label).max(0)).collect() };
+        let targets = match self.scores_in_the_graph() {
+            true => vec![],
+            false => batch.labels.iter_mut().map(|label| std::mem::take(label).max(0)).collect(),
+        };
         let values = self.interface.fed(batch).map_err(|e| self.failed(rows, width, e.to_string()))?;
         Ok(Inputs { rows, seq: width, values, targets })
     }
@@ -136,7 +143,8 @@ impl Work<'_> {
             binding.bind_input(&state.input, value)?;
         }
         let output = &self.interface.output;
-        match output.scored {
+        let scored = self.scores_in_the_graph();
+        match scored {
             true => {
                 binding.bind_output_to_device(PREDICTIONS, &cpu()?)?;
                 binding.bind_output_to_device(LOSSES, &cpu()?)?;
@@ -159,13 +167,13 @@ impl Work<'_> {
             *states = self.interface.states.iter().filter_map(|state| outputs.remove(&state.output)).collect();
         }
         let mut take = |name: &str| outputs.remove(name).ok_or_else(|| ort::Error::new(format!("no output `{name}`")));
-        if output.scored {
+        if scored {
             return Ok(Scored::Graph(take(PREDICTIONS)?.downcast()?, take(LOSSES)?.downcast()?));
         }
         let logits: Tensor<f32> = take(output.float())?.downcast()?;
         let (shape, values) = logits.extract_tensor();
         self.misshapen(inputs, shape).map_or(Ok(()), |reason| Err(ort::Error::new(reason)))?;
-        let (predictions, losses) = scoring::host(values, self.vocabulary.len(), &inputs.targets);
+        let (predictions, losses) = scoring::host(values, self.vocabulary, &inputs.targets);
         Ok(Scored::Host(predictions, losses))
     }
 

@@ -14,7 +14,7 @@ use std::path::Path;
 
 const HEADER: &str = "handle,task,arch,positional_embedding,num_layers,hidden_size,seed,checkpoint,provider,precision,\
                       split,length,n_sequences,n_tokens,accuracy,counting_accuracy,last_accuracy,sequence_accuracy,loss,\
-                      last_accuracy_low,last_accuracy_high,in_distribution,status,plan,model_fingerprint";
+                      last_accuracy_low,last_accuracy_high,in_distribution,status,plan,model_fingerprint,chance";
 
 /// Length 1 has no counting accuracy, 98 and 99 few tracks, 100 none.
 fn table() -> RecordBatch {
@@ -101,7 +101,7 @@ fn csv_and_json_are_plain() {
     assert_eq!((lines[0], lines.len()), (HEADER, 6));
     let model = model_fingerprint(&fixture("counts_shifted")).unwrap();
     assert!(lines[5].ends_with(&format!(
-        ",sweep,100,0,0,,,,,,,,false,past the vocabulary's last number (100),single_pass,{model}"
+        ",sweep,100,0,0,,,,,,,,false,past the vocabulary's last number (100),single_pass,{model},"
     )));
     write(&batch.slice(0, 0), Format::Csv, &path).unwrap();
     assert_eq!(std::fs::read_to_string(&path).unwrap().trim_end(), HEADER, "also without rows");
@@ -110,7 +110,7 @@ fn csv_and_json_are_plain() {
     write(&batch, Format::Json, &path).unwrap();
     let rows: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     let rows = rows.as_array().unwrap();
-    assert_eq!((rows.len(), rows[0].as_object().unwrap().len()), (5, 25));
+    assert_eq!((rows.len(), rows[0].as_object().unwrap().len()), (5, 26));
     assert_eq!(rows[4]["loss"], serde_json::Value::Null);
     assert_eq!((rows[1]["length"].as_u64(), rows[1]["accuracy"].as_f64()), (Some(50), Some(1.0)));
 }

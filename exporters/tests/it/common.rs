@@ -18,6 +18,7 @@ pub fn info(vocab: usize) -> ExportInfo {
         handle: "1123_142530".into(),
         task: "counting_samesymbol_mod10bos".into(),
         vocab: (0..vocab).map(|id| format!("\"{id}\"")).collect(),
+        units: vec![],
         train_max_length: 50,
         max_position_embeddings: 128,
         augmentation: "shift".into(),

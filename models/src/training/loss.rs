@@ -1,5 +1,7 @@
 use crate::ops::SequenceOps;
 use burn::prelude::*;
+use burn::tensor::activation::{log_sigmoid, sigmoid};
+use data::{SetLoss, Vocabulary};
 
 /// Mean cross entropy (teacher forcing) over the positions with a label ≥ 0: `logits` `[batch, seq, vocab]`, `labels`
 /// `[batch, seq]`.
@@ -17,6 +19,30 @@ pub fn weighted_cross_entropy<B: SequenceOps>(
     weights: Tensor<B, 2>,
 ) -> Tensor<B, 1> {
     B::cross_entropy(logits, labels, weights)
+}
+
+/// Σ weight·loss over all positions whose labels are sets of the vocabulary's units, where a position's loss is the mean
+/// over the units of [`SetLoss`]: `logits` `[batch, seq, vocab]`, `labels` `[batch·seq]` as a [`data::Batch`] has them,
+/// `weights` `[batch, seq]`. Where there is no label (−1), the weight is 0. Logits of tokens that are no units have no
+/// part in it.
+pub fn weighted_set_loss<B: Backend>(
+    logits: Tensor<B, 3>,
+    labels: &[i64],
+    weights: Tensor<B, 2>,
+    vocabulary: &Vocabulary,
+) -> Tensor<B, 1> {
+    let ([batch, seq, _], units, device) = (logits.dims(), vocabulary.units().len(), logits.device());
+    let ids: Vec<i32> = vocabulary.units().iter().map(|id| i32::from(*id)).collect();
+    let members = labels.iter().flat_map(|label| (0..units).map(move |unit| (label.max(&0) >> unit & 1) as f32));
+    let members = TensorData::new(members.collect::<Vec<f32>>(), [batch, seq, units]);
+    let members = Tensor::<B, 3>::from_data(members, &device);
+    let logits = logits.select(2, Tensor::from_ints(ids.as_slice(), &device)); // [batch, seq, units]
+    let losses = match vocabulary.set_loss() {
+        // ln(1 + eˣ) − x·member
+        SetLoss::Bce => -log_sigmoid(-logits.clone()) - logits * members,
+        SetLoss::Mse => (sigmoid(logits) - members).square(),
+    };
+    (losses.mean_dim(2).squeeze_dim(2) * weights).sum()
 }
 
 /// RWKV's pull of the largest logits towards zero, a term of the training loss whose value is 0 and whose

@@ -7,7 +7,7 @@ use crate::config::{Config, parse_override};
 use crate::train::batches::pieces;
 use crate::train::device::Device;
 use crate::train::optimizer::Adam;
-use crate::train::step::{loss_scale, optimisation_step};
+use crate::train::step::{Recipe, loss_scale, optimisation_step};
 use anyhow::{Result, bail};
 use burn::backend::Autodiff;
 use burn::module::Module;
@@ -183,8 +183,9 @@ where
         let examples = random_examples(args, task, step);
         let start = Instant::now();
         let pieces = pieces(config, task, &examples, &rows, step)?;
+        let recipe = Recipe { config, vocabulary: &task.vocabulary };
         let (updated, loss, grad_norm) =
-            optimisation_step(config, model, &mut optimizer, &mut loss_scale, &pieces, step, device);
+            optimisation_step(recipe, model, &mut optimizer, &mut loss_scale, &pieces, step, device);
         timing.loss = loss.into_scalar().elem::<f64>();
         grad_norm.into_data();
         B::sync(device).map_err(|e| anyhow::anyhow!("the device failed in step {step}: {e}"))?;

@@ -34,9 +34,10 @@ pub struct SplitFile {
     exists: bool,
 }
 
-/// Makes sure that a generated dataset is there: what is missing of it is written, and what is there is what it should be.
-pub fn complete(workspace: &Workspace, task: &Task, origin: Origin) -> Result<Vec<SplitFile>> {
-    let files = survey(workspace, task, origin)?;
+/// Makes sure that splits of a generated dataset are there: what is missing of them is written, and what is there is what
+/// it should be.
+pub fn complete(workspace: &Workspace, task: &Task, origin: Origin, splits: &[Split]) -> Result<Vec<SplitFile>> {
+    let files = survey(workspace, task, origin, splits)?;
     if files.iter().any(|file| !file.exists) {
         workspace.progress.note(format!(
             "generating the dataset of {} in {}",
@@ -49,15 +50,15 @@ pub fn complete(workspace: &Workspace, task: &Task, origin: Origin) -> Result<Ve
 }
 
 /// The files of a generated dataset. Those that are there are what they should be.
-fn survey(workspace: &Workspace, task: &Task, origin: Origin) -> Result<Vec<SplitFile>> {
-    let file = |split: Split| -> Result<SplitFile> {
-        let file = planned(workspace, task, origin, split)?;
+fn survey(workspace: &Workspace, task: &Task, origin: Origin, splits: &[Split]) -> Result<Vec<SplitFile>> {
+    let file = |split: &Split| -> Result<SplitFile> {
+        let file = planned(workspace, task, origin, *split)?;
         if file.exists {
-            check(&file.path, task, origin, split)?;
+            check(&file.path, task, origin, *split)?;
         }
         Ok(file)
     };
-    task.splits().into_iter().map(file).collect()
+    splits.iter().map(file).collect()
 }
 
 fn planned(workspace: &Workspace, task: &Task, origin: Origin, split: Split) -> Result<SplitFile> {
@@ -175,12 +176,12 @@ fn generate(context: &Context, args: &GenerateArgs) -> Result<()> {
         files.iter().try_for_each(|file| write(context, &task, origin, file))?;
         files
     } else {
-        let files = survey(context, &task, origin)?;
+        let files = survey(context, &task, origin, &task.splits())?;
         if files.iter().all(|file| file.exists) {
             let folder = files.first().and_then(|file| file.path.parent()).context("a task without splits")?;
             bail!("{} is there already\n  hint: --force replaces the dataset", folder.display());
         }
-        complete(context, &task, origin)?
+        complete(context, &task, origin, &task.splits())?
     };
     let seconds = start.elapsed().as_secs_f64();
     let as_json = || {
@@ -270,7 +271,7 @@ fn show(context: &Context, args: &ShowArgs) -> Result<()> {
     };
     dataset.note().into_iter().for_each(|note| context.progress.note(format!("{}: {note}", path.display())));
     let info = dataset.info();
-    let vocabulary = Vocabulary::new(info.vocab.clone());
+    let vocabulary = info.vocabulary();
     let shown: Vec<_> = dataset.iter().take(args.examples).collect();
     let tokens: usize = dataset.iter().map(|e| e.input_ids.len()).sum();
     let lengths = histogram(&dataset.iter().map(|e| e.length).collect::<Vec<_>>());
@@ -323,7 +324,7 @@ fn find(context: &Context, task: &Task, split: &str) -> Result<PathBuf> {
 
 fn decode(example: ExampleRef<'_>, vocabulary: &Vocabulary) -> (Vec<String>, Vec<String>) {
     let token = |id: u16| vocabulary.token(id).unwrap_or("?").to_owned();
-    let label = |l: &i16| u16::try_from(*l).map_or_else(|_| "-1".into(), token);
+    let label = |label: &i16| vocabulary.label(*label);
     (example.input_ids.iter().map(|id| token(*id)).collect(), example.labels.iter().map(label).collect())
 }
 
@@ -342,13 +343,13 @@ fn histogram(values: &[u32]) -> Vec<(String, usize)> {
     counts.into_iter().enumerate().map(|(i, n)| (range(i), n)).collect()
 }
 
-/// How often each label occurs, in the order of the vocabulary.
+/// How often each label occurs, in the order of the vocabulary or of the sets.
 fn labels(dataset: &Dataset, vocabulary: &Vocabulary) -> Vec<(String, usize)> {
-    let mut counts = vec![0; vocabulary.len()];
+    let mut counts = vec![0; vocabulary.label_count()];
     let labels = dataset.iter().flat_map(|e| e.labels.iter());
     labels.filter_map(|l| usize::try_from(*l).ok()).for_each(|l| counts[l] += 1);
-    let named = vocabulary.tokens().iter().cloned().zip(counts);
-    named.filter(|(_, n)| *n > 0).collect()
+    let counted = (0..).zip(counts).filter(|(_, n)| *n > 0);
+    counted.map(|(label, n)| (vocabulary.label(label), n)).collect()
 }
 
 /// Neighbours taken together until at most twenty rows are left.

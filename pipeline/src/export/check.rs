@@ -262,6 +262,7 @@ mod tests {
             handle: "1123_000000".into(),
             task: "task".into(),
             vocab: task().vocabulary.tokens().to_vec(),
+            units: vec![],
             train_max_length: 3,
             max_position_embeddings: 8,
             augmentation: "none".into(),

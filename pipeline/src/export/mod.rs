@@ -116,6 +116,7 @@ pub(crate) fn export_locked(workspace: &Workspace, run: &RunDir, plan: &ExportPl
         handle: run.handle().to_owned(),
         task: task.name.clone(),
         vocab: task.vocabulary.tokens().to_vec(),
+        units: task.vocabulary.unit_tokens(),
         train_max_length: task.family.train_max_length() as usize,
         max_position_embeddings: config.model.max_position_embeddings().unwrap_or(task.max_position_embeddings),
         augmentation: config.model.augmentation().name().into(),

@@ -28,7 +28,7 @@ pub struct Sample {
     pub index: usize,
     /// The labels.
     pub gold: Vec<u16>,
-    /// The most likely tokens.
+    /// The most likely ones.
     pub predicted: Vec<u16>,
 }
 
@@ -44,7 +44,7 @@ impl Sample {
         let mistake = gold.iter().zip(predicted).position(|(g, p)| g != p);
         let from = mistake.unwrap_or(0).saturating_sub(SHOWN / 2);
         let tokens = |ids: &[u16]| -> String {
-            let words = ids[from..].iter().take(SHOWN).map(|id| vocabulary.token(*id).unwrap_or("?"));
+            let words = ids[from..].iter().take(SHOWN).map(|id| vocabulary.label(*id as i16));
             words.collect::<Vec<_>>().join(" ")
         };
         match mistake {
@@ -109,7 +109,7 @@ pub fn evaluate<B: SequenceOps>(
         let logits = logits.into_vec::<f32>().map_err(|e| anyhow!("cannot read the logits back: {e:?}"))?;
         for (group, logits) in chunk.iter().zip(logits.chunks(batch.seq * vocabulary.len())) {
             for &index in *group {
-                let (sequence, sample) = walk(index, examples.get(index), logits, vocabulary.len());
+                let (sequence, sample) = walk(index, examples.get(index), logits, vocabulary);
                 let right = sample.gold.iter().zip(&sample.predicted).skip(max_seen);
                 unseen += right.len() as u64;
                 unseen_right += right.filter(|(g, p)| g == p).count() as u64;
@@ -135,13 +135,13 @@ pub fn evaluate<B: SequenceOps>(
 }
 
 /// Scores one example from its logits, row-major `[seq, vocab]`.
-fn walk(index: usize, example: ExampleRef<'_>, logits: &[f32], vocab: usize) -> (Running, Sample) {
+fn walk(index: usize, example: ExampleRef<'_>, logits: &[f32], vocabulary: &Vocabulary) -> (Running, Sample) {
     let mut sequence = Running::default();
     let mut sample = Sample { index, gold: vec![], predicted: vec![] };
-    for (logits, &label) in logits.chunks(vocab).zip(example.labels) {
+    for (logits, &label) in logits.chunks(vocabulary.len()).zip(example.labels) {
         if let Ok(label) = u16::try_from(label) {
             sample.gold.push(label);
-            sample.predicted.push(sequence.push(logits, usize::from(label)) as u16);
+            sample.predicted.push(sequence.push_label(logits, label, vocabulary));
         }
     }
     (sequence, sample)

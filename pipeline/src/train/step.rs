@@ -6,22 +6,31 @@ use crate::train::optimizer::{Adam, global_norm};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{ElementConversion, Int, Tensor, TensorData};
-use data::Folded;
+use data::{Folded, Vocabulary};
 use models::layers::DropoutSource;
 use models::ops::SequenceOps;
 use models::ops::autocast::autocast;
-use models::{Model, ModelInput, weighted_cross_entropy, weighted_l2_wrap};
+use models::{Model, ModelInput, weighted_cross_entropy, weighted_l2_wrap, weighted_set_loss};
 
 /// The scale of the loss before the first step: none but in fp16, the only type that gradients can be too small for.
 pub fn loss_scale(config: &Config) -> Option<LossScale> {
     (config.train.precision == Precision::Fp16).then(LossScale::default)
 }
 
+/// The facts about training that every step needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Recipe<'a> {
+    /// The config of the run.
+    pub config: &'a Config,
+    /// The tokens and labels of its task.
+    pub vocabulary: &'a Vocabulary,
+}
+
 /// One step: the model after it, and the loss and the gradient's norm before it, each `[1]`, still on the device. With a
 /// `loss_scale`, gradients that overflow are computed again with a smaller one. See [`gradients`] and [`Adam::step`].
 #[allow(clippy::type_complexity)] // the inner backend's tensors have no shorter name
 pub fn optimisation_step<B>(
-    config: &Config,
+    recipe: Recipe<'_>,
     model: Model<B>,
     optimizer: &mut Adam<B>,
     loss_scale: &mut Option<LossScale>,
@@ -35,7 +44,7 @@ where
 {
     loop {
         let scale = loss_scale.map_or(1.0, |s| s.scale);
-        let (gradients, loss) = gradients(config, &model, pieces, step, scale, device);
+        let (gradients, loss) = gradients(recipe, &model, pieces, step, scale, device);
         let norm = global_norm(&model, &gradients);
         if let Some(loss_scale) = loss_scale {
             if norm.clone().into_scalar().elem::<f64>().is_finite() {
@@ -52,7 +61,7 @@ where
 /// The gradient of `scale` times the mean loss over all labelled tokens of the pieces, and that loss `[1]`, still on the
 /// device. RWKV's gradient has the term of [`weighted_l2_wrap`] as well, as its recipe says.
 fn gradients<B>(
-    config: &Config,
+    Recipe { config, vocabulary }: Recipe<'_>,
     model: &Model<B>,
     pieces: &[Folded],
     step: u64,
@@ -69,8 +78,6 @@ where
     for (number, piece) in pieces.iter().enumerate().filter(|(_, piece)| piece.labelled() > 0) {
         let batch = &piece.batch;
         let dropout = DropoutSource { seed: config.train.seed, step: step * pieces.len() as u64 + number as u64 };
-        let labels = TensorData::new(batch.labels.clone(), [batch.batch, batch.seq]);
-        let labels = Tensor::<B, 2, Int>::from_data(labels, device);
         let share = |counts: &[u32], of: u64| counts.iter().map(|&n| n as f32 / of as f32).collect::<Vec<f32>>();
         let weights = TensorData::new(share(&piece.counts, labelled), [batch.batch, batch.seq]);
         let input = ModelInput::new(batch, device).training(dropout);
@@ -79,7 +86,13 @@ where
             let weights = Tensor::from_floats(share(&piece.examples, cells).as_slice(), device);
             weighted_l2_wrap(logits.clone(), weights)
         });
-        let mut piece_loss = weighted_cross_entropy(logits, labels, Tensor::from_data(weights, device));
+        let weights = Tensor::from_data(weights, device);
+        let mut piece_loss = if vocabulary.units().is_empty() {
+            let labels = TensorData::new(batch.labels.clone(), [batch.batch, batch.seq]);
+            weighted_cross_entropy(logits, Tensor::<B, 2, Int>::from_data(labels, device), weights)
+        } else {
+            weighted_set_loss(logits, &batch.labels, weights, vocabulary)
+        };
         if let Some(pull) = pull {
             piece_loss = piece_loss + pull;
         }
@@ -148,8 +161,9 @@ mod tests {
             let mut optimizer = Adam::new(&config.optimizer, &config.model, &model, 20);
             for step in 0..20 {
                 let pieces = [Folded::unfolded(batch(step, &task))];
+                let recipe = Recipe { config: &config, vocabulary: &task.vocabulary };
                 let (updated, loss, norm) =
-                    optimisation_step(&config, model, &mut optimizer, &mut None, &pieces, step as u64, &device);
+                    optimisation_step(recipe, model, &mut optimizer, &mut None, &pieces, step as u64, &device);
                 model = updated;
                 let (loss, norm) = (loss.into_scalar().elem::<f64>(), norm.into_scalar().elem::<f64>());
                 let (expected, expected_norm) = (reference.loss[step], reference.grad_norm[step]);
@@ -192,8 +206,9 @@ mod tests {
         let mut losses = Vec::new();
         for step in 0..steps {
             let pieces = [Folded::unfolded(batch(step, &task))];
+            let recipe = Recipe { config, vocabulary: &task.vocabulary };
             let (updated, loss, norm) =
-                optimisation_step(config, model, &mut optimizer, &mut scale, &pieces, step as u64, &device);
+                optimisation_step(recipe, model, &mut optimizer, &mut scale, &pieces, step as u64, &device);
             model = updated;
             assert!(norm.into_scalar().is_finite());
             losses.push(loss.into_scalar().elem());

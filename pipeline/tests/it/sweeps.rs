@@ -48,6 +48,7 @@ fn write_with(config: &ModelConfig, vocabulary: &Vocabulary, path: &Path, factor
         handle: "1123_000000".into(),
         task: TASK.into(),
         vocab: vocabulary.tokens().to_vec(),
+        units: vec![],
         train_max_length: 50,
         max_position_embeddings: 128,
         augmentation: "none".into(),
