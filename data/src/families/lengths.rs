@@ -73,6 +73,11 @@ impl Lengths {
         Self { items: text.split('+').filter_map(Item::parse).collect(), text: text.to_owned() }
     }
 
+    /// The shortest one.
+    pub fn first(&self) -> u32 {
+        self.items.iter().map(|item| item.first).min().unwrap_or(1)
+    }
+
     /// The longest one.
     pub fn last(&self) -> u32 {
         self.items.iter().map(|item| item.last).max().unwrap_or(0)

@@ -198,7 +198,10 @@ fn labels_are_checked_and_look_back_only() {
             continue;
         }
         let drawn = |split| (0..12).map(task.examples(split, 9)).collect::<Vec<_>>();
-        let lengths = task.family.train_max_length()..task.family.train_max_length() + 4;
+        let longest = task.family.train_max_length();
+        assert!(task.family.train_lengths().any(|length| task.family.of_length(0, 0, length).is_some()), "{name}");
+        assert_eq!((*task.family.train_lengths().end(), task.family.of_length(0, 0, longest + 1)), (longest, None));
+        let lengths = longest.saturating_sub(3)..=longest;
         let sized = lengths.filter_map(|length| {
             let e = task.family.of_length(1, 0, length)?;
             assert_eq!(e.length, length, "{name}");

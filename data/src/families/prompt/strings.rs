@@ -457,6 +457,10 @@ impl Family for Prompt {
         self.train_lengths.last()
     }
 
+    fn train_lengths(&self) -> std::ops::RangeInclusive<u32> {
+        self.train_lengths.first()..=self.train_lengths.last()
+    }
+
     fn rows(&self, split: Split, train: usize) -> Result<usize, String> {
         Ok(match split {
             Split::Train => train,
