@@ -43,6 +43,10 @@ impl Family for Interleaved {
         self.inner.train_max_length()
     }
 
+    fn train_lengths(&self) -> std::ops::RangeInclusive<u32> {
+        self.inner.train_lengths()
+    }
+
     fn rows(&self, split: Split, train: usize) -> Result<usize, String> {
         self.inner.rows(split, train)
     }

@@ -30,12 +30,14 @@ fn every_line_of_the_reference_files_is_accepted() {
     for name in Task::names().filter(|name| name.contains('/')) {
         for path in files(name) {
             let settings = match (name, path.file_stem().and_then(|stem| stem.to_str()).unwrap()) {
-                ("mad/incontext_recall", "val_trainmode") => ",labels=next",
                 ("mad/incontext_recall", "val_single_query") => ",queries=last,marker=16",
-                ("mad/noisy_recall", "val_trainmode") => ",labels=next",
                 ("mad/noisy_recall", "val_single_query") => ",queries=last,marker=32",
                 _ => "",
             };
+            // with labels of all positions, which both settings of `labels` accept
+            if path.file_stem().is_some_and(|stem| stem == "val_trainmode") {
+                lines += check(&Task::by_name(&format!("{name},labels=next")).unwrap(), &path);
+            }
             lines += check(&Task::by_name(&format!("{name}{settings}")).unwrap(), &path);
         }
     }

@@ -6,6 +6,7 @@ mod field;
 mod files;
 mod foreign;
 mod padding;
+mod prompt_samplers;
 mod prompts;
 mod published;
 mod recall;

@@ -1,6 +1,7 @@
 //! Recall: samplers by their distributions, labels by independent rules and by hand.
 
-use crate::prompts::{distributed, shown, task};
+use crate::prompt_samplers::distributed;
+use crate::prompts::{shown, task};
 use crate::published::{LEVEL, chi_square};
 use data::{Example, Split, Task, text};
 use std::collections::HashSet;
@@ -155,6 +156,9 @@ fn labels_and_queries_of_recall_are_settings() {
     let name = "mad/incontext_recall";
     assert_eq!(accepts(name, "4 14 7 8 4 14 7", "-1 -1 -1 -1 14 -1 8"), Ok(()));
     assert_eq!(accepts(&format!("{name},labels=next"), "4 14 7 8 4 14 7", "14 7 8 4 14 7 8"), Ok(()));
+    assert_eq!(accepts(name, "4 14 7 8 4 14 7", "14 7 8 4 14 7 8"), Ok(()), "as training files have them");
+    assert!(accepts(name, "4 14 7 8 4 14 7", "14 7 8 4 14 7 9").is_err());
+    assert!(accepts(&format!("{name},labels=next"), "4 14 7 8 4 14 7", "-1 -1 -1 -1 14 -1 8").is_err());
     let single = format!("{name},queries=last,marker=16");
     assert_eq!(accepts(&single, "4 14 7 8 4 14 16 7", "-1 -1 -1 -1 -1 -1 -1 8"), Ok(()));
     assert!(accepts(name, "4 14 4 15 4", "-1 -1 14 -1 14").unwrap_err().contains("another value"));

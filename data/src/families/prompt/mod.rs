@@ -289,8 +289,9 @@ trait Ask {
     }
 
     fn of_exactly(&self, seed: u64, index: usize, length: u32) -> Option<Example> {
-        self.possible(length).ok()?;
-        Some(self.single(length, Draw::Random, &mut length_rng(seed, "of length", index, length)))
+        let rng = &mut length_rng(seed, "of length", index, length);
+        self.splits().train.draw_of(length, rng)?;
+        Some(self.single(length, Draw::Random, rng))
     }
 
     fn test_of(&self, seed: u64, index: usize, length: u32) -> Result<Example, LengthLimit> {

@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 /// How often a string without a unique n-gram is drawn again.
-const TRIES: usize = 100;
+const TRIES: usize = 8;
 
 /// A string of symbols, and an [`Operation`] on it. The length is that of the string.
 ///

@@ -1,4 +1,6 @@
-use super::{Labels, Order, Sample, check_count, check_special, family_of_samples, next_tokens, with_special};
+use super::{
+    Labels, Order, Sample, check_count, check_special, family_of_samples, next_tokens, or_next_tokens, with_special,
+};
 use crate::families::lengths::{Lengths, Splits};
 use crate::families::words::token;
 use crate::families::{Define, Family};
@@ -188,6 +190,11 @@ impl Define for InductionHeads {
 
 impl Family for InductionHeads {
     family_of_samples!();
+
+    /// Labels of all positions are accepted from other programs.
+    fn expected(&self, input_ids: &[u16], labels: &[i16]) -> Result<Vec<i16>, String> {
+        self.labels(input_ids).map(|own| or_next_tokens(input_ids, labels, own))
+    }
 
     /// Where all positions are labelled with the next token.
     fn leaves_last_open(&self) -> bool {

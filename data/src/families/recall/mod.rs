@@ -78,6 +78,13 @@ fn next_tokens(input_ids: &[u16], answer: u16) -> Vec<i16> {
     input_ids.iter().skip(1).chain([&answer]).map(|id| *id as i16).collect()
 }
 
+/// `own` labels, or those of all positions, which the training files of some programs have.
+fn or_next_tokens(input_ids: &[u16], labels: &[i16], own: Vec<i16>) -> Vec<i16> {
+    let answer = own.last().and_then(|label| u16::try_from(*label).ok());
+    let next = answer.map(|answer| next_tokens(input_ids, answer));
+    next.filter(|next| next == labels).unwrap_or(own)
+}
+
 /// What the families of this module differ in; the rest of [`super::Family`] is the same.
 trait Sample {
     fn splits(&self) -> &Splits;
@@ -118,9 +125,7 @@ trait Sample {
 
     fn of_exactly(&self, seed: u64, index: usize, length: u32) -> Option<Example> {
         let rng = &mut length_rng(seed, "of length", index, length);
-        let trained = self.splits().train.draw_of(length, rng);
-        let pairs = trained.map_or_else(|| self.usual_pairs(length), |size| size.pairs);
-        self.possible(length, pairs).ok()?;
+        let Size { pairs, .. } = self.splits().train.draw_of(length, rng)?;
         Some(self.sample(length, pairs, rng))
     }
 
