@@ -8,6 +8,9 @@ use std::time::Instant;
 
 const ROWS: usize = 100_000;
 
+/// The tokens of as many examples, where they are long.
+const TOKENS: usize = 5_000_000;
+
 /// Prints how many `things` per second `run` gets through.
 fn measure(name: &str, things: usize, unit: &str, mut run: impl FnMut()) {
     let mut seconds: Vec<f64> = (0..5)
@@ -23,13 +26,25 @@ fn measure(name: &str, things: usize, unit: &str, mut run: impl FnMut()) {
 
 fn main() {
     let task = |name| Task::by_name(name).unwrap();
-    for name in Task::names() {
+    let only = std::env::args().nth(1).filter(|only| !only.starts_with('-')); // `cargo bench -p data -- word/`
+    for name in Task::names().filter(|name| only.as_ref().is_none_or(|only| name.contains(only.as_str()))) {
         let task = task(name);
         let examples = task.examples(Split::Train, 0);
-        let tokens: usize = (0..ROWS).map(|i| examples(i).input_ids.len()).sum();
-        measure(name, tokens, "tokens", || (0..ROWS).for_each(|i| drop(black_box(examples(i)))));
+        let rows = ROWS.min(TOKENS / examples(0).input_ids.len());
+        let tokens: usize = (0..rows).map(|i| examples(i).input_ids.len()).sum();
+        measure(name, tokens, "tokens", || (0..rows).for_each(|i| drop(black_box(examples(i)))));
+        // families that draw examples by length
+        let possible = |length: &u32| task.family.of_length(0, 0, *length).is_some();
+        for length in [100, 300, 500].into_iter().filter_map(|length| (length..length + 4).find(possible)) {
+            let rows = TOKENS / 4 / length as usize;
+            let draw = |i: usize| drop(black_box(task.family.of_length(0, i, length)));
+            measure(&format!("{name}, {length} each"), rows * length as usize, "tokens", || (0..rows).for_each(draw));
+        }
     }
 
+    if only.is_some() {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("train.parquet");
     for name in ["counting_samesymbol_shiftedstart3", "counting_diffsymbol", "counting_selective_10items"] {

@@ -15,8 +15,8 @@ pub use track::{LengthLimit, Track};
 pub use vocab::{PAD, SetLoss, Vocabulary};
 
 use crate::families::{
-    Automaton, Auxiliary, AuxiliaryData, Counting, Debug, Define, Examples, Family, Interleaved, Modular, Plain, RaspL,
-    Selective, SelectiveItems, SelectiveModular, ShiftedStart,
+    Automaton, Auxiliary, AuxiliaryData, Brackets, Counter, Counting, Debug, Define, Examples, Expressions, Family,
+    Interleaved, Modular, Plain, RaspL, Selective, SelectiveItems, SelectiveModular, ShiftedStart, Stack, Tally,
 };
 use crate::{BLANK, DataError, suggest};
 use name::{parse_name, show};
@@ -161,6 +161,11 @@ const FAMILIES: &[Kind] = &[
     kind::<RaspL>(),
     kind::<Debug>(),
     kind::<Automaton>(),
+    kind::<Brackets>(),
+    kind::<Counter>(),
+    kind::<Expressions>(),
+    kind::<Stack>(),
+    kind::<Tally>(),
 ];
 
 /// The presets in the order of their file. A test makes every one of them; the file is part of the program.

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod automata;
+mod automaton_settings;
 mod files;
 mod foreign;
 mod padding;
 mod published;
 mod rules;
+mod stacks;
 mod statistics;
 mod tasks;
