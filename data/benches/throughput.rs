@@ -26,8 +26,9 @@ fn measure(name: &str, things: usize, unit: &str, mut run: impl FnMut()) {
 
 fn main() {
     let task = |name| Task::by_name(name).unwrap();
+    let only = std::env::args().nth(1).filter(|only| !only.starts_with('-')); // `cargo bench -p data -- word/`
     // As `train.fresh` makes its batches; a task's longest examples decide the width of each.
-    for name in Task::names() {
+    for name in Task::names().filter(|name| only.as_ref().is_none_or(|only| name.contains(only.as_str()))) {
         let task = task(name);
         let examples = task.examples(Split::Train, 0);
         let mut rows = 0;
@@ -45,6 +46,9 @@ fn main() {
         });
     }
 
+    if only.is_some() {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("train.parquet");
     for name in ["counting_samesymbol_shiftedstart3", "counting_diffsymbol", "counting_selective_10items"] {

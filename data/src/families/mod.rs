@@ -6,9 +6,12 @@
 
 mod automaton;
 mod auxiliary;
+mod brackets;
 mod compositions;
+mod counter;
 mod counting;
 mod debug;
+mod expressions;
 mod interleaved;
 mod lengths;
 mod modular;
@@ -22,12 +25,17 @@ mod selective;
 mod selective_items;
 mod selective_modular;
 mod shifted_start;
+mod stack;
+mod tally;
 mod words;
 
 pub use automaton::{Automaton, Emit, Kind, Sampler, State};
 pub use auxiliary::{Auxiliary, AuxiliaryData};
+pub use brackets::{Brackets, Closing};
+pub use counter::Counter;
 pub use counting::Counting;
 pub use debug::Debug;
+pub use expressions::{Expressions, Form};
 pub use lengths::Lengths;
 pub use modular::Modular;
 pub use plain::Plain;
@@ -41,6 +49,8 @@ pub use selective::Selective;
 pub use selective_items::{Design, SelectiveItems};
 pub use selective_modular::SelectiveModular;
 pub use shifted_start::{Beyond, ShiftedStart, Training};
+pub use stack::Stack;
+pub use tally::{Question, Shares, Tally};
 pub use words::Symbols;
 
 pub(crate) use interleaved::Interleaved;

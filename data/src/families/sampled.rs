@@ -1,5 +1,5 @@
 use super::{Examples, Family};
-use crate::{Example, LengthLimit, Split, Track, stream_rng};
+use crate::{Example, LengthLimit, Split, Track, Vocabulary, stream_rng};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -190,6 +190,11 @@ pub(crate) trait Sampled: fmt::Debug + Send + Sync {
         length
     }
 
+    /// The length of an example of a split for which `length` was drawn.
+    fn drawn_as(&self, length: u32) -> u32 {
+        self.rounded(length)
+    }
+
     /// [`Family::distinct_tracks`].
     fn distinct(&self) -> Option<usize> {
         None
@@ -212,7 +217,7 @@ fn track_rng(seed: u64, index: usize, length: Option<u32>) -> ChaCha8Rng {
 /// The lengths of each range that have sequences.
 fn possible<F: Sampled>(family: &F, lengths: &Ranges) -> Vec<Vec<u32>> {
     let of_range = |(first, last): &Range| {
-        let mut possible: Vec<u32> = (*first..=*last).map(|length| family.rounded(length)).collect();
+        let mut possible: Vec<u32> = (*first..=*last).map(|length| family.drawn_as(length)).collect();
         possible.retain(|length| family.gap(*length).is_none());
         possible
     };
@@ -224,7 +229,7 @@ pub(crate) fn check_gaps<F: Sampled>(family: &F) -> Result<(), String> {
     let Splits { train, test, .. } = family.splits();
     for (setting, lengths) in [("train_lengths", train), ("test_lengths", test)] {
         for &(first, last) in lengths.ranges() {
-            let gaps = || (first..=last).map(|length| family.gap(family.rounded(length)));
+            let gaps = || (first..=last).map(|length| family.gap(family.drawn_as(length)));
             if let Some(Some(reason)) = gaps().all(|gap| gap.is_some()).then(|| gaps().next()).flatten() {
                 let range = Ranges::range(first, last);
                 return Err(format!(
@@ -337,5 +342,39 @@ impl<F: Sampled> Family for F {
         }
         let mut rng = track_rng(seed, index, (!self.closed()).then_some(rounded));
         Ok(self.labelled(self.draw(TEST, rounded, &mut rng), rounded))
+    }
+}
+
+/// The ids of a family's tokens, which it numbers itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Tokens {
+    ids: Vec<u16>,
+    numbers: Vec<Option<u16>>,
+}
+
+impl Tokens {
+    /// Numbers `tokens` in their order.
+    pub fn new(vocabulary: &Vocabulary, tokens: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        let ids: Vec<u16> = tokens.into_iter().map(|token| vocabulary.id(token.as_ref()).unwrap_or(0)).collect();
+        let mut numbers = vec![None; vocabulary.len()];
+        for (number, id) in ids.iter().enumerate().rev() {
+            numbers[usize::from(*id)] = Some(number as u16);
+        }
+        Self { ids, numbers }
+    }
+
+    /// The id of a number.
+    pub fn id(&self, number: u16) -> u16 {
+        self.ids[usize::from(number)]
+    }
+
+    /// [`Self::id`] as a label.
+    pub fn label(&self, number: u16) -> i16 {
+        self.id(number) as i16
+    }
+
+    /// The number of an id, if it is one of these tokens.
+    pub fn number(&self, id: u16) -> Option<u16> {
+        self.numbers.get(usize::from(id)).copied().flatten()
     }
 }

@@ -16,9 +16,9 @@ pub use track::{LengthLimit, Track};
 pub use vocab::{PAD, SetLoss, Vocabulary};
 
 use crate::families::{
-    Arithmetic, Automaton, Auxiliary, AuxiliaryData, Counting, Debug, Define, Examples, Family, InductionHeads,
-    Interleaved, Modular, Mqar, Plain, Prompt, RaspL, Recall, Selective, SelectiveCopying, SelectiveItems,
-    SelectiveModular, ShiftedStart,
+    Arithmetic, Automaton, Auxiliary, AuxiliaryData, Brackets, Counter, Counting, Debug, Define, Examples, Expressions,
+    Family, InductionHeads, Interleaved, Modular, Mqar, Plain, Prompt, RaspL, Recall, Selective, SelectiveCopying,
+    SelectiveItems, SelectiveModular, ShiftedStart, Stack, Tally,
 };
 use crate::{BLANK, DataError, suggest};
 use name::{parse_name, show};
@@ -163,6 +163,11 @@ const FAMILIES: &[Kind] = &[
     kind::<RaspL>(),
     kind::<Debug>(),
     kind::<Automaton>(),
+    kind::<Brackets>(),
+    kind::<Counter>(),
+    kind::<Expressions>(),
+    kind::<Stack>(),
+    kind::<Tally>(),
     kind::<Prompt>(),
     kind::<Arithmetic>(),
     kind::<Mqar>(),

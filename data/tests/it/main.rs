@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod automata;
+mod automaton_settings;
 mod field;
 mod files;
 mod foreign;
@@ -11,5 +12,6 @@ mod prompts;
 mod published;
 mod recall;
 mod rules;
+mod stacks;
 mod statistics;
 mod tasks;

@@ -30,8 +30,9 @@ pub(crate) struct Round {
 /// The lengths that a track can answer.
 pub(crate) struct Reach {
     index: usize,
-    /// The lengths that it has a test of, as a range of those requested.
-    slots: Range<usize>,
+    /// The lengths that it has a test of, as ranges of those requested, ascending: one, unless lengths in between have
+    /// no test.
+    slots: Vec<Range<usize>>,
     header: usize,
     stride: usize,
 }
@@ -48,6 +49,30 @@ impl Furthest {
     pub fn max(self, other: Self) -> Self {
         if other.lengths > self.lengths { other } else { self }
     }
+}
+
+impl Reach {
+    fn contains(&self, slot: usize) -> bool {
+        let at = self.slots.partition_point(|slots| slots.end <= slot);
+        self.slots.get(at).is_some_and(|slots| slots.contains(&slot))
+    }
+
+    /// How many lengths it has a test of.
+    fn len(&self) -> usize {
+        self.slots.iter().map(ExactSizeIterator::len).sum()
+    }
+}
+
+/// The slots that fit, as ranges of consecutive ones.
+fn runs(slots: usize, fits: impl Fn(usize) -> bool) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = vec![];
+    for slot in (0..slots).filter(|slot| fits(*slot)) {
+        match runs.last_mut() {
+            Some(run) if run.end == slot => run.end += 1,
+            _ => runs.push(slot..slot + 1),
+        }
+    }
+    runs
 }
 
 impl<'s> Tests<'s> {
@@ -87,17 +112,16 @@ impl<'s> Tests<'s> {
 
     fn reach(&self, index: usize, asked: &[u32]) -> Reach {
         let track = self.track(index);
-        let block = |fits: &dyn Fn(&u32) -> bool| {
-            let first = asked.iter().position(fits).unwrap_or(0);
-            first..first + asked[first..].iter().take_while(|length| fits(length)).count()
-        };
         let slots = if self.family().prefix_closed() {
             let fits =
                 |&length: &u32| track.prefix(length).is_ok_and(|example| self.setting.obstacle(example).is_none());
-            if self.setting.fixed_tokens.is_some() { block(&fits) } else { 0..asked.partition_point(fits) }
+            match self.setting.fixed_tokens {
+                Some(_) => runs(asked.len(), |slot| fits(&asked[slot])),
+                None => vec![0..asked.partition_point(fits)],
+            }
         } else {
-            let runs = |example: &Example| self.setting.obstacle(example.as_ref()).is_none();
-            block(&|&length| self.test(index, length).is_ok_and(|example| runs(&example)))
+            let runs_at = |example: &Example| self.setting.obstacle(example.as_ref()).is_none();
+            runs(asked.len(), |slot| self.test(index, asked[slot]).is_ok_and(|example| runs_at(&example)))
         };
         Reach { index, slots, header: track.header, stride: track.stride }
     }
@@ -130,19 +154,20 @@ impl<'s> Tests<'s> {
 impl Round {
     /// The first of the tracks that reach the most lengths.
     pub fn furthest(&self) -> Furthest {
-        let of = |reach: &Reach| Furthest { lengths: reach.slots.end, index: reach.index };
+        let of =
+            |reach: &Reach| Furthest { lengths: reach.slots.last().map_or(0, |slots| slots.end), index: reach.index };
         self.reach.iter().map(of).fold(Furthest::default(), Furthest::max)
     }
 
     /// How many sequences will be scored for each slot.
     pub fn expected(&self) -> impl Iterator<Item = (usize, usize)> {
-        let tracks = |asked: usize| self.reach.iter().filter(|reach| reach.slots.contains(&asked)).count();
+        let tracks = |asked: usize| self.reach.iter().filter(|reach| reach.contains(asked)).count();
         self.open.iter().enumerate().map(move |(asked, &slot)| (slot, tracks(asked)))
     }
 
     /// The tokens of all `lengths`, as the track has them that reaches the most.
     pub fn sizes(&self, lengths: &[u32]) -> Vec<usize> {
-        let Some(longest) = self.reach.iter().max_by_key(|reach| reach.slots.len()) else { return vec![] };
+        let Some(longest) = self.reach.iter().max_by_key(|reach| reach.len()) else { return vec![] };
         lengths.iter().map(|length| longest.header + *length as usize * longest.stride).collect()
     }
 }
@@ -155,14 +180,15 @@ pub(crate) fn items<'i>(
 ) -> impl Iterator<Item = Item> + Clone + Send + 'i {
     let levels = if plan == Plan::SinglePass { 0..1 } else { 0..lengths.len() };
     levels.rev().flat_map(move |slot| {
-        reach.iter().filter_map(move |Reach { index, slots, header, stride }| {
+        reach.iter().filter_map(move |reach| {
             let span = match plan {
-                Plan::SinglePass => slots.clone(),
-                _ if slots.contains(&slot) => slot..slot + 1,
+                // tests that are prefixes of a longer one have no gaps between them
+                Plan::SinglePass => reach.slots.last()?.clone(),
+                _ if reach.contains(slot) => slot..slot + 1,
                 _ => 0..0,
             };
             let last = span.clone().next_back()?;
-            Some(Item { index: *index, span, tokens: header + lengths[last] as usize * stride })
+            Some(Item { index: reach.index, span, tokens: reach.header + lengths[last] as usize * reach.stride })
         })
     })
 }

@@ -422,6 +422,20 @@ fn tests_that_are_no_prefixes_of_each_other_run_one_by_one() {
     }
 }
 
+/// A sweep used to end at the first length without a test.
+#[test]
+fn lengths_between_those_that_have_tests_have_a_reason() {
+    let letters: Vec<String> = (0..156).map(|i| format!("\"t{i}\"")).collect();
+    let task = format!("tally,alphabet=[{}],shares=letters,strings=3,train_lengths=3..9", letters.join(","));
+    let results = sweep("echo", &task, "1..21", |s| s.samples(4));
+    for r in &results.lengths {
+        match r.length % 3 {
+            0 => assert_eq!(r.score().map(|s| s.n_sequences), Some(4), "{} {}", r.length, r.status()),
+            _ => assert!(r.status().contains("a multiple of 3 letters"), "{} {}", r.length, r.status()),
+        }
+    }
+}
+
 #[test]
 fn a_model_that_names_no_task_needs_one() {
     let error = Sweep::new(&mut model("echo")).run().unwrap_err().to_string();

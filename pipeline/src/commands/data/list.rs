@@ -33,12 +33,17 @@ pub fn run(context: &Context) -> Result<()> {
     let as_text = || match screen_width() {
         None => table(&tasks.iter().collect::<Vec<_>>(), true).to_string(),
         Some(_) => {
-            let groups = tasks.chunk_by(|a, b| a.paper() == b.paper());
-            let group = |group: &[Task]| {
-                let paper = group.first().and_then(Task::paper).unwrap_or("of this program");
-                format!("{paper}\n\n{}", table(&group.iter().collect::<Vec<_>>(), false))
+            let mut papers: Vec<Option<&str>> = Vec::new();
+            tasks.iter().map(Task::paper).for_each(|paper| {
+                if !papers.contains(&paper) {
+                    papers.push(paper)
+                }
+            });
+            let group = |paper: &Option<&str>| {
+                let of_paper: Vec<&Task> = tasks.iter().filter(|task| task.paper() == *paper).collect();
+                format!("{}\n\n{}", paper.unwrap_or("of this program"), table(&of_paper, false))
             };
-            groups.map(group).collect::<Vec<_>>().join("\n")
+            papers.iter().map(group).collect::<Vec<_>>().join("\n")
         }
     };
     context.print(as_json, as_text)
