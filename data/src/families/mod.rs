@@ -5,11 +5,14 @@
 //! [`crate::Task`].
 
 mod auxiliary;
+mod command;
 mod compositions;
 mod counting;
 mod debug;
 mod interleaved;
 mod modular;
+mod outside;
+mod own_data;
 mod pairs;
 mod plain;
 mod raspl;
@@ -19,10 +22,14 @@ mod selective_modular;
 mod shifted_start;
 mod words;
 
+pub use crate::dataset::StringLabels;
 pub use auxiliary::{Auxiliary, AuxiliaryData};
+pub use command::{Command, allow_commands};
 pub use counting::Counting;
 pub use debug::Debug;
 pub use modular::Modular;
+pub use outside::Outside;
+pub use own_data::{LengthsOf, OwnData, Settings};
 pub use plain::Plain;
 pub use raspl::RaspL;
 pub use selective::Selective;
@@ -33,7 +40,7 @@ pub use words::Symbols;
 
 pub(crate) use interleaved::Interleaved;
 
-use crate::{Example, LengthLimit, Split, Track, Vocabulary};
+use crate::{Example, IGNORE, LengthLimit, Split, Track, Vocabulary};
 
 /// The examples of a split by index: see [`Family::examples`].
 pub type Examples<'a> = Box<dyn Fn(usize) -> Example + Send + Sync + 'a>;
@@ -46,12 +53,29 @@ pub trait Family: std::fmt::Debug + Send + Sync {
     /// The longest main-token count in training; sweeps call lengths up to here in-distribution.
     fn train_max_length(&self) -> u32;
 
+    /// The source of the examples where it is outside of this program: the family has no rule then, and the labels that
+    /// examples come with are right.
+    fn outside(&self) -> Option<&dyn Outside> {
+        None
+    }
+
+    /// The splits besides the test of auxiliary data, in the order of writing.
+    fn splits(&self) -> Vec<Split> {
+        Split::ALL.to_vec()
+    }
+
+    /// The longest validation input in tokens other than `<pad>`, where that is known without making the examples.
+    fn max_seen_len(&self) -> Option<usize> {
+        None
+    }
+
     /// How many examples a split has. `train` is the requested size; families whose training set is whole copies of
     /// an enumeration round it down. An error says which sizes work.
     fn rows(&self, split: Split, train: usize) -> Result<usize, String>;
 
     /// The examples of a split: a function of the index, the same for the same seed regardless of the order of calls
-    /// and the number of threads. Meant for `index < rows(split, train)`. Enumerated splits ignore the seed.
+    /// and the number of threads. Meant for `index < rows(split, train)`. Enumerated splits ignore the seed. Where
+    /// examples come from [`Self::outside`], that says what is wrong; here, it is an unlabelled token.
     fn examples(&self, split: Split, seed: u64) -> Examples<'_>;
 
     /// One of [`Self::examples`]; for many, get the function once.
@@ -149,6 +173,25 @@ pub(crate) trait Define: Family + serde::de::DeserializeOwned + serde::Serialize
         Ok(())
     }
 
+    /// Looks at what is outside of the settings, once they are validated: files that they name.
+    ///
+    /// # Errors
+    /// The setting that is wrong, and a hint.
+    fn prepare(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The size of the training split, if none is given.
+    fn train_examples(&self) -> usize {
+        1_000_000
+    }
+
+    /// What identifies the contents of the files that its examples are made from; datasets made from others are not
+    /// used.
+    fn content(&self) -> Option<String> {
+        None
+    }
+
     /// Looks up the ids of its tokens in the final vocabulary; `helper` says whether there are helper tokens.
     fn bind(&mut self, vocabulary: &Vocabulary, helper: bool);
 
@@ -167,4 +210,17 @@ fn copies(train: usize, strings: usize, name: &str) -> Result<usize, String> {
         )),
         n => Ok(n * strings),
     }
+}
+
+/// One example from outside, for whoever has no use for an error: an unlabelled token where there is none.
+fn outside_example(outside: &dyn Outside, split: &str, seed: u64, index: usize) -> Example {
+    let found = outside.examples(split, seed, index..index + 1).ok().and_then(|mut found| found.pop());
+    found.unwrap_or_else(|| Example { input_ids: vec![0], labels: vec![IGNORE], length: 0 })
+}
+
+/// A test from outside as a track of its own; an unlabelled token where there is none.
+fn outside_track(test: Option<Example>) -> Track {
+    let example = test.unwrap_or_else(|| Example { input_ids: vec![0], labels: vec![IGNORE], length: 0 });
+    let header = example.input_ids.len() - example.length as usize;
+    Track::single(example, header, None)
 }

@@ -12,8 +12,8 @@ pub use track::{LengthLimit, Track};
 pub use vocab::{PAD, SetLoss, Vocabulary};
 
 use crate::families::{
-    Auxiliary, AuxiliaryData, Counting, Debug, Define, Examples, Family, Interleaved, Modular, Plain, RaspL, Selective,
-    SelectiveItems, SelectiveModular, ShiftedStart,
+    Auxiliary, AuxiliaryData, Command, Counting, Debug, Define, Examples, Family, Interleaved, Modular, OwnData, Plain,
+    RaspL, Selective, SelectiveItems, SelectiveModular, ShiftedStart,
 };
 use crate::{BLANK, DataError, suggest};
 use serde::{Deserialize, Serialize};
@@ -99,6 +99,9 @@ struct Common {
     set_loss: Option<SetLoss>,
 }
 
+/// The name among [`Task::parameters`] of what identifies the files that examples are made from.
+pub(crate) const CONTENT: &str = "content";
+
 const COMMON: [&str; 7] = [
     "helper",
     "auxiliary",
@@ -113,7 +116,8 @@ const COMMON: [&str; 7] = [
 ///
 /// A task's name states all of its settings: a preset of the paper (`counting_samesymbol_mod10bos`) or a family,
 /// with settings that differ from it after commas: `modular,modulus=7,train_max=35`,
-/// `counting_samesymbol,last_number=1000`.
+/// `counting_samesymbol,last_number=1000`. Values are written as in TOML, but that plain words need no quotation marks:
+/// `dataset,path=data/parity,vocab=["a", "b"]`, `dataset,path="a, b"`.
 #[derive(Debug)]
 pub struct Task {
     /// The name, with its settings in alphabetical order.
@@ -156,6 +160,8 @@ const FAMILIES: &[Kind] = &[
     kind::<SelectiveModular>(),
     kind::<RaspL>(),
     kind::<Debug>(),
+    kind::<OwnData>(),
+    kind::<Command>(),
 ];
 
 /// The presets in the order of their file. A test makes every one of them; the file is part of the program.
@@ -237,22 +243,25 @@ impl Task {
 
     /// The splits that a dataset of this task has, in the order of writing.
     pub fn splits(&self) -> Vec<Split> {
-        Split::ALL.into_iter().chain(self.auxiliary.as_ref().map(|a| Split::Auxiliary(a.kind))).collect()
+        self.family.splits().into_iter().chain(self.auxiliary.as_ref().map(|a| Split::Auxiliary(a.kind))).collect()
     }
 
     /// The size of a split for `train` main training examples. Auxiliary data comes on top, in the
     /// proportion of the paper.
     pub fn rows(&self, split: Split, train: usize) -> Result<usize, DataError> {
+        let none = || DataError::NoSuchSplit {
+            task: self.name.clone(),
+            split: split.name().into(),
+            splits: self.splits().into_iter().map(|s| s.name().to_owned()).collect(),
+        };
+        if !self.splits().contains(&split) {
+            return Err(none());
+        }
         let rows = self.family.rows(split, train);
         let rows = rows.map_err(|reason| DataError::SplitSize { task: self.name.clone(), reason })?;
         match (split, &self.auxiliary) {
             (Split::Train, Some(auxiliary)) => Ok(rows + div_round(rows * auxiliary.examples, self.train_examples)),
-            (Split::Auxiliary(kind), Some(auxiliary)) if auxiliary.kind == kind => Ok(auxiliary.test_rows()),
-            (Split::Auxiliary(kind), _) => Err(DataError::NoSuchSplit {
-                task: self.name.clone(),
-                split: kind.test_name().into(),
-                splits: self.splits().into_iter().map(|s| s.name().to_owned()).collect(),
-            }),
+            (Split::Auxiliary(_), Some(auxiliary)) => Ok(auxiliary.test_rows()),
             _ => Ok(rows),
         }
     }
@@ -326,6 +335,9 @@ impl Task {
     /// The longest validation input in tokens other than `<pad>`, helpers `<blk>`, starts and all: beyond this rank,
     /// labelled positions are the unseen lengths of the paper's code.
     pub fn max_seen_len(&self, seed: u64) -> Result<usize, DataError> {
+        if let Some(longest) = self.family.max_seen_len() {
+            return Ok(longest);
+        }
         let pad = self.vocabulary.id(PAD);
         let examples = self.examples(Split::Val, seed);
         let tokens = |e: Example| e.input_ids.iter().filter(|id| Some(**id) != pad).count();
@@ -337,8 +349,13 @@ impl Task {
 fn define<F: Define>(settings: Table, common: Common) -> Result<Task, String> {
     let mut family = F::deserialize(settings).map_err(|e| explain(&e))?;
     family.validate()?;
+    family.prepare()?;
+    if family.outside().is_some() && (common.helper != Helper::None || common.auxiliary.is_some()) {
+        return Err(format!("helper and auxiliary are for tasks with a rule, and {} has none", F::NAME));
+    }
+    let content = family.content().map(|content| (CONTENT.to_owned(), content));
     let parameters = [Table::try_from(&family), Table::try_from(&common)].into_iter().flatten().flatten();
-    let parameters = parameters.map(|(key, value)| (key, show(&value))).collect();
+    let parameters = parameters.map(|(key, value)| (key, show(&value))).chain(content).collect();
 
     let mut tokens = family.tokens();
     tokens.extend((common.helper == Helper::Blk).then(|| BLANK.to_owned()));
@@ -356,6 +373,7 @@ fn define<F: Define>(settings: Table, common: Common) -> Result<Task, String> {
     let longest = family.longest();
     let name = family.name().to_owned();
     let train_max = family.train_max_length();
+    let train_examples = common.train_examples.unwrap_or_else(|| family.train_examples());
     let helper = match common.helper {
         Helper::None => None,
         Helper::Pad => vocabulary.id(PAD),
@@ -365,7 +383,6 @@ fn define<F: Define>(settings: Table, common: Common) -> Result<Task, String> {
         Some(helper) => Box::new(Interleaved { inner: Box::new(family), helper }),
         None => Box::new(family),
     };
-    let train_examples = common.train_examples.unwrap_or(1_000_000);
     let auxiliary = common.auxiliary.map(|kind| {
         let examples = common.auxiliary_examples.unwrap_or_else(|| kind.default_examples());
         AuxiliaryData::new(kind, examples, &vocabulary)
@@ -403,18 +420,79 @@ fn parse_name(name: &str) -> Result<(&str, Table), DataError> {
             hint: "write key=value, for example modular,modulus=7".into(),
         }),
     };
-    let settings = settings.split(',').filter(|part| !part.is_empty()).map(setting).collect::<Result<_, _>>()?;
-    Ok((base.trim(), settings))
+    let settings = parts(settings).into_iter().filter(|part| !part.trim().is_empty());
+    Ok((base.trim(), settings.map(setting).collect::<Result<_, _>>()?))
+}
+
+/// The text between commas that stand neither in quotation marks nor in brackets.
+fn parts(settings: &str) -> Vec<&str> {
+    let (mut parts, mut start, mut depth) = (vec![], 0, 0usize);
+    let (mut quote, mut escaped) = (None, false);
+    for (at, c) in settings.char_indices() {
+        match (quote, c) {
+            (Some('"'), '\\') if !escaped => {
+                escaped = true;
+                continue;
+            }
+            (Some(open), c) if c == open && !escaped => quote = None,
+            (Some(_), _) => {}
+            // an apostrophe inside of a word is one
+            (None, '"' | '\'') if settings[..at].trim_end().ends_with(['=', ',', '[', '{']) => quote = Some(c),
+            (None, '[' | '{') => depth += 1,
+            (None, ']' | '}') => depth = depth.saturating_sub(1),
+            (None, ',') if depth == 0 => {
+                parts.push(&settings[start..at]);
+                start = at + 1;
+            }
+            (None, _) => {}
+        }
+        escaped = false;
+    }
+    parts.push(&settings[start..]);
+    parts
 }
 
 /// A value of a setting as typed: TOML, or a bare word.
 fn parse_value(text: &str) -> Value {
     let document: Result<Table, _> = format!("value = {text}").parse();
-    document.ok().and_then(|mut t| t.remove("value")).unwrap_or_else(|| Value::String(text.to_owned()))
+    let value = document.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
+    value.unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
+/// A value as [`parse_value`] reads it, in quotation marks only where a bare word would be read as something else.
 fn show(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    let is_bare = |text: &&str| {
+        let is_plain = |c: char| !c.is_control() && !"\"'\\[]{}".contains(c);
+        !text.is_empty()
+            && text.trim() == *text
+            && text.chars().all(is_plain)
+            && parts(text).len() == 1
+            && parse_value(text) == *value
+    };
+    value.as_str().filter(is_bare).map_or_else(|| one_line(value), str::to_owned)
+}
+
+/// A value as TOML, its texts with escapes instead of several lines.
+fn one_line(value: &Value) -> String {
+    match value {
+        Value::String(text) => quoted(text),
+        Value::Array(items) => format!("[{}]", items.iter().map(one_line).collect::<Vec<_>>().join(", ")),
+        other => other.to_string(),
+    }
+}
+
+/// A basic string of TOML.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out += "\\\"",
+            '\\' => out += "\\\\",
+            c if c.is_control() => out += &format!("\\U{:08X}", u32::from(c)),
+            c => out.push(c),
+        }
+    }
+    out + "\""
 }
 
 /// The error for an unknown setting names the nearest known one.

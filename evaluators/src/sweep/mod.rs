@@ -226,6 +226,7 @@ impl<'a> Sweep<'a> {
     pub fn results(mut self) -> Result<SweepResult> {
         let named = self.named_task()?;
         let task = self.task.or(named.as_ref()).ok_or_else(|| self.no_task())?;
+        task.family.outside().map_or(Ok(()), |outside| outside.ready())?;
         let tokens = self.longest_tokens(task);
         let setting =
             Setting::new(self.model, task, self.augmentation, self.seed).and_then(|s| self.prepared(s, tokens))?;

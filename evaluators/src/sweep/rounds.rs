@@ -30,10 +30,33 @@ pub(crate) struct Round {
 /// The lengths that a track can answer.
 pub(crate) struct Reach {
     index: usize,
-    /// The lengths that it has a test of, as a range of those requested.
-    slots: Range<usize>,
+    /// The lengths that it has a test of, as ranges of those requested, ascending.
+    slots: Vec<Range<usize>>,
     header: usize,
     stride: usize,
+}
+
+impl Reach {
+    fn contains(&self, slot: usize) -> bool {
+        self.slots.iter().any(|block| block.contains(&slot))
+    }
+
+    /// How many lengths there are.
+    fn lengths(&self) -> usize {
+        self.slots.iter().map(Range::len).sum()
+    }
+}
+
+/// Numbers in ascending order as ranges.
+fn blocks(slots: impl IntoIterator<Item = usize>) -> Vec<Range<usize>> {
+    let mut blocks: Vec<Range<usize>> = Vec::new();
+    for slot in slots {
+        match blocks.last_mut().filter(|block| block.end == slot) {
+            Some(block) => block.end += 1,
+            None => blocks.push(slot..slot + 1),
+        }
+    }
+    blocks
 }
 
 /// The number of lengths that a track reaches, and its index.
@@ -81,25 +104,39 @@ impl<'s> Tests<'s> {
     /// Walks over the tracks, which costs little next to the model, to see which of the lengths each has a test of.
     pub fn round(&self, tracks: Range<usize>, open: Vec<usize>) -> Round {
         let asked: Vec<u32> = open.iter().map(|&slot| self.lengths[slot]).collect();
-        let reach = tracks.map(|index| self.reach(index, &asked)).collect();
+        let slots = if self.family().prefix_closed() {
+            tracks.clone().map(|index| self.prefixes(&self.track(index), &asked)).collect()
+        } else {
+            self.single_tests(tracks.clone(), &asked)
+        };
+        let reach = tracks.zip(slots).map(|(index, slots)| {
+            let Track { header, stride, .. } = self.track(index);
+            Reach { index, slots, header, stride }
+        });
+        let reach = reach.collect();
         Round { open, asked, reach }
     }
 
-    fn reach(&self, index: usize, asked: &[u32]) -> Reach {
-        let track = self.track(index);
-        let block = |fits: &dyn Fn(&u32) -> bool| {
-            let first = asked.iter().position(fits).unwrap_or(0);
-            first..first + asked[first..].iter().take_while(|length| fits(length)).count()
-        };
-        let slots = if self.family().prefix_closed() {
-            let fits =
-                |&length: &u32| track.prefix(length).is_ok_and(|example| self.setting.obstacle(example).is_none());
-            if self.setting.fixed_tokens.is_some() { block(&fits) } else { 0..asked.partition_point(fits) }
-        } else {
-            let runs = |example: &Example| self.setting.obstacle(example.as_ref()).is_none();
-            block(&|&length| self.test(index, length).is_ok_and(|example| runs(&example)))
-        };
-        Reach { index, slots, header: track.header, stride: track.stride }
+    /// The lengths that a track tests with its prefixes.
+    fn prefixes(&self, track: &Track, asked: &[u32]) -> Vec<Range<usize>> {
+        let fits = |length: &u32| track.prefix(*length).is_ok_and(|example| self.setting.obstacle(example).is_none());
+        match self.setting.fixed_tokens {
+            Some(_) => blocks((0..asked.len()).filter(|slot| fits(&asked[*slot]))),
+            None => vec![0..asked.partition_point(fits)],
+        }
+    }
+
+    /// The lengths that each track has a test of its own of, one length after the other: what is costly to make for one
+    /// track may be there for the others.
+    fn single_tests(&self, tracks: Range<usize>, asked: &[u32]) -> Vec<Vec<Range<usize>>> {
+        let mut slots: Vec<Vec<usize>> = vec![vec![]; tracks.len()];
+        let runs = |example: &Example| self.setting.obstacle(example.as_ref()).is_none();
+        for (slot, length) in asked.iter().enumerate() {
+            for (index, own) in tracks.clone().zip(&mut slots) {
+                own.extend(self.test(index, *length).is_ok_and(|example| runs(&example)).then_some(slot));
+            }
+        }
+        slots.into_iter().map(blocks).collect()
     }
 
     /// The sequence of an item of a round.
@@ -130,19 +167,20 @@ impl<'s> Tests<'s> {
 impl Round {
     /// The first of the tracks that reach the most lengths.
     pub fn furthest(&self) -> Furthest {
-        let of = |reach: &Reach| Furthest { lengths: reach.slots.end, index: reach.index };
+        let of =
+            |reach: &Reach| Furthest { lengths: reach.slots.last().map_or(0, |last| last.end), index: reach.index };
         self.reach.iter().map(of).fold(Furthest::default(), Furthest::max)
     }
 
     /// How many sequences will be scored for each slot.
     pub fn expected(&self) -> impl Iterator<Item = (usize, usize)> {
-        let tracks = |asked: usize| self.reach.iter().filter(|reach| reach.slots.contains(&asked)).count();
+        let tracks = |asked: usize| self.reach.iter().filter(|reach| reach.contains(asked)).count();
         self.open.iter().enumerate().map(move |(asked, &slot)| (slot, tracks(asked)))
     }
 
     /// The tokens of all `lengths`, as the track has them that reaches the most.
     pub fn sizes(&self, lengths: &[u32]) -> Vec<usize> {
-        let Some(longest) = self.reach.iter().max_by_key(|reach| reach.slots.len()) else { return vec![] };
+        let Some(longest) = self.reach.iter().max_by_key(|reach| reach.lengths()) else { return vec![] };
         lengths.iter().map(|length| longest.header + *length as usize * longest.stride).collect()
     }
 }
@@ -155,14 +193,38 @@ pub(crate) fn items<'i>(
 ) -> impl Iterator<Item = Item> + Clone + Send + 'i {
     let levels = if plan == Plan::SinglePass { 0..1 } else { 0..lengths.len() };
     levels.rev().flat_map(move |slot| {
-        reach.iter().filter_map(move |Reach { index, slots, header, stride }| {
-            let span = match plan {
-                Plan::SinglePass => slots.clone(),
-                _ if slots.contains(&slot) => slot..slot + 1,
-                _ => 0..0,
+        reach.iter().flat_map(move |reach| {
+            let spans = match plan {
+                Plan::SinglePass => reach.slots.clone(),
+                _ if reach.contains(slot) => vec![slot..slot + 1],
+                _ => vec![],
             };
-            let last = span.clone().next_back()?;
-            Some(Item { index: *index, span, tokens: header + lengths[last] as usize * stride })
+            spans.into_iter().filter_map(move |span| {
+                let last = span.clone().next_back()?;
+                Some(Item { index: reach.index, tokens: reach.header + lengths[last] as usize * reach.stride, span })
+            })
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_without_a_test_leave_the_later_ones_alone() {
+        let reach = [
+            Reach { index: 4, slots: blocks([0, 1, 3]), header: 1, stride: 2 },
+            Reach { index: 5, slots: blocks([]), header: 1, stride: 2 },
+        ];
+        assert_eq!(reach[0].slots, [0..2, 3..4]);
+        assert_eq!((reach[0].lengths(), reach[0].contains(2), reach[0].contains(3)), (3, false, true));
+        let spans = |plan| items(plan, &[5, 6, 7, 9], &reach).map(|item| (item.span, item.tokens)).collect::<Vec<_>>();
+        assert_eq!(spans(Plan::Exhaustive), [(3..4, 19), (1..2, 13), (0..1, 11)]);
+        assert_eq!(spans(Plan::SinglePass), [(0..2, 13), (3..4, 19)]);
+        let round = Round { open: vec![0, 1, 2, 3], asked: vec![5, 6, 7, 9], reach: reach.into() };
+        assert_eq!((round.furthest().index, round.furthest().lengths), (4, 4));
+        assert_eq!(round.expected().collect::<Vec<_>>(), [(0, 1), (1, 1), (2, 0), (3, 1)]);
+        assert_eq!(round.sizes(&[5, 9]), [11, 19]);
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::Context;
 use crate::Workspace;
+use crate::cli::shell::quoted;
 use crate::cli::table::{Table, column};
 use crate::cli::{DataCommand, DataImportArgs, GenerateArgs, ShowArgs};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -84,11 +85,19 @@ pub fn check(path: &Path, task: &Task, origin: Origin, split: Split) -> Result<(
     if info.is_of(task, origin.seed) && found == rows {
         return Ok(());
     }
-    let settings = if info.task == task.name && info.settings != DatasetInfo::of(task, 0).settings {
-        ", other settings"
-    } else {
-        ""
-    };
+    let changed = info.changed_files(task);
+    if info.task == task.name && !changed.is_empty() {
+        bail!(
+            "{} was made from other examples: the files of {} have changed since ({})\n  \
+             hint: `pipeline data generate {} --force` makes it again",
+            path.display(),
+            task.name,
+            changed.join(", "),
+            options(task, origin),
+        )
+    }
+    let settings =
+        if info.task == task.name && !info.has_settings(&DatasetInfo::of(task, 0)) { ", other settings" } else { "" };
     bail!(
         "{} holds {found} examples of {} (seed {}, generator {}{settings}), but {rows} of {} (seed {}, generator {GENERATOR_VERSION}) should be there\n  \
          hint: move it away, or `pipeline data generate {} --force` writes them in its place",
@@ -116,7 +125,7 @@ pub fn damaged(error: DataError, task: &Task, origin: Origin) -> anyhow::Error {
 }
 
 fn options(task: &Task, origin: Origin) -> String {
-    format!("--task {} --train {} --seed {}", task.name, origin.train, origin.seed)
+    format!("--task {} --train {} --seed {}", quoted(&task.name), origin.train, origin.seed)
 }
 
 fn list(context: &Context) -> Result<()> {
@@ -261,11 +270,7 @@ fn show(context: &Context, args: &ShowArgs) -> Result<()> {
     let task = args.task.as_deref().map(Task::by_name).transpose()?;
     let (path, dataset) = match (&args.file, &task) {
         (Some(file), task) => (file.clone(), Dataset::read_as(file, task.as_ref())?),
-        (None, Some(task)) => {
-            let path = find(context, task, &args.split)?;
-            let dataset = Dataset::read_as(&path, Some(task))?;
-            (path, dataset)
-        }
+        (None, Some(task)) => show_split(context, task, &args.split)?,
         (None, None) => bail!("neither a file nor --task was given"),
     };
     dataset.note().into_iter().for_each(|note| context.progress.note(format!("{}: {note}", path.display())));
@@ -305,6 +310,29 @@ fn show(context: &Context, args: &ShowArgs) -> Result<()> {
     };
     context.print(as_json, as_text)
 }
+
+/// A split of a task: what there is of its dataset, or what comes from outside.
+fn show_split(context: &Context, task: &Task, split: &str) -> Result<(PathBuf, Dataset)> {
+    let found = DatasetFolders::new(&context.datasets).find(task, split, None)?;
+    if let (None, Some(_)) = (&found, task.family.outside()) {
+        let origin = Origin { train: task.train_examples.min(SHOWN), seed: 0 };
+        let dataset = match split.parse::<Split>() {
+            Ok(known) => {
+                Some(Dataset::generated(task, known, origin.seed, task.rows(known, origin.train)?.min(SHOWN))?)
+            }
+            Err(_) => Dataset::from_outside(task, split)?,
+        };
+        if let Some(dataset) = dataset {
+            return Ok((PathBuf::from(&task.name), dataset));
+        }
+    }
+    let path = found.map_or_else(|| find(context, task, split), Ok)?;
+    let dataset = Dataset::read_as(&path, Some(task))?;
+    Ok((path, dataset))
+}
+
+/// Examples from outside that are made to be shown, at most.
+const SHOWN: usize = 1000;
 
 /// The file of a split that is there.
 fn find(context: &Context, task: &Task, split: &str) -> Result<PathBuf> {
