@@ -36,6 +36,7 @@ mod sweep;
 pub use error::{EvalError, Result};
 pub use model::fingerprint::model_fingerprint;
 pub use model::{LoadOptions, Logits, Model, ModelInfo, Provider};
+pub use result::means::{self, Means, Reach};
 pub use result::metrics::{self, Running, Score, wilson};
 pub use result::table::{
     Format, SweepFacts, TABLE_VERSION, TABLE_VERSION_KEY, to_record_batch, totals_to_record_batch, write,

@@ -69,13 +69,19 @@ pub trait Family: std::fmt::Debug + Send + Sync {
         None
     }
 
+    /// The lengths of training, in main tokens. Not each of them needs to have an example.
+    fn train_lengths(&self) -> std::ops::RangeInclusive<u32> {
+        1..=self.train_max_length()
+    }
+
     /// How many examples a split has. `train` is the requested size; families whose training set is whole copies of
     /// an enumeration round it down. An error says which sizes work.
     fn rows(&self, split: Split, train: usize) -> Result<usize, String>;
 
     /// The examples of a split: a function of the index, the same for the same seed regardless of the order of calls
-    /// and the number of threads. Meant for `index < rows(split, train)`. Enumerated splits ignore the seed. Where
-    /// examples come from [`Self::outside`], that says what is wrong; here, it is an unlabelled token.
+    /// and the number of threads. Enumerated splits ignore the seed. Meant for `index < rows(split, train)`; the examples
+    /// of training go on behind that, new ones where they are drawn, and again from the first where they are
+    /// enumerated. Where examples come from [`Self::outside`], that says what is wrong; here, it is an unlabelled token.
     fn examples(&self, split: Split, seed: u64) -> Examples<'_>;
 
     /// One of [`Self::examples`]; for many, get the function once.

@@ -58,6 +58,11 @@ impl Family for SelectiveModular {
         Self::NAME
     }
 
+    /// Of a remainder.
+    fn chance(&self, _length: u32) -> Option<f64> {
+        Some(1.0 / f64::from(self.modulus))
+    }
+
     fn train_max_length(&self) -> u32 {
         self.train_length
     }

@@ -45,6 +45,23 @@ proptest! {
         }
     }
 
+    /// `train.fresh` goes on behind the published number of examples.
+    #[test]
+    fn training_has_no_last_example(task in any_task(), seed: u64, index in 0usize..1 << 40) {
+        let e = task.examples(Split::Train, seed)(index);
+        check(&task, &e)?;
+        prop_assert_eq!(&task.examples(Split::Train, seed)(index), &e);
+    }
+
+    #[test]
+    fn examples_of_a_length_have_it(task in any_task(), seed: u64, index in 0usize..1 << 40, length in 0u32..300) {
+        if let Some(e) = task.family.of_length(seed, index, length) {
+            check(&task, &e)?;
+            prop_assert_eq!(e.length, length);
+            prop_assert_eq!(task.family.of_length(seed, index, length), Some(e));
+        }
+    }
+
     #[test]
     fn labels_never_look_ahead(task in any_task(), split in any_split(), seed: u64, index in 0usize..2000, cut: prop::sample::Index, other: prop::sample::Index) {
         let e = task.examples(split, seed)(index % task.rows(split, 100_000).unwrap());

@@ -1,5 +1,6 @@
 //! The results of sweeps.
 
+pub mod means;
 pub mod metrics;
 pub(crate) mod table;
 
@@ -42,6 +43,8 @@ pub struct LengthResult {
     pub in_distribution: bool,
     /// How it was evaluated.
     pub plan: Plan,
+    /// The accuracy of guessing, where the task states one.
+    pub chance: Option<f64>,
     /// The score, or why there is none.
     pub outcome: std::result::Result<Score, String>,
 }

@@ -59,6 +59,7 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         column("status", Utf8),
         column("plan", Utf8),
         nullable("model_fingerprint", Utf8),
+        nullable("chance", Float64),
     ]))
 });
 
@@ -228,8 +229,7 @@ impl SweepFacts {
         ]
     }
 
-    /// The last column of every table.
-    fn last_column(&self, rows: usize) -> ArrayRef {
+    fn fingerprint_column(&self, rows: usize) -> ArrayRef {
         Arc::new(StringArray::from(vec![self.model_fingerprint.as_deref(); rows]))
     }
 }
@@ -259,7 +259,8 @@ pub fn to_record_batch(results: &[LengthResult], facts: &SweepFacts) -> Result<R
         Arc::new(BooleanArray::from_iter(results.iter().map(|r| Some(r.in_distribution)))),
         Arc::new(StringArray::from_iter_values(results.iter().map(LengthResult::status))),
         Arc::new(StringArray::from_iter_values(results.iter().map(|r| r.plan.name()))),
-        facts.last_column(results.len()),
+        facts.fingerprint_column(results.len()),
+        Arc::new(results.iter().map(|r| r.chance).collect::<Float64Array>()),
     ];
     let columns = facts.columns(results.len()).into_iter().chain(own).collect();
     RecordBatch::try_new(SCHEMA.clone(), columns).map_err(|e| EvalError::Table { reason: e.to_string() })
@@ -290,7 +291,7 @@ pub fn totals_to_record_batch(results: &[DatasetResult]) -> Result<RecordBatch> 
             metric(interval.map(|(low, _)| low)),
             metric(interval.map(|(_, high)| high)),
             Arc::new(StringArray::from(vec![result.status()])),
-            result.by_length.facts.last_column(1),
+            result.by_length.facts.fingerprint_column(1),
         ];
         let columns = result.by_length.facts.columns(1).into_iter().chain(own).collect();
         RecordBatch::try_new(TOTAL_SCHEMA.clone(), columns)

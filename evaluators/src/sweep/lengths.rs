@@ -1,4 +1,5 @@
 use crate::EvalError;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -34,6 +35,19 @@ impl Lengths {
     /// The longest; `None` only where there are none at all.
     pub fn longest(&self) -> Option<u32> {
         self.0.last().copied()
+    }
+}
+
+/// `41..500` where all between the first and the last are there; `10, 20, … 100` otherwise.
+impl fmt::Display for Lengths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.as_slice() {
+            [] => f.write_str("none"),
+            [only] => write!(f, "{only}"),
+            [first, .., last] if (last - first) as usize + 1 == self.0.len() => write!(f, "{first}..{last}"),
+            [first, second] => write!(f, "{first}, {second}"),
+            [first, second, .., last] => write!(f, "{first}, {second}, … {last}"),
+        }
     }
 }
 

@@ -247,7 +247,8 @@ impl Setting<'_> {
             (Score { nan: 0, .. }, _) => Ok(*score),
             (Score { nan, n_sequences, .. }, _) => Err(format!("NaN logits in {nan} of {n_sequences} sequences")),
         };
-        LengthResult { length, in_distribution: length <= self.train_max_length, plan, outcome }
+        let chance = self.task.family.chance(length);
+        LengthResult { length, in_distribution: length <= self.train_max_length, plan, chance, outcome }
     }
 }
 

@@ -14,7 +14,7 @@ use std::path::Path;
 
 const HEADER: &str = "handle,task,arch,positional_embedding,num_layers,hidden_size,seed,checkpoint,provider,precision,\
                       split,length,n_sequences,n_tokens,accuracy,counting_accuracy,last_accuracy,sequence_accuracy,loss,\
-                      last_accuracy_low,last_accuracy_high,in_distribution,status,plan,model_fingerprint";
+                      last_accuracy_low,last_accuracy_high,in_distribution,status,plan,model_fingerprint,chance";
 
 /// Length 1 has no counting accuracy, 98 and 99 few tracks, 100 none.
 fn table() -> RecordBatch {
@@ -101,7 +101,7 @@ fn csv_and_json_are_plain() {
     assert_eq!((lines[0], lines.len()), (HEADER, 6));
     let model = model_fingerprint(&fixture("counts_shifted")).unwrap();
     assert!(lines[5].ends_with(&format!(
-        ",sweep,100,0,0,,,,,,,,false,past the vocabulary's last number (100),single_pass,{model}"
+        ",sweep,100,0,0,,,,,,,,false,past the vocabulary's last number (100),single_pass,{model},"
     )));
     write(&batch.slice(0, 0), Format::Csv, &path).unwrap();
     assert_eq!(std::fs::read_to_string(&path).unwrap().trim_end(), HEADER, "also without rows");

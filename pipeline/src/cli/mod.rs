@@ -322,6 +322,9 @@ pub struct EvalArgs {
     /// Seed of sampled test sequences and random positions [default: 0]
     #[arg(long, value_name = "SEED", allow_hyphen_values = true, value_parser = whole::<u64>(0, u64::MAX))]
     pub seed: Option<u64>,
+    /// Also print means over these lengths, for example 41..500: accuracy, above chance, exact match. Can be repeated
+    #[arg(long, value_name = "LENGTHS", allow_hyphen_values = true)]
+    pub mean: Vec<Lengths>,
     /// Run every length separately, instead of scoring all lengths in one pass
     #[arg(long)]
     pub exhaustive: bool,

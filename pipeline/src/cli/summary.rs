@@ -1,7 +1,7 @@
 //! A sweep on one screen.
 
 use crate::cli::table::{Table, column};
-use evaluators::{DatasetResult, LengthResult};
+use evaluators::{DatasetResult, LengthResult, Means};
 
 /// One row per range of lengths: how often the last token was right, the worst length, what could not be scored.
 pub fn table(results: &[LengthResult], train_max: Option<u32>) -> Table {
@@ -38,6 +38,25 @@ pub fn table(results: &[LengthResult], train_max: Option<u32>) -> Table {
             worst.map_or("–".into(), |(length, a)| format!("{length}: {}", percent(Some(a)))),
             sequences.to_string(),
             status,
+        ]);
+    }
+    table
+}
+
+/// One row per range of lengths: the means that papers report.
+pub fn means(ranges: &[(String, Means)]) -> Table {
+    let titles = ["accuracy", "above chance", "exact match", "last token"];
+    let numbers = titles.map(|title| column(title).right());
+    let mut table =
+        Table::new([column("mean over").wrap(12)].into_iter().chain(numbers).chain([column("scored").right()]));
+    for (range, means) in ranges {
+        table.row([
+            range.clone(),
+            percent(means.accuracy),
+            percent(means.scaled_accuracy),
+            percent(means.sequence_accuracy),
+            percent(means.last_accuracy),
+            format!("{} lengths", means.lengths),
         ]);
     }
     table

@@ -35,9 +35,10 @@ pub struct SplitFile {
     exists: bool,
 }
 
-/// Makes sure that a generated dataset is there: what is missing of it is written, and what is there is what it should be.
-pub fn complete(workspace: &Workspace, task: &Task, origin: Origin) -> Result<Vec<SplitFile>> {
-    let files = survey(workspace, task, origin)?;
+/// Makes sure that splits of a generated dataset are there: what is missing of them is written, and what is there is what
+/// it should be.
+pub fn complete(workspace: &Workspace, task: &Task, origin: Origin, splits: &[Split]) -> Result<Vec<SplitFile>> {
+    let files = survey(workspace, task, origin, splits)?;
     if files.iter().any(|file| !file.exists) {
         workspace.progress.note(format!(
             "generating the dataset of {} in {}",
@@ -50,15 +51,15 @@ pub fn complete(workspace: &Workspace, task: &Task, origin: Origin) -> Result<Ve
 }
 
 /// The files of a generated dataset. Those that are there are what they should be.
-fn survey(workspace: &Workspace, task: &Task, origin: Origin) -> Result<Vec<SplitFile>> {
-    let file = |split: Split| -> Result<SplitFile> {
-        let file = planned(workspace, task, origin, split)?;
+fn survey(workspace: &Workspace, task: &Task, origin: Origin, splits: &[Split]) -> Result<Vec<SplitFile>> {
+    let file = |split: &Split| -> Result<SplitFile> {
+        let file = planned(workspace, task, origin, *split)?;
         if file.exists {
-            check(&file.path, task, origin, split)?;
+            check(&file.path, task, origin, *split)?;
         }
         Ok(file)
     };
-    task.splits().into_iter().map(file).collect()
+    splits.iter().map(file).collect()
 }
 
 fn planned(workspace: &Workspace, task: &Task, origin: Origin, split: Split) -> Result<SplitFile> {
@@ -184,12 +185,12 @@ fn generate(context: &Context, args: &GenerateArgs) -> Result<()> {
         files.iter().try_for_each(|file| write(context, &task, origin, file))?;
         files
     } else {
-        let files = survey(context, &task, origin)?;
+        let files = survey(context, &task, origin, &task.splits())?;
         if files.iter().all(|file| file.exists) {
             let folder = files.first().and_then(|file| file.path.parent()).context("a task without splits")?;
             bail!("{} is there already\n  hint: --force replaces the dataset", folder.display());
         }
-        complete(context, &task, origin)?
+        complete(context, &task, origin, &task.splits())?
     };
     let seconds = start.elapsed().as_secs_f64();
     let as_json = || {

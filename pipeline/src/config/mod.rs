@@ -47,6 +47,13 @@ pub struct TrainConfig {
     /// Pad every batch to this many tokens; to its longest example if not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pad_to: Option<usize>,
+    /// Draw new examples in every step instead of going through a fixed set of them: `task.train_examples` of them are
+    /// an epoch.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
+    /// With `fresh`: all examples of a step have the same length, which is drawn.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub equal_lengths: bool,
     /// Examples that others begin with need no pass of their own, in training (where there is no dropout) and in
     /// evaluation. Does not change what a step computes, but for rounding.
     pub fold: bool,
@@ -82,6 +89,8 @@ impl Default for TrainConfig {
             batch_size: 32,
             accumulate: 1,
             pad_to: None,
+            fresh: false,
+            equal_lengths: false,
             fold: true,
             seed: 1234,
             device: "auto".into(),
@@ -337,6 +346,12 @@ impl Config {
                 train.batch_size
             );
         }
+        if train.equal_lengths && !train.fresh {
+            bail!(
+                "train.equal_lengths needs train.fresh: the examples of a dataset come in lengths of their own\n  \
+                 hint: set train.fresh=true as well"
+            );
+        }
         self.optimizer.validate(train.max_steps)
     }
 
@@ -365,7 +380,9 @@ impl Config {
     /// # Errors
     /// Its task is unknown.
     pub fn total_steps(&self) -> Result<u64> {
-        Ok(self.train.total_steps(self.task.task()?.rows(Split::Train, self.task.train_examples)?))
+        let examples = self.task.train_examples;
+        let fixed = || self.task.task()?.rows(Split::Train, examples);
+        Ok(self.train.total_steps(if self.train.fresh { examples } else { fixed()? }))
     }
 
     /// The resolved config as TOML.

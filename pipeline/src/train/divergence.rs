@@ -3,10 +3,10 @@
 
 use crate::run::{RunProgress, Status};
 use crate::train::setup::Setup;
+use crate::train::source::Source;
 use anyhow::{Result, bail};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use data::EpochOrder;
 
 /// Losses and gradient norms that have not been looked at. They stay on the device until something is to be written, so
 /// that steps need not wait for each other.
@@ -55,11 +55,9 @@ impl<B: Backend> Recent<B> {
 /// Says where training broke down and what there is to go on with.
 pub fn diverged<T>(setup: &Setup<'_>, per_epoch: u64, bad: &NotFinite) -> Result<T> {
     let NotFinite { step, loss, grad_norm } = bad;
-    let (epoch, index) = ((step - 1) / per_epoch + 1, (step - 1) % per_epoch);
-    let order = EpochOrder::new(setup.config.train.seed, epoch, setup.splits.train.len());
-    let examples = order.batch(index as usize, setup.config.train.batch_size);
-    let examples = examples.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-    let total_steps = setup.config.train.total_steps(setup.splits.train.len());
+    let epoch = (step - 1) / per_epoch + 1;
+    let examples = Source::new(setup).describe(step - 1);
+    let total_steps = setup.config.train.total_steps(setup.splits.train.per_epoch());
     setup.run.set_progress(&RunProgress { status: Status::Diverged, step: *step, total_steps })?;
     let good = match setup.run.last_checkpoint(|_| ()) {
         Ok(checkpoint) => format!("the last good checkpoint is {}", checkpoint.path().display()),
@@ -67,7 +65,7 @@ pub fn diverged<T>(setup: &Setup<'_>, per_epoch: u64, bad: &NotFinite) -> Result
     };
     bail!(
         "training diverged at step {step} (epoch {epoch}) of run {}: loss {loss}, gradient norm {grad_norm}\n  \
-         its batch was the training examples {examples}\n  {good}\n  \
+         its batch was {examples}\n  {good}\n  \
          hint: lower optimizer.lr or raise optimizer.warmup_steps",
         setup.run.handle()
     )

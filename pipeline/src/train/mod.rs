@@ -12,12 +12,14 @@ mod loss_scale;
 pub(crate) mod metrics;
 pub(crate) mod optimizer;
 mod setup;
+mod source;
 pub(crate) mod step;
 mod tensorboard;
 mod trainer;
 
 use self::device::Device;
 use self::setup::{Setup, Splits};
+use self::source::{Training, check_fresh};
 use crate::commands::data as datasets;
 use crate::config::Config;
 use crate::run::{RunDir, RunProgress, Status};
@@ -68,6 +70,7 @@ pub(crate) fn train_and_tell(
 ) -> Result<(RunDir, Outcome)> {
     let task = Task::by_name(&config.task.name)?;
     config.model.check_vocabulary(&task.vocabulary)?;
+    check_fresh(&config, &task)?;
     let device = Device::of(&config.train)?;
     let initial = initial_weights(&config, &task)?;
     data::files::probe_folder(&workspace.runs)?; // before datasets are generated
@@ -75,7 +78,7 @@ pub(crate) fn train_and_tell(
     let run = RunDir::create(&workspace.runs)?;
     let _lock = run.lock()?;
     // The status first: what makes the folder a run comes last.
-    let total_steps = config.train.total_steps(splits.train.len());
+    let total_steps = config.train.total_steps(splits.train.per_epoch());
     run.set_progress(&RunProgress { status: Status::Running, step: 0, total_steps })?;
     data::files::write_bytes(&run.config(), config.to_toml()?.as_bytes())?;
     started(&run)?;
@@ -124,7 +127,7 @@ pub(crate) fn resume_as(
     };
     let initial = if resume.is_none() { initial_weights(&config, &task)? } else { None };
     let splits = splits(workspace, &config, &task)?;
-    let total = config.train.total_steps(splits.train.len());
+    let total = config.train.total_steps(splits.train.per_epoch());
     let done = resume.as_ref().map_or(0, |c| c.state().step);
     let is_told = run.told_progress().is_some_and(|told| told.status == Status::Finished);
     if resume.is_some() && (done > total || (done == total && is_told)) {
@@ -204,7 +207,10 @@ fn splits(workspace: &Workspace, config: &Config, task: &Task) -> Result<Splits>
     let generated = shared.is_none();
     let files: Vec<(Split, PathBuf)> = match shared {
         Some(files) => files,
-        None => datasets::complete(workspace, task, origin)?.into_iter().map(|file| (file.split, file.path)).collect(),
+        None => {
+            let files = datasets::complete(workspace, task, origin, &wanted(config, task))?;
+            files.into_iter().map(|file| (file.split, file.path)).collect()
+        }
     };
     let read = |split: Split| -> Result<Dataset> {
         let (_, path) = files.iter().find(|(found, _)| *found == split).context("a split of the task has no file")?;
@@ -213,8 +219,14 @@ fn splits(workspace: &Workspace, config: &Config, task: &Task) -> Result<Splits>
         read.note().into_iter().for_each(|note| workspace.progress.note(format!("{}: {note}", path.display())));
         Ok(read)
     };
-    let train = read(Split::Train)?;
-    let longest = train.iter().map(|e| e.input_ids.len()).max().unwrap_or(0);
+    let train = match config.train.fresh {
+        true => Training::Fresh { per_epoch: config.task.train_examples },
+        false => Training::Fixed(read(Split::Train)?),
+    };
+    let longest = match &train {
+        Training::Fixed(examples) => examples.iter().map(|e| e.input_ids.len()).max().unwrap_or(0),
+        Training::Fresh { .. } => task.max_seq_len,
+    };
     if let Some(pad_to) = config.train.pad_to.filter(|pad_to| *pad_to < longest) {
         bail!(
             "train.pad_to is {pad_to}, but the longest training example of {} has {longest} tokens\n  \
@@ -227,11 +239,16 @@ fn splits(workspace: &Workspace, config: &Config, task: &Task) -> Result<Splits>
     Ok(Splits { train, evaluated: evaluated.collect::<Result<_>>()? })
 }
 
+/// The splits that a run reads: all but those that it draws itself.
+fn wanted(config: &Config, task: &Task) -> Vec<Split> {
+    task.splits().into_iter().filter(|split| !(config.train.fresh && *split == Split::Train)).collect()
+}
+
 /// Generates the dataset of a config where it is not there yet.
 pub(crate) fn prepare_dataset(workspace: &Workspace, config: &Config) -> Result<()> {
     let task = config.task.task()?;
     if shared_files(workspace, &task, config)?.is_none() {
-        datasets::complete(workspace, &task, config.task.origin())?;
+        datasets::complete(workspace, &task, config.task.origin(), &wanted(config, &task))?;
     }
     Ok(())
 }

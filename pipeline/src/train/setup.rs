@@ -4,13 +4,14 @@ use crate::cli::progress::Progress;
 use crate::config::Config;
 use crate::run::RunDir;
 use crate::train::checkpoint::Checkpoint;
+use crate::train::source::Training;
 use data::{Dataset, Task};
 use models::Weights;
 
 /// The examples of a run.
 pub struct Splits {
     /// For training.
-    pub train: Dataset,
+    pub train: Training,
     /// For evaluation, by name: `val` (the same distribution) first, then `ood_test` (longer sequences) and others.
     pub evaluated: Vec<(String, Dataset)>,
 }

@@ -12,11 +12,12 @@ use crate::train::loss_scale::LossScale;
 use crate::train::metrics::MetricsRow;
 use crate::train::optimizer::Adam;
 use crate::train::setup::Setup;
+use crate::train::source::{Source, StepExamples};
 use crate::train::step::{Recipe, loss_scale, optimisation_step};
 use anyhow::{Context, Result};
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::backend::AutodiffBackend;
-use data::{Collation, EpochOrder, Folded};
+use data::{Collation, Folded};
 use indicatif::ProgressBar;
 use models::ops::SequenceOps;
 use models::{Model, Weights};
@@ -109,8 +110,7 @@ struct Trainer<'a, B: AutodiffBackend> {
     step: u64,
     optimizer: Adam<B>,
     loss_scale: Option<LossScale>,
-    /// The order of examples in the epoch of the next step.
-    order: EpochOrder,
+    source: Source<'a>,
 
     recent: Recent<B::InnerBackend>,
     /// Loss and gradient norm of the last step that was looked at.
@@ -137,7 +137,7 @@ where
 {
     /// Model and trainer as they are before the first step of this process.
     fn new(setup: &'a Setup<'a>, device: &'a B::Device) -> Result<(Model<B>, Self)> {
-        let (settings, examples) = (&setup.config.train, setup.splits.train.len());
+        let (settings, examples) = (&setup.config.train, setup.splits.train.per_epoch());
         let (per_epoch, total) = (settings.steps_per_epoch(examples), settings.total_steps(examples));
         let (model, optimizer) = start::<B>(setup, total, device)?;
         let state = setup.resume.as_ref().map(Checkpoint::state);
@@ -150,7 +150,7 @@ where
             step,
             optimizer,
             loss_scale: state.and_then(|state| state.loss_scale).or_else(|| loss_scale(setup.config)),
-            order: EpochOrder::new(settings.seed, step / per_epoch + 1, examples),
+            source: Source::new(setup),
             recent: Recent::default(),
             loss: f64::NAN,
             grad_norm: f64::NAN,
@@ -197,15 +197,11 @@ where
 
     /// The examples of the next step.
     fn next_pieces(&mut self) -> Result<Vec<Folded>> {
-        let Setup { config, task, splits, .. } = self.setup;
-        let (epoch, index) = (self.step / self.per_epoch + 1, self.step % self.per_epoch);
-        if index == 0 {
-            self.order = EpochOrder::new(config.train.seed, epoch, splits.train.len());
-        }
-        let rows = self.order.batch(index as usize, config.train.batch_size);
-        let pieces = pieces(config, task, &splits.train, rows, self.step)?;
+        let Setup { config, task, .. } = self.setup;
+        let StepExamples { examples, rows } = self.source.of_step(self.step)?;
+        let pieces = pieces(config, task, &examples, &rows, self.step)?;
         self.folding.add(&pieces);
-        self.tokens += rows.iter().map(|&i| splits.train.get(i as usize).input_ids.len()).sum::<usize>();
+        self.tokens += rows.iter().map(|&i| examples.get(i as usize).input_ids.len()).sum::<usize>();
         Ok(pieces)
     }
 

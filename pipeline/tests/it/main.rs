@@ -7,6 +7,7 @@ mod data;
 mod end_to_end;
 mod errors;
 mod folding;
+mod fresh;
 mod grids;
 mod import;
 mod outputs;

@@ -80,10 +80,10 @@ pub fn run(context: &Context, args: EvalArgs) -> Result<()> {
         all.extend(evaluate_group(context, &args, format, &group, lengths.as_ref(), &splits, &outputs)?);
     }
     let as_json = || match &all[..] {
-        [one] => document(one),
-        several => json!({ "results": several.iter().map(document).collect::<Vec<_>>() }),
+        [one] => document(one, &args.mean),
+        several => json!({ "results": several.iter().map(|one| document(one, &args.mean)).collect::<Vec<_>>() }),
     };
-    let as_text = || all.iter().map(summary_text).collect::<Vec<_>>().join("\n\n");
+    let as_text = || all.iter().map(|one| summary_text(one, &args.mean)).collect::<Vec<_>>().join("\n\n");
     if stream == Some(DestinationKind::Stdout) {
         context.progress.note(as_text()); // standard output is the table
         return Ok(());
@@ -106,6 +106,7 @@ fn check_effects(args: &EvalArgs, sweeps: bool) -> Result<()> {
         ("--samples", args.samples.is_some()),
         ("--until-width", args.until_width.is_some()),
         ("--restart", args.restart),
+        ("--mean", !args.mean.is_empty()),
     ];
     if let (false, Some((option, _))) = (sweeps, of_sweeps.iter().find(|(_, given)| *given)) {
         bail!(

@@ -3,10 +3,23 @@
 use super::Evaluated;
 use crate::cli::summary;
 use crate::plot::{self, Figure, Series};
-use evaluators::LengthResult;
+use evaluators::{LengthResult, Lengths, Means, Reach, means};
 use serde_json::{Value, json};
 
-pub fn document(evaluated: &Evaluated) -> Value {
+pub fn document(evaluated: &Evaluated, ranges: &[Lengths]) -> Value {
+    let all = evaluated.sweep.iter().flat_map(|sweep| &sweep.lengths).cloned().collect::<Vec<_>>();
+    let reach = Reach::of(&all, means::SOLVED);
+    let of_range = |range: &Lengths| {
+        let means = over(&all, range);
+        json!({
+            "range": range.to_string(),
+            "lengths": means.lengths,
+            "accuracy": means.accuracy,
+            "scaled_accuracy": means.scaled_accuracy,
+            "sequence_accuracy": means.sequence_accuracy,
+            "last_accuracy": means.last_accuracy,
+        })
+    };
     let lengths = evaluated.sweep.iter().flat_map(|sweep| &sweep.lengths).map(row).collect::<Vec<_>>();
     let splits = evaluated.splits.iter().map(|split| {
         let total = &split.total;
@@ -32,6 +45,8 @@ pub fn document(evaluated: &Evaluated) -> Value {
         "session_seconds": evaluated.session_seconds,
         "files": evaluated.files,
         "lengths": lengths,
+        "means": ranges.iter().map(of_range).collect::<Vec<_>>(),
+        "solved": { "share": means::SOLVED, "largest": reach.largest, "unbroken": reach.unbroken },
         "splits": splits.collect::<Vec<_>>(),
     })
 }
@@ -47,16 +62,29 @@ fn row(result: &LengthResult) -> Value {
         "in_distribution": result.in_distribution,
         "status": result.status(),
         "plan": result.plan.name(),
+        "sequence_accuracy": score.and_then(|s| s.sequence_accuracy()),
+        "chance": result.chance,
     })
 }
 
-pub fn summary_text(evaluated: &Evaluated) -> String {
+fn over(results: &[LengthResult], range: &Lengths) -> Means {
+    Means::over(results, |length| range.as_slice().binary_search(&length).is_ok())
+}
+
+pub fn summary_text(evaluated: &Evaluated, ranges: &[Lengths]) -> String {
     let Evaluated { facts, sweep, splits, seconds, .. } = evaluated;
     let what = sweep.iter().map(|sweep| format!("{} lengths", sweep.lengths.len()));
     let what: Vec<String> = what.chain(splits.iter().map(|split| split.by_length.facts.split.clone())).collect();
     let (arch, what) = (facts.arch.as_deref().unwrap_or("model"), what.join(", "));
     let mut lines = vec![format!("{arch} on {} · {} · {what} in {seconds:.2} s", facts.task, facts.provider)];
     lines.extend(sweep.iter().map(|sweep| summary::table(&sweep.lengths, evaluated.train_max).to_string()));
+    if let Some(sweep) = sweep.as_ref().filter(|_| !ranges.is_empty()) {
+        let means: Vec<_> = ranges.iter().map(|range| (range.to_string(), over(&sweep.lengths, range))).collect();
+        lines.push(summary::means(&means).to_string());
+        if let Some(length) = Reach::of(&sweep.lengths, means::SOLVED).largest {
+            lines.push(format!("largest length with at least 99 % exact matches: {length}"));
+        }
+    }
     if !splits.is_empty() {
         lines.push(summary::splits(splits).to_string());
     }
