@@ -40,7 +40,7 @@ pub fn generate_split(
     mut progress: impl FnMut(usize),
 ) -> Result<(), DataError> {
     let outside = task.family.outside();
-    outside.map_or(Ok(()), |outside| outside.check(split.name(), seed))?;
+    outside.map_or(Ok(()), |outside| outside.check(split.name(), seed, rows))?;
     let examples = &task.examples(split, seed);
     let size = (CHUNK_TOKENS / task.max_seq_len.max(1)).clamp(1, if outside.is_some() { OUTSIDE } else { CHUNK });
     let chunk = |index: usize| index * size..((index + 1) * size).min(rows);

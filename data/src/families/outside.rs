@@ -10,6 +10,11 @@ pub trait Outside: Sync {
         vec![]
     }
 
+    /// Whether the training examples never end, so that each step can have new ones.
+    fn is_endless(&self) -> bool {
+        false
+    }
+
     /// Refuses, before any work, where there can be no examples.
     ///
     /// # Errors
@@ -18,11 +23,11 @@ pub trait Outside: Sync {
         Ok(())
     }
 
-    /// Looks, before a split is written, for mistakes that no single example shows.
+    /// Looks, before the first `rows` examples of a split are used, for mistakes that no single one shows.
     ///
     /// # Errors
     /// The mistake.
-    fn check(&self, _split: &str, _seed: u64) -> Result<(), DataError> {
+    fn check(&self, _split: &str, _seed: u64, _rows: usize) -> Result<(), DataError> {
         Ok(())
     }
 
@@ -32,7 +37,7 @@ pub trait Outside: Sync {
     /// They cannot be had, or one is wrong: the first is named.
     fn examples(&self, split: &str, seed: u64, range: Range<usize>) -> Result<Vec<Example>, DataError>;
 
-    /// The examples of a file that only this family reads; `None` for any other.
+    /// The examples of a file, read as this family reads its own; `None` where it reads none.
     ///
     /// # Errors
     /// It cannot be read, or an example is wrong.

@@ -3,6 +3,7 @@
 
 mod config;
 mod example;
+mod name;
 mod track;
 mod vocab;
 
@@ -16,6 +17,7 @@ use crate::families::{
     RaspL, Selective, SelectiveItems, SelectiveModular, ShiftedStart,
 };
 use crate::{BLANK, DataError, suggest};
+use name::{parse_name, show};
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 use std::sync::LazyLock;
@@ -407,92 +409,6 @@ fn define<F: Define>(settings: Table, common: Common) -> Result<Task, String> {
         ));
     }
     Ok(Task { name, family, auxiliary, vocabulary, max_position_embeddings, max_seq_len, train_examples, parameters })
-}
-
-/// The preset or family of a name, and the settings after it.
-fn parse_name(name: &str) -> Result<(&str, Table), DataError> {
-    let (base, settings) = name.split_once(',').unwrap_or((name, ""));
-    let setting = |part: &str| match part.split_once('=') {
-        Some((key, value)) => Ok((key.trim().to_owned(), parse_value(value.trim()))),
-        None => Err(DataError::TaskSetting {
-            task: name.to_owned(),
-            reason: format!("`{part}` is not a setting"),
-            hint: "write key=value, for example modular,modulus=7".into(),
-        }),
-    };
-    let settings = parts(settings).into_iter().filter(|part| !part.trim().is_empty());
-    Ok((base.trim(), settings.map(setting).collect::<Result<_, _>>()?))
-}
-
-/// The text between commas that stand neither in quotation marks nor in brackets.
-fn parts(settings: &str) -> Vec<&str> {
-    let (mut parts, mut start, mut depth) = (vec![], 0, 0usize);
-    let (mut quote, mut escaped) = (None, false);
-    for (at, c) in settings.char_indices() {
-        match (quote, c) {
-            (Some('"'), '\\') if !escaped => {
-                escaped = true;
-                continue;
-            }
-            (Some(open), c) if c == open && !escaped => quote = None,
-            (Some(_), _) => {}
-            // an apostrophe inside of a word is one
-            (None, '"' | '\'') if settings[..at].trim_end().ends_with(['=', ',', '[', '{']) => quote = Some(c),
-            (None, '[' | '{') => depth += 1,
-            (None, ']' | '}') => depth = depth.saturating_sub(1),
-            (None, ',') if depth == 0 => {
-                parts.push(&settings[start..at]);
-                start = at + 1;
-            }
-            (None, _) => {}
-        }
-        escaped = false;
-    }
-    parts.push(&settings[start..]);
-    parts
-}
-
-/// A value of a setting as typed: TOML, or a bare word.
-fn parse_value(text: &str) -> Value {
-    let document: Result<Table, _> = format!("value = {text}").parse();
-    let value = document.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
-    value.unwrap_or_else(|| Value::String(text.to_owned()))
-}
-
-/// A value as [`parse_value`] reads it, in quotation marks only where a bare word would be read as something else.
-fn show(value: &Value) -> String {
-    let is_bare = |text: &&str| {
-        let is_plain = |c: char| !c.is_control() && !"\"'\\[]{}".contains(c);
-        !text.is_empty()
-            && text.trim() == *text
-            && text.chars().all(is_plain)
-            && parts(text).len() == 1
-            && parse_value(text) == *value
-    };
-    value.as_str().filter(is_bare).map_or_else(|| one_line(value), str::to_owned)
-}
-
-/// A value as TOML, its texts with escapes instead of several lines.
-fn one_line(value: &Value) -> String {
-    match value {
-        Value::String(text) => quoted(text),
-        Value::Array(items) => format!("[{}]", items.iter().map(one_line).collect::<Vec<_>>().join(", ")),
-        other => other.to_string(),
-    }
-}
-
-/// A basic string of TOML.
-fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' => out += "\\\"",
-            '\\' => out += "\\\\",
-            c if c.is_control() => out += &format!("\\U{:08X}", u32::from(c)),
-            c => out.push(c),
-        }
-    }
-    out + "\""
 }
 
 /// The error for an unknown setting names the nearest known one.

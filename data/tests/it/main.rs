@@ -3,6 +3,7 @@
 
 mod files;
 mod foreign;
+mod own;
 mod padding;
 mod published;
 mod rules;

@@ -220,7 +220,8 @@ impl<'a> Sweep<'a> {
     /// Runs the sweep.
     ///
     /// # Errors
-    /// The model names no task, or its vocabulary differs from the task's; nothing says how its scalar positions are
+    /// The model names no task, or its vocabulary differs from the task's; the task runs a program, which nobody has
+    /// allowed ([`data::allow_commands`]); nothing says how its scalar positions are
     /// made; it runs at none of the lengths. Otherwise, lengths that cannot be scored are not an error: their rows say
     /// why.
     pub fn results(mut self) -> Result<SweepResult> {

@@ -6,6 +6,8 @@ use crate::sweep::tally::Tally;
 use crate::{LengthResult, Plan};
 use data::{Example, Family, LengthLimit, Track};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// The task's tests for the lengths of a sweep.
 pub(crate) struct Tests<'s> {
@@ -129,14 +131,21 @@ impl<'s> Tests<'s> {
     /// The lengths that each track has a test of its own of, one length after the other: what is costly to make for one
     /// track may be there for the others.
     fn single_tests(&self, tracks: Range<usize>, asked: &[u32]) -> Vec<Vec<Range<usize>>> {
-        let mut slots: Vec<Vec<usize>> = vec![vec![]; tracks.len()];
         let runs = |example: &Example| self.setting.obstacle(example.as_ref()).is_none();
-        for (slot, length) in asked.iter().enumerate() {
-            for (index, own) in tracks.clone().zip(&mut slots) {
-                own.extend(self.test(index, *length).is_ok_and(|example| runs(&example)).then_some(slot));
+        let (next, found) = (AtomicUsize::new(0), Mutex::new(vec![vec![false; asked.len()]; tracks.len()]));
+        let lock = || found.lock().unwrap_or_else(PoisonError::into_inner);
+        data::threads::share(data::threads::available(), || {
+            loop {
+                let slot = next.fetch_add(1, Ordering::Relaxed);
+                let Some(length) = asked.get(slot) else { return };
+                let has = |index: usize| self.test(index, *length).is_ok_and(|example| runs(&example));
+                let has: Vec<bool> = tracks.clone().map(has).collect();
+                lock().iter_mut().zip(has).for_each(|(own, has)| own[slot] = has);
             }
-        }
-        slots.into_iter().map(blocks).collect()
+        });
+        let of_track = |own: &Vec<bool>| blocks((0..asked.len()).filter(|slot| own[*slot]));
+        let slots = lock().iter().map(of_track).collect();
+        slots
     }
 
     /// The sequence of an item of a round.

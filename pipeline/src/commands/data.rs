@@ -315,11 +315,12 @@ fn show(context: &Context, args: &ShowArgs) -> Result<()> {
 /// A split of a task: what there is of its dataset, or what comes from outside.
 fn show_split(context: &Context, task: &Task, split: &str) -> Result<(PathBuf, Dataset)> {
     let found = DatasetFolders::new(&context.datasets).find(task, split, None)?;
-    if let (None, Some(_)) = (&found, task.family.outside()) {
-        let origin = Origin { train: task.train_examples.min(SHOWN), seed: 0 };
+    if let (None, Some(outside)) = (&found, task.family.outside()) {
+        let most = if outside.is_endless() { SHOWN } else { usize::MAX };
         let dataset = match split.parse::<Split>() {
             Ok(known) => {
-                Some(Dataset::generated(task, known, origin.seed, task.rows(known, origin.train)?.min(SHOWN))?)
+                let rows = task.rows(known, task.train_examples)?.min(most);
+                Some(Dataset::generated(task, known, 0, rows)?)
             }
             Err(_) => Dataset::from_outside(task, split)?,
         };

@@ -13,6 +13,7 @@ pub(crate) use record::Record;
 use super::reading::{Bounds, Place, Source, Visit};
 use super::source::{Head, head};
 use super::text::{self, Interner, for_each_line};
+use super::{NO_EXAMPLES, ROWS};
 use crate::{DataError, Vocabulary};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -123,6 +124,10 @@ impl Rows {
             if flare::is_folder(path) { Form::Flare(labels) } else { Form::Usual(Box::new(Source::open(path)?)) }
         } else {
             match head(path)? {
+                Head(text) if text.is_empty() => {
+                    let hint = ROWS.into();
+                    return Err(DataError::Invalid { path: path.into(), reason: NO_EXAMPLES.into(), hint });
+                }
                 head if head.is_table_of(&word_problem::COLUMNS) => Form::WordProblem,
                 head if mlregtest::is_first_line(head.first_line()) => Form::MlRegTest,
                 Head(text) if text.starts_with('{') && text.contains("\"tokens\"") => Form::Records,
@@ -160,9 +165,9 @@ impl Rows {
         source.vocab.clone().map(|vocab| (vocab, units))
     }
 
-    /// Whether it is in a form that [`crate::import()`] takes.
-    pub fn is_usual(&self) -> bool {
-        matches!(&self.form, Form::Usual(_))
+    /// Whether its ids are those of these tokens, as far as it says.
+    pub fn is_of(&self, tokens: &[String]) -> bool {
+        self.described().is_none_or(|(vocab, _)| tokens.starts_with(&vocab))
     }
 
     /// Whether it has numbers where others have tokens.

@@ -1,12 +1,13 @@
 mod program;
+mod settings;
 
 use self::program::{Failure, Limits, output};
+use self::settings::{Span, Words};
 use super::outside::Outside;
 use super::own_data::{check_tokens, content};
 use super::{Define, Examples, Family};
 use crate::dataset::field::{BOS, Record};
 use crate::{DataError, Example, IGNORE, LengthLimit, PAD, SetLoss, Split, Track, Vocabulary};
-use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -24,81 +25,18 @@ pub fn allow_commands() {
     ALLOWED.store(true, Ordering::Relaxed);
 }
 
-/// Examples that are asked for at a time.
+/// Examples that are asked for at a time, and their tokens.
 const CHUNK: usize = 2000;
+const CHUNK_TOKENS: usize = 4 << 20;
 /// Tests of a length that are asked for at a time.
 const TESTS: usize = 100;
 /// The split that tests of a length are of.
 const SWEEP: &str = "sweep";
 /// Tokens of tests that are kept in memory.
 const KEPT_TOKENS: usize = 64 << 20;
-/// The range that is asked for more than once, and the part of it that is asked for alone.
-const TRIED: Range<usize> = 0..8;
-const TRIED_PART: Range<usize> = 3..8;
-
-/// Lengths from the first to the last: `1..40`, `[1, 40]`, or `40` for all up to there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Span {
-    low: u32,
-    high: u32,
-}
-
-impl Span {
-    fn parse(text: &str) -> Option<Self> {
-        let (low, high) = match text.split_once("..") {
-            Some((low, high)) => (low.trim().parse().ok()?, high.trim_start_matches('=').trim().parse().ok()?),
-            None => (0, text.trim().parse().ok()?),
-        };
-        (low <= high).then_some(Self { low, high })
-    }
-}
-
-impl Serialize for Span {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format!("{}..{}", self.low, self.high))
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Text(String),
-            Last(u32),
-            Both([u32; 2]),
-        }
-        let span = match Written::deserialize(deserializer) {
-            Ok(Written::Text(text)) => Self::parse(&text),
-            Ok(Written::Last(high)) => Some(Self { low: 0, high }),
-            Ok(Written::Both([low, high])) => (low <= high).then_some(Self { low, high }),
-            Err(_) => None,
-        };
-        span.ok_or_else(|| D::Error::custom("lengths are a range such as \"1..40\", both ends included"))
-    }
-}
-
-/// The words of a command: a list, or a text that is split as a shell does, without running one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-struct Words(Vec<String>);
-
-impl<'de> Deserialize<'de> for Words {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Text(String),
-            List(Vec<String>),
-        }
-        let quotes = "command: a quotation mark is open, or a backslash stands at the end";
-        match Written::deserialize(deserializer) {
-            Ok(Written::List(words)) => Ok(Self(words)),
-            Ok(Written::Text(text)) => shlex::split(&text).map(Self).ok_or_else(|| D::Error::custom(quotes)),
-            Err(_) => Err(D::Error::custom("command is a list of words, or one text that is split into words")),
-        }
-    }
-}
+/// The examples that are asked for more than once, and the first of them that are asked for alone.
+const TRIED: usize = 8;
+const TRIED_ALONE: usize = 3;
 
 /// Examples that a program prints, which is asked for them by split, seed and index: see [`Self::request`].
 ///
@@ -404,6 +342,10 @@ impl Define for Command {
 }
 
 impl Outside for Command {
+    fn is_endless(&self) -> bool {
+        true
+    }
+
     fn ready(&self) -> Result<(), DataError> {
         match ALLOWED.load(Ordering::Relaxed) {
             true => Ok(()),
@@ -412,9 +354,11 @@ impl Outside for Command {
     }
 
     /// The program must say the same whenever it is asked, and however ranges are cut.
-    fn check(&self, split: &str, seed: u64) -> Result<(), DataError> {
+    fn check(&self, split: &str, seed: u64, rows: usize) -> Result<(), DataError> {
+        let whole = 0..rows.min(TRIED);
+        let part = whole.end.min(TRIED_ALONE)..whole.end;
         let ask = |range: Range<usize>| self.ask(split, seed, &range, None);
-        let first = ask(TRIED)?;
+        let first = ask(whole.clone())?;
         let differs = |again: &[Example], from: usize| first[from..].iter().zip(again).position(|(a, b)| a != b);
         let told = |index: usize, range: &Range<usize>, reason: &str, hint: &str| {
             let words = self.request(split, seed, range, None);
@@ -424,22 +368,26 @@ impl Outside for Command {
                 hint: hint.into(),
             }
         };
-        if let Some(index) = differs(&ask(TRIED)?, 0) {
+        if let Some(index) = differs(&ask(whole.clone())?, 0) {
             let hint = "seed its random numbers with --split, --seed and the example's index";
-            return Err(told(index, &TRIED, "is another one when it is asked for again", hint));
+            return Err(told(index, &whole, "is another one when it is asked for again", hint));
         }
-        if let Some(index) = differs(&ask(TRIED_PART)?, TRIED_PART.start) {
+        if part.is_empty() {
+            return Ok(());
+        }
+        if let Some(index) = differs(&ask(part.clone())?, part.start) {
             let hint =
                 "seed the random numbers of each example with --split, --seed and its own index, from --start on";
-            return Err(told(TRIED_PART.start + index, &TRIED_PART, "depends on --start or --count", hint));
+            return Err(told(part.start + index, &part, "depends on --start or --count", hint));
         }
         Ok(())
     }
 
     fn examples(&self, split: &str, seed: u64, range: Range<usize>) -> Result<Vec<Example>, DataError> {
         let (mut start, mut examples) = (range.start, Vec::new());
+        let size = (CHUNK_TOKENS / self.most_tokens(None)).clamp(1, CHUNK);
         while start < range.end {
-            let part = start..range.end.min(start + CHUNK);
+            let part = start..range.end.min(start + size);
             start = part.end;
             examples.extend(self.ask(split, seed, &part, None)?);
         }
@@ -458,6 +406,10 @@ impl Family for Command {
 
     fn train_max_length(&self) -> u32 {
         self.train_lengths.map_or(0, |span| span.high)
+    }
+
+    fn train_lengths(&self) -> std::ops::RangeInclusive<u32> {
+        self.train_lengths.map_or(1..=1, |span| span.low.max(1)..=span.high)
     }
 
     fn max_seen_len(&self) -> Option<usize> {

@@ -92,7 +92,9 @@ fn find(settings: &Settings) -> Result<Vec<(String, Rows)>, DataError> {
         let own = found.iter().find(|(own, _)| own == given).map(|(_, path)| path.clone());
         let inside = settings.path.as_ref().map(|path| Path::new(path).join(given)).filter(|path| path.exists());
         let path = own.or(inside).unwrap_or_else(|| PathBuf::from(given));
-        found.retain(|(own, at)| own != name && own != given && *at != path);
+        // one that was another split of the folder has this name now
+        let is_main = |own: &str| ["train", "val", "ood_test"].contains(&own);
+        found.retain(|(own, at)| own != name && (is_main(own) || *at != path));
         found.push((name.to_owned(), path));
     }
     let open = |(name, path): (String, PathBuf)| {
@@ -187,9 +189,7 @@ fn vocabulary(settings: &Settings, found: &[(String, Rows)]) -> Result<(Vec<Stri
         units.clone_from(&settings.units);
     }
     for (_, rows) in found {
-        let Some((vocab, _)) = rows.described() else { continue };
-        let same = vocab.len() <= tokens.len() && vocab.iter().zip(&tokens).all(|(a, b)| a == b);
-        if !same {
+        if !rows.is_of(&tokens) {
             return Err(rows.invalid("its metadata has another `vocab` than the task's, or than another split".into()));
         }
     }

@@ -304,7 +304,10 @@ impl Outside for OwnData {
 
     fn read(&self, file: &Path) -> Result<Option<Vec<Example>>, DataError> {
         let rows = Rows::recognise(file, self.settings.string_labels)?;
-        let Some(vocabulary) = self.vocabulary.as_ref().filter(|_| !rows.is_usual()) else { return Ok(None) };
+        let Some(vocabulary) = &self.vocabulary else { return Ok(None) };
+        if !rows.is_of(vocabulary.tokens()) {
+            return Err(rows.invalid("its metadata has another `vocab` than the task's".into()));
+        }
         let loaded = load(&rows, vocabulary, &self.counter)?;
         Ok(Some(loaded.examples.iter().map(|example| example.to_example()).collect()))
     }
