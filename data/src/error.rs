@@ -142,6 +142,24 @@ pub enum DataError {
         /// Some of the files.
         files: Vec<PathBuf>,
     },
+    /// A task runs a program, and nobody has said that it may.
+    #[error(
+        "the examples of this task come from a program, which was not run: {command}\n  hint: --allow-command runs it; do that only if you trust whoever wrote the config or the model"
+    )]
+    CommandNotAllowed {
+        /// The whole command.
+        command: String,
+    },
+    /// The program of a task did not give the examples that it was asked for.
+    #[error("the command {command} {reason}\n  hint: {hint}")]
+    Command {
+        /// The whole command.
+        command: String,
+        /// The end of a sentence about it.
+        reason: String,
+        /// The remedy.
+        hint: String,
+    },
     /// A readable file that does not hold the examples that it should.
     #[error("cannot use {}: {reason}\n  hint: {hint}", .path.display())]
     Invalid {

@@ -24,10 +24,10 @@ pub use batch::{
     Augmentation, BLANK, Batch, Collation, EpochOrder, Folded, PositionIds, PositionSampling, prefix_groups,
 };
 pub use dataset::{
-    Dataset, DatasetFolders, DatasetInfo, GENERATOR_VERSION, Imported, Origin, capped, dataset_dict, generate_split,
-    import, short_name, split_name, text,
+    Dataset, DatasetFolders, DatasetInfo, GENERATOR_VERSION, Imported, Origin, StringLabels, capped, dataset_dict,
+    generate_split, import, short_name, split_name, text,
 };
 pub use error::DataError;
-pub use families::{Auxiliary, Family};
+pub use families::{Auxiliary, Family, Outside, allow_commands};
 pub use rng::stream_rng;
 pub use task::{Example, ExampleRef, IGNORE, LengthLimit, PAD, SetLoss, Split, Task, TaskConfig, Track, Vocabulary};

@@ -100,7 +100,7 @@ fn fuzz(budget: Duration) -> u64 {
         let rows = task.rows(Split::Val, 0).unwrap().min(40);
         generate_split(task, Split::Val, 0, rows, &path, |_| ()).unwrap();
         seeds.push((task, std::fs::read(&path).unwrap()));
-        let lines = Dataset::generated(task, Split::Val, 0, rows.min(5));
+        let lines = Dataset::generated(task, Split::Val, 0, rows.min(5)).unwrap();
         let lines: String = lines.iter().map(|e| text::to_line(e, &task.vocabulary) + "\n").collect();
         seeds.push((task, lines.into_bytes()));
     }

@@ -63,6 +63,9 @@ pub static COLOURS: [RGBColor; 6] = [
 /// After how many lengths the labels of a task's last tokens repeat, if they do: the modulus of modular counting. A model
 /// that guesses is right once in that many lengths, so that only averages over whole periods show what guessing is.
 pub fn period(family: &dyn data::Family) -> Option<u32> {
+    if family.outside().is_some() {
+        return None; // there is no rule that could repeat
+    }
     let track = family.track(0, 0, 900);
     let labels: Vec<i16> = track.labels.into_iter().filter(|label| *label >= 0).collect();
     let repeats = |period: &usize| labels.iter().zip(labels.iter().skip(*period)).all(|(a, b)| a == b);
@@ -294,6 +297,9 @@ pub fn points(results: &[LengthResult]) -> Vec<(u32, f64)> {
 
 /// The score of guessing among the labels that occur.
 pub fn chance(family: &dyn Family) -> Option<f64> {
+    if family.outside().is_some() {
+        return family.chance(200);
+    }
     let track = family.track(0, 0, 200);
     let labels: HashSet<i16> = track.labels.into_iter().filter(|l| *l >= 0).collect();
     (!labels.is_empty()).then(|| 1.0 / labels.len() as f64)

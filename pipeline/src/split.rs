@@ -59,6 +59,9 @@ fn free_name(name: String) -> String {
 /// is that of `origin`.
 pub fn read(data_dir: &Path, task: &Task, split: &str, origin: Option<Origin>) -> Result<(Dataset, String)> {
     let path = Path::new(split);
+    if let Some(dataset) = Dataset::from_outside(task, split)? {
+        return Ok((dataset, path.file_stem().unwrap_or_default().to_string_lossy().into_owned()));
+    }
     if path.extension().is_some() || path.components().count() > 1 || split.ends_with(std::path::is_separator) {
         return read_file(path, task);
     }
@@ -68,7 +71,7 @@ pub fn read(data_dir: &Path, task: &Task, split: &str, origin: Option<Origin>) -
     }
     let generate = |known: Split, origin: Origin| -> Result<_> {
         let rows = task.rows(known, origin.train)?;
-        Ok((Dataset::generated(task, known, origin.seed, rows), split.to_owned()))
+        Ok((Dataset::generated(task, known, origin.seed, rows)?, split.to_owned()))
     };
     match (split.parse::<Split>(), origin) {
         (Ok(Split::Train), Some(origin)) => generate(Split::Train, origin),

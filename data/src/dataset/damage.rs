@@ -40,7 +40,7 @@ pub(super) fn undecoded(path: &Path, error: &ParquetError) -> DataError {
 
 /// The decoders are not written against all malicious or damaged bytes: a panic in one is the file's fault, and is
 /// reported only as that.
-pub(super) fn without_panics<T>(path: &Path, read: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
+pub(crate) fn without_panics<T>(path: &Path, read: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
     thread_local!(static READING: Cell<bool> = const { Cell::new(false) });
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

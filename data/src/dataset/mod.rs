@@ -4,6 +4,7 @@
 mod arrow_ipc;
 mod columns;
 mod damage;
+pub(crate) mod field;
 mod import;
 mod layout;
 mod padding;
@@ -15,14 +16,16 @@ mod source;
 pub mod text;
 
 pub use self::parquet::generate_split;
+pub use field::StringLabels;
 pub use import::{Imported, import, split_name};
 pub use layout::{DatasetFolders, Origin, capped, short_name};
 pub use source::dataset_dict;
 
-use self::damage::without_panics;
+pub(crate) use self::damage::without_panics;
 use self::reading::{Bounds, Source};
 use self::text::Interner;
-use crate::{DataError, ExampleRef, PAD, SetLoss, Split, Task, Vocabulary};
+use crate::task::CONTENT;
+use crate::{DataError, Example, ExampleRef, PAD, SetLoss, Split, Task, Vocabulary};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -108,10 +111,31 @@ impl DatasetInfo {
     /// Whether the examples are those that `task` generates from `seed`.
     pub fn is_of(&self, task: &Task, seed: u64) -> bool {
         let wanted = Self::of(task, seed);
-        let same_settings = self.settings.is_empty() || self.settings == wanted.settings;
+        let same_settings = self.settings.is_empty() || self.has_settings(&wanted);
         (&self.task, &self.vocab, &self.units, self.seed) == (&wanted.task, &wanted.vocab, &wanted.units, seed)
             && same_settings
             && SAME_EXAMPLES.contains(&self.generator_version)
+    }
+
+    /// Whether the settings are the same, and the contents of the files that examples were made from, as far as both
+    /// state them.
+    pub fn has_settings(&self, other: &Self) -> bool {
+        let content = |info: &Self| info.settings.get(CONTENT).cloned();
+        let own = |info: &Self| {
+            let settings = info.settings.clone().into_iter();
+            settings.filter(|(key, _)| key != CONTENT).collect::<BTreeMap<_, _>>()
+        };
+        let same_content = content(self).zip(content(other)).is_none_or(|(a, b)| a == b);
+        same_content && own(self) == own(other)
+    }
+
+    /// The splits whose files have changed since; empty where that is not known or not so.
+    pub fn changed_files(&self, task: &Task) -> Vec<String> {
+        let content = |info: &Self| info.settings.get(CONTENT).cloned().unwrap_or_default();
+        let (before, now) = (content(self), content(&Self::of(task, self.seed)));
+        let before: Vec<&str> = before.split(", ").collect();
+        let changed = now.split(", ").filter(|part| !before.contains(part) && !part.is_empty());
+        if content(self).is_empty() { vec![] } else { changed.map(|part| name_of(part).to_owned()).collect() }
     }
 
     fn to_metadata(&self, more: &[(&str, String)]) -> BTreeMap<String, String> {
@@ -148,6 +172,11 @@ impl DatasetInfo {
     }
 }
 
+/// The split in a part of [`Task::parameters`]' content: `train 0123456789abcdef`.
+fn name_of(part: &str) -> &str {
+    part.split_once(' ').map_or("the command", |(name, _)| name)
+}
+
 /// The error for files without a row.
 pub(crate) const NO_EXAMPLES: &str = "it has no examples";
 pub(crate) const ROWS: &str =
@@ -182,11 +211,44 @@ impl Dataset {
         Self { info, tokens: vec![], labels: vec![], ends: vec![], lengths: vec![], padded: 0 }
     }
 
+    /// An empty dataset of tokens and labels that no task is known to have.
+    pub(crate) fn without_task(vocabulary: &Vocabulary) -> Self {
+        let unknown = DatasetInfo::unknown(vocabulary.tokens().to_vec());
+        Self::new(DatasetInfo { units: vocabulary.unit_tokens(), ..unknown })
+    }
+
     /// A whole split of `task`, without going through a file.
-    pub fn generated(task: &Task, split: Split, seed: u64, rows: usize) -> Self {
+    ///
+    /// # Errors
+    /// The examples come from outside ([`crate::Family::outside`]) and cannot be had, or one is wrong.
+    pub fn generated(task: &Task, split: Split, seed: u64, rows: usize) -> Result<Self, DataError> {
+        if let Some(outside) = task.family.outside() {
+            return Ok(Self::of_examples(task, seed, &outside.examples(split.name(), seed, 0..rows)?));
+        }
         let mut out = Self::new(DatasetInfo::of(task, seed));
         let examples = task.examples(split, seed);
         (0..rows).for_each(|i| out.push(examples(i).as_ref()));
+        Ok(out)
+    }
+
+    /// A split or file that only the task knows: one that comes from outside. `None` where there is none of this name.
+    ///
+    /// # Errors
+    /// It cannot be read, or an example is wrong.
+    pub fn from_outside(task: &Task, split: &str) -> Result<Option<Self>, DataError> {
+        let Some(outside) = task.family.outside() else { return Ok(None) };
+        let path = Path::new(split);
+        let examples = match outside.more_splits().iter().any(|name| name == split) {
+            true => Some(outside.examples(split, 0, 0..usize::MAX)?),
+            false if path.exists() && split.parse::<Split>().is_err() => without_panics(path, || outside.read(path))?,
+            false => None,
+        };
+        Ok(examples.map(|examples| Self::of_examples(task, 0, &examples)))
+    }
+
+    fn of_examples(task: &Task, seed: u64, examples: &[Example]) -> Self {
+        let mut out = Self::new(DatasetInfo::of(task, seed));
+        examples.iter().for_each(|example| out.push(example.as_ref()));
         out
     }
 

@@ -30,7 +30,7 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 /// on all cores, a few thousand at a time. `progress` is called with the number of rows done.
 ///
 /// # Errors
-/// The file cannot be written.
+/// The file cannot be written; or the examples come from outside, and cannot be had or are wrong.
 pub fn generate_split(
     task: &Task,
     split: Split,
@@ -39,12 +39,17 @@ pub fn generate_split(
     path: &Path,
     mut progress: impl FnMut(usize),
 ) -> Result<(), DataError> {
+    let outside = task.family.outside();
+    outside.map_or(Ok(()), |outside| outside.check(split.name(), seed, rows))?;
     let examples = &task.examples(split, seed);
-    let size = (CHUNK_TOKENS / task.max_seq_len.max(1)).clamp(1, CHUNK);
+    let size = (CHUNK_TOKENS / task.max_seq_len.max(1)).clamp(1, if outside.is_some() { OUTSIDE } else { CHUNK });
     let chunk = |index: usize| index * size..((index + 1) * size).min(rows);
     let chunks = rows.div_ceil(size);
     let threads = crate::threads::available().min(chunks);
-    let make = &|index: usize| to_record_batch(chunk(index).map(examples));
+    let make = &|index: usize| match outside {
+        None => Ok(to_record_batch(chunk(index).map(examples))),
+        Some(outside) => Ok(to_record_batch(outside.examples(split.name(), seed, chunk(index))?.into_iter())),
+    };
     let sizes = [("split", split.name().to_owned()), ("examples", rows.to_string())];
     write_parquet(path, &DatasetInfo::of(task, seed), &sizes, |writer| {
         std::thread::scope(|scope| {
@@ -60,18 +65,21 @@ pub fn generate_split(
             };
             let receivers: Vec<_> = (0..threads).map(start).collect();
             for index in 0..chunks {
-                let gone = |_| ArrowError::ComputeError("a generating thread is gone".into());
+                let gone = |_| Ok(Err(ArrowError::ComputeError("a generating thread is gone".into())));
                 let batch = match &receivers[index % threads] {
-                    Some(receiver) => receiver.recv().map_err(gone).flatten(),
+                    Some(receiver) => receiver.recv().unwrap_or_else(gone),
                     None => make(index),
                 };
-                writer.write(batch)?;
+                writer.write(batch?)?;
                 progress(chunk(index).end);
             }
             Ok(())
         })
     })
 }
+
+/// Examples that are asked for at a time where they come from outside.
+const OUTSIDE: usize = 1000;
 
 /// Writes a Parquet file of examples through `fill`, with `more` in its metadata; it appears whole or not at all.
 pub(crate) fn write_parquet(

@@ -24,9 +24,16 @@ const TORCH_IGNORE: i64 = -100;
 /// The place of an example.
 pub(crate) struct Place<'a> {
     /// The file, where there are several.
-    part: Option<&'a Path>,
-    unit: &'static str,
-    number: usize,
+    pub part: Option<&'a Path>,
+    pub unit: &'static str,
+    pub number: usize,
+}
+
+impl Place<'_> {
+    /// A line of the only file.
+    pub fn line(number: usize) -> Self {
+        Self { part: None, unit: "line", number }
+    }
 }
 
 impl Display for Place<'_> {
@@ -106,6 +113,11 @@ impl Source {
         Ok(rows)
     }
 
+    /// The files that are read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.parts.iter().map(|part| part.path.clone()).collect()
+    }
+
     /// Whether its lines have tokens, not ids.
     pub fn is_pairs(&self) -> bool {
         self.parts.iter().all(|part| part.format == Format::Pairs)
@@ -160,9 +172,9 @@ const EXAMPLES: &str =
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
     /// Token ids are below.
-    tokens: usize,
+    pub tokens: usize,
     /// Labels are below.
-    labels: usize,
+    pub labels: usize,
 }
 
 impl Bounds {

@@ -71,6 +71,31 @@ const BINARY: [(&str, &str, &[u8]); 5] = [
     ("ipc", "Arrow", b"ARROW1"),
 ];
 
+/// The beginning of a file as text, without a byte order mark and blanks.
+pub(crate) struct Head(pub String);
+
+impl Head {
+    pub fn first_line(&self) -> &str {
+        self.0.lines().next().unwrap_or_default()
+    }
+
+    /// Whether the first line is the header of a table with exactly these columns.
+    pub fn is_table_of(&self, columns: &[&str]) -> bool {
+        self.first_line().split(',').map(|name| name.trim().trim_matches('"')).eq(columns.iter().copied())
+    }
+}
+
+/// Reads the beginning of a file.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn head(path: &Path) -> Result<Head, DataError> {
+    let mut head = Vec::new();
+    let file = File::open(path).map_err(DataError::io("read", path))?;
+    file.take(HEAD).read_to_end(&mut head).map_err(DataError::io("read", path))?;
+    Ok(Head(String::from_utf8_lossy(head.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&head)).into_owned()))
+}
+
 /// Recognises a file.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The longest line that is read; longer ones are refused and skipped without being held in memory.
 pub const MAX_LINE_BYTES: usize = 16 << 20;
@@ -38,10 +38,7 @@ pub fn parse_line(line: &str, vocabulary: &Vocabulary) -> Result<(Vec<u16>, Vec<
 /// [`parse_line`] where every new token, in a label too, gets the next id.
 pub(crate) fn parse_new(line: &str, interner: &mut Interner) -> Result<(Vec<u16>, Vec<i16>), String> {
     let interner = RefCell::new(interner);
-    let label = &mut |label: &str| match label {
-        "-1" => Ok(IGNORE),
-        label => i16::try_from(interner.borrow_mut().id(label)?).map_err(|_| "is no label".to_owned()),
-    };
+    let label = &mut |label: &str| interner.borrow_mut().label(label);
     parse(line, &mut |token| interner.borrow_mut().id(token), label)
 }
 
@@ -57,6 +54,14 @@ impl Interner {
         self.tokens
     }
 
+    /// The label that a text stands for, with the next id where it is new.
+    pub(crate) fn label(&mut self, label: &str) -> Result<i16, String> {
+        match label {
+            "-1" => Ok(IGNORE),
+            label => i16::try_from(self.id(label)?).map_err(|_| "is no label".to_owned()),
+        }
+    }
+
     pub(crate) fn id(&mut self, token: &str) -> Result<u16, String> {
         if let Some(id) = self.ids.get(token) {
             return Ok(*id);
@@ -69,8 +74,50 @@ impl Interner {
     }
 }
 
-/// Visits the lines of a file with their numbers, from 1 on, without their ends (`\n`, `\r\n`), a byte order mark
-/// and empty lines at the end; or the problem with a line.
+/// The lines of a file one after the other, without their ends (`\n`, `\r\n`) and a byte order mark.
+pub(crate) struct Lines {
+    path: PathBuf,
+    reader: BufReader<File>,
+    buffer: Vec<u8>,
+    number: usize,
+}
+
+impl Lines {
+    /// # Errors
+    /// The file cannot be read.
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let file = File::open(path).map_err(DataError::io("read", path))?;
+        Ok(Self { path: path.into(), reader: BufReader::new(file), buffer: Vec::new(), number: 0 })
+    }
+
+    /// The next line, or the problem with it; `None` at the end.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn next(&mut self) -> Result<Option<Result<&str, String>>, DataError> {
+        let Self { path, reader, buffer, number } = self;
+        let io = |e| DataError::io("read", path)(e);
+        buffer.clear();
+        let read = reader.by_ref().take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', buffer).map_err(io)?;
+        if read == 0 {
+            return Ok(None);
+        }
+        *number += 1;
+        if buffer.len() > MAX_LINE_BYTES {
+            if buffer.last() != Some(&b'\n') {
+                reader.skip_until(b'\n').map_err(io)?;
+            }
+            return Ok(Some(Err(format!("the line is longer than {} MiB", MAX_LINE_BYTES >> 20))));
+        }
+        let bytes = buffer.strip_suffix(b"\n").unwrap_or(buffer);
+        let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+        let bytes = if *number == 1 { bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes) } else { bytes };
+        Ok(Some(std::str::from_utf8(bytes).map_err(|e| format!("byte {} is not UTF-8", e.valid_up_to() + 1))))
+    }
+}
+
+/// Visits the lines of a file with their numbers, from 1 on, but for empty lines at the end; or the problem with a
+/// line.
 ///
 /// # Errors
 /// The file cannot be read, or `visit` fails.
@@ -78,24 +125,10 @@ pub(crate) fn for_each_line(
     path: &Path,
     mut visit: impl FnMut(usize, Result<&str, String>) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
-    let io = |e| DataError::io("read", path)(e);
-    let mut reader = BufReader::new(File::open(path).map_err(DataError::io("read", path))?);
-    let (mut buffer, mut number, mut empty) = (Vec::new(), 0, 0);
-    loop {
-        buffer.clear();
-        let read = reader.by_ref().take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', &mut buffer).map_err(io)?;
-        if read == 0 {
-            return Ok(());
-        }
+    let (mut lines, mut number, mut empty) = (Lines::open(path)?, 0, 0);
+    while let Some(line) = lines.next()? {
         number += 1;
-        let too_long = buffer.len() > MAX_LINE_BYTES;
-        if too_long && buffer.last() != Some(&b'\n') {
-            reader.skip_until(b'\n').map_err(io)?;
-        }
-        let bytes = buffer.strip_suffix(b"\n").unwrap_or(&buffer);
-        let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
-        let bytes = if number == 1 { bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes) } else { bytes };
-        if bytes.is_empty() {
+        if line == Ok("") {
             empty += 1; // wrong only if something follows
             continue;
         }
@@ -103,16 +136,17 @@ pub(crate) fn for_each_line(
             visit(before, Err("the line is empty".into()))?;
         }
         empty = 0;
-        let line = match too_long {
-            true => Err(format!("the line is longer than {} MiB", MAX_LINE_BYTES >> 20)),
-            false => std::str::from_utf8(bytes).map_err(|e| format!("byte {} is not UTF-8", e.valid_up_to() + 1)),
-        };
         visit(number, line)?;
     }
+    Ok(())
 }
 
 /// Parses a line; `token` and `label` give the number for a text or the problem with it.
-fn parse(line: &str, token: Encode<'_, u16>, label: Encode<'_, i16>) -> Result<(Vec<u16>, Vec<i16>), String> {
+pub(crate) fn parse(
+    line: &str,
+    token: Encode<'_, u16>,
+    label: Encode<'_, i16>,
+) -> Result<(Vec<u16>, Vec<i16>), String> {
     let mut parser = serde_json::Deserializer::from_str(line);
     let pair = Pair(token, label).deserialize(&mut parser).and_then(|pair| parser.end().map(|()| pair));
     let (input_ids, labels) = pair.map_err(|e| {
@@ -126,7 +160,8 @@ fn parse(line: &str, token: Encode<'_, u16>, label: Encode<'_, i16>) -> Result<(
     }
 }
 
-type Encode<'a, T> = &'a mut dyn FnMut(&str) -> Result<T, String>;
+/// How a text becomes a number; an error is the end of a sentence that names the text.
+pub(crate) type Encode<'a, T> = &'a mut dyn FnMut(&str) -> Result<T, String>;
 
 /// `[[tokens], [labels]]`
 struct Pair<'a>(Encode<'a, u16>, Encode<'a, i16>);
@@ -209,7 +244,7 @@ impl<T, F: FnMut(&str) -> Result<T, String>> Visitor<'_> for OneString<'_, F> {
 }
 
 /// Tokens in messages are shortened.
-fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     match text.char_indices().nth(20) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),

@@ -7,6 +7,7 @@
 mod automaton;
 mod auxiliary;
 mod brackets;
+mod command;
 mod compositions;
 mod counter;
 mod counting;
@@ -15,6 +16,8 @@ mod expressions;
 mod interleaved;
 mod lengths;
 mod modular;
+mod outside;
+mod own_data;
 mod pairs;
 mod plain;
 mod prompt;
@@ -29,15 +32,19 @@ mod stack;
 mod tally;
 mod words;
 
+pub use crate::dataset::StringLabels;
 pub use automaton::{Automaton, Emit, Kind, Sampler, State};
 pub use auxiliary::{Auxiliary, AuxiliaryData};
 pub use brackets::{Brackets, Closing};
+pub use command::{Command, allow_commands};
 pub use counter::Counter;
 pub use counting::Counting;
 pub use debug::Debug;
 pub use expressions::{Expressions, Form};
 pub use lengths::Lengths;
 pub use modular::Modular;
+pub use outside::Outside;
+pub use own_data::{LengthsOf, OwnData, Settings};
 pub use plain::Plain;
 pub use prompt::{
     Alphabet, Answers, Arithmetic, ArithmeticOperation, Endian, Numbers, Operands, Operation, Prompt, Query, Second,
@@ -55,7 +62,7 @@ pub use words::Symbols;
 
 pub(crate) use interleaved::Interleaved;
 
-use crate::{Example, LengthLimit, Split, Track, Vocabulary};
+use crate::{Example, IGNORE, LengthLimit, Split, Track, Vocabulary};
 
 /// The examples of a split by index: see [`Family::examples`].
 pub type Examples<'a> = Box<dyn Fn(usize) -> Example + Send + Sync + 'a>;
@@ -67,6 +74,22 @@ pub trait Family: std::fmt::Debug + Send + Sync {
 
     /// The longest main-token count in training; sweeps call lengths up to here in-distribution.
     fn train_max_length(&self) -> u32;
+
+    /// The source of the examples where it is outside of this program: the family has no rule then, and the labels that
+    /// examples come with are right.
+    fn outside(&self) -> Option<&dyn Outside> {
+        None
+    }
+
+    /// The splits besides the test of auxiliary data, in the order of writing.
+    fn splits(&self) -> Vec<Split> {
+        Split::ALL.to_vec()
+    }
+
+    /// The longest validation input in tokens other than `<pad>`, where that is known without making the examples.
+    fn max_seen_len(&self) -> Option<usize> {
+        None
+    }
 
     /// The lengths of training, in main tokens. Not each of them needs to have an example.
     fn train_lengths(&self) -> std::ops::RangeInclusive<u32> {
@@ -80,7 +103,7 @@ pub trait Family: std::fmt::Debug + Send + Sync {
     /// The examples of a split: a function of the index, the same for the same seed regardless of the order of calls
     /// and the number of threads. Enumerated splits ignore the seed. Meant for `index < rows(split, train)`; the examples
     /// of training go on behind that, new ones where they are drawn, and again from the first where they are
-    /// enumerated.
+    /// enumerated. Where examples come from [`Self::outside`], that says what is wrong; here, it is an unlabelled token.
     fn examples(&self, split: Split, seed: u64) -> Examples<'_>;
 
     /// One of [`Self::examples`]; for many, get the function once.
@@ -184,6 +207,25 @@ pub(crate) trait Define: Family + serde::de::DeserializeOwned + serde::Serialize
         Ok(())
     }
 
+    /// Looks at what is outside of the settings, once they are validated: files that they name.
+    ///
+    /// # Errors
+    /// The setting that is wrong, and a hint.
+    fn prepare(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The size of the training split, if none is given.
+    fn train_examples(&self) -> usize {
+        1_000_000
+    }
+
+    /// What identifies the contents of the files that its examples are made from; datasets made from others are not
+    /// used.
+    fn content(&self) -> Option<String> {
+        None
+    }
+
     /// Looks up the ids of its tokens in the final vocabulary; `helper` says whether there are helper tokens.
     fn bind(&mut self, vocabulary: &Vocabulary, helper: bool);
 
@@ -202,4 +244,17 @@ fn copies(train: usize, strings: usize, name: &str) -> Result<usize, String> {
         )),
         n => Ok(n * strings),
     }
+}
+
+/// One example from outside, for whoever has no use for an error: an unlabelled token where there is none.
+fn outside_example(outside: &dyn Outside, split: &str, seed: u64, index: usize) -> Example {
+    let found = outside.examples(split, seed, index..index + 1).ok().and_then(|mut found| found.pop());
+    found.unwrap_or_else(|| Example { input_ids: vec![0], labels: vec![IGNORE], length: 0 })
+}
+
+/// A test from outside as a track of its own; an unlabelled token where there is none.
+fn outside_track(test: Option<Example>) -> Track {
+    let example = test.unwrap_or_else(|| Example { input_ids: vec![0], labels: vec![IGNORE], length: 0 });
+    let header = example.input_ids.len() - example.length as usize;
+    Track::single(example, header, None)
 }

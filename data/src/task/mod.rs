@@ -16,9 +16,9 @@ pub use track::{LengthLimit, Track};
 pub use vocab::{PAD, SetLoss, Vocabulary};
 
 use crate::families::{
-    Arithmetic, Automaton, Auxiliary, AuxiliaryData, Brackets, Counter, Counting, Debug, Define, Examples, Expressions,
-    Family, InductionHeads, Interleaved, Modular, Mqar, Plain, Prompt, RaspL, Recall, Selective, SelectiveCopying,
-    SelectiveItems, SelectiveModular, ShiftedStart, Stack, Tally,
+    Arithmetic, Automaton, Auxiliary, AuxiliaryData, Brackets, Command, Counter, Counting, Debug, Define, Examples,
+    Expressions, Family, InductionHeads, Interleaved, Modular, Mqar, OwnData, Plain, Prompt, RaspL, Recall, Selective,
+    SelectiveCopying, SelectiveItems, SelectiveModular, ShiftedStart, Stack, Tally,
 };
 use crate::{BLANK, DataError, suggest};
 use name::{parse_name, show};
@@ -105,6 +105,9 @@ struct Common {
     set_loss: Option<SetLoss>,
 }
 
+/// The name among [`Task::parameters`] of what identifies the files that examples are made from.
+pub(crate) const CONTENT: &str = "content";
+
 const COMMON: [&str; 7] = [
     "helper",
     "auxiliary",
@@ -119,7 +122,8 @@ const COMMON: [&str; 7] = [
 ///
 /// A task's name states all of its settings: a preset of the paper (`counting_samesymbol_mod10bos`) or a family,
 /// with settings that differ from it after commas: `modular,modulus=7,train_max=35`,
-/// `counting_samesymbol,last_number=1000`.
+/// `counting_samesymbol,last_number=1000`. Values are written as in TOML, but that plain words need no quotation marks:
+/// `dataset,path=data/parity,vocab=["a", "b"]`, `dataset,path="a, b"`.
 #[derive(Debug)]
 pub struct Task {
     /// The name, with its settings in alphabetical order.
@@ -174,6 +178,8 @@ const FAMILIES: &[Kind] = &[
     kind::<Recall>(),
     kind::<InductionHeads>(),
     kind::<SelectiveCopying>(),
+    kind::<OwnData>(),
+    kind::<Command>(),
 ];
 
 /// The presets in the order of their file. A test makes every one of them; the file is part of the program.
@@ -266,22 +272,25 @@ impl Task {
 
     /// The splits that a dataset of this task has, in the order of writing.
     pub fn splits(&self) -> Vec<Split> {
-        Split::ALL.into_iter().chain(self.auxiliary.as_ref().map(|a| Split::Auxiliary(a.kind))).collect()
+        self.family.splits().into_iter().chain(self.auxiliary.as_ref().map(|a| Split::Auxiliary(a.kind))).collect()
     }
 
     /// The size of a split for `train` main training examples. Auxiliary data comes on top, in the
     /// proportion of the paper.
     pub fn rows(&self, split: Split, train: usize) -> Result<usize, DataError> {
+        let none = || DataError::NoSuchSplit {
+            task: self.name.clone(),
+            split: split.name().into(),
+            splits: self.splits().into_iter().map(|s| s.name().to_owned()).collect(),
+        };
+        if !self.splits().contains(&split) {
+            return Err(none());
+        }
         let rows = self.family.rows(split, train);
         let rows = rows.map_err(|reason| DataError::SplitSize { task: self.name.clone(), reason })?;
         match (split, &self.auxiliary) {
             (Split::Train, Some(auxiliary)) => Ok(rows + div_round(rows * auxiliary.examples, self.train_examples)),
-            (Split::Auxiliary(kind), Some(auxiliary)) if auxiliary.kind == kind => Ok(auxiliary.test_rows()),
-            (Split::Auxiliary(kind), _) => Err(DataError::NoSuchSplit {
-                task: self.name.clone(),
-                split: kind.test_name().into(),
-                splits: self.splits().into_iter().map(|s| s.name().to_owned()).collect(),
-            }),
+            (Split::Auxiliary(_), Some(auxiliary)) => Ok(auxiliary.test_rows()),
             _ => Ok(rows),
         }
     }
@@ -355,6 +364,9 @@ impl Task {
     /// The longest validation input in tokens other than `<pad>`, helpers `<blk>`, starts and all: beyond this rank,
     /// labelled positions are the unseen lengths of the paper's code.
     pub fn max_seen_len(&self, seed: u64) -> Result<usize, DataError> {
+        if let Some(longest) = self.family.max_seen_len() {
+            return Ok(longest);
+        }
         let pad = self.vocabulary.id(PAD);
         let examples = self.examples(Split::Val, seed);
         let tokens = |e: Example| e.input_ids.iter().filter(|id| Some(**id) != pad).count();
@@ -366,8 +378,13 @@ impl Task {
 fn define<F: Define>(settings: Table, common: Common) -> Result<Task, String> {
     let mut family = F::deserialize(settings).map_err(|e| explain(&e))?;
     family.validate()?;
+    family.prepare()?;
+    if family.outside().is_some() && (common.helper != Helper::None || common.auxiliary.is_some()) {
+        return Err(format!("helper and auxiliary are for tasks with a rule, and {} has none", F::NAME));
+    }
+    let content = family.content().map(|content| (CONTENT.to_owned(), content));
     let parameters = [Table::try_from(&family), Table::try_from(&common)].into_iter().flatten().flatten();
-    let parameters = parameters.map(|(key, value)| (key, show(&value))).collect();
+    let parameters = parameters.map(|(key, value)| (key, show(&value))).chain(content).collect();
 
     let mut tokens = family.tokens();
     tokens.extend((common.helper == Helper::Blk).then(|| BLANK.to_owned()));
@@ -385,6 +402,7 @@ fn define<F: Define>(settings: Table, common: Common) -> Result<Task, String> {
     let longest = family.longest();
     let name = family.name().to_owned();
     let train_max = family.train_max_length();
+    let train_examples = common.train_examples.unwrap_or_else(|| family.train_examples());
     let helper = match common.helper {
         Helper::None => None,
         Helper::Pad => {
@@ -399,7 +417,6 @@ fn define<F: Define>(settings: Table, common: Common) -> Result<Task, String> {
         Some(helper) => Box::new(Interleaved { inner: Box::new(family), helper }),
         None => Box::new(family),
     };
-    let train_examples = common.train_examples.unwrap_or(1_000_000);
     let auxiliary = common.auxiliary.map(|kind| {
         let examples = common.auxiliary_examples.unwrap_or_else(|| kind.default_examples());
         AuxiliaryData::new(kind, examples, &vocabulary)

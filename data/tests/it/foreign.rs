@@ -209,7 +209,7 @@ fn files_of_both_generators() {
     let old = fixture("generator1/val.parquet");
     let (info, rows) = DatasetInfo::read(&old).unwrap();
     assert!(info.is_of(&task(), 0) && info.generator_version == 1 && rows == 300);
-    assert!(Dataset::read(&old).unwrap().iter().eq(Dataset::generated(&task(), Split::Val, 0, 300).iter()));
+    assert!(Dataset::read(&old).unwrap().iter().eq(Dataset::generated(&task(), Split::Val, 0, 300).unwrap().iter()));
     // it is found where generator 1 put it
     let folders = DatasetFolders::new(dir.path());
     let then = dir.path().join("counting_samesymbol_mod10bos/val.parquet");

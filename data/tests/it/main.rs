@@ -6,6 +6,7 @@ mod automaton_settings;
 mod field;
 mod files;
 mod foreign;
+mod own;
 mod padding;
 mod prompt_samplers;
 mod prompts;

@@ -63,7 +63,7 @@ fn read(name: &str, folder: &str, split: Split) -> Option<Dataset> {
 fn generate(name: &str, split: Split, seed: u64) -> Dataset {
     let task = task(name);
     let rows = task.rows(split, 100_000).unwrap();
-    Dataset::generated(&task, split, seed, rows)
+    Dataset::generated(&task, split, seed, rows).unwrap()
 }
 
 #[test]
@@ -173,6 +173,7 @@ fn training_cells_are_drawn_as_written() {
     let val: HashSet<_> = generate(name, Split::Val, 3).iter().map(cell).collect();
     let mut counts = HashMap::new();
     Dataset::generated(&task(name), Split::Train, 3, 300_000)
+        .unwrap()
         .iter()
         .for_each(|e| *counts.entry(cell(e)).or_default() += 1);
     let cells: Vec<(u32, u16)> = (1..=50).flat_map(|c| (1..=100 - c as u16).map(move |k| (c, k))).collect();

@@ -5,7 +5,7 @@ use crate::sweep::setting::Setting;
 use crate::sweep::tally::{Mean, Tally};
 use crate::sweep::work::BatchScore;
 use crate::sweep::{check_that_something_ran, run_batches};
-use crate::{DatasetResult, EvalError, LengthResult, Lengths, Progress, Result, Score, Sweep, SweepFacts, SweepResult};
+use crate::{DatasetResult, EvalError, LengthResult, Progress, Result, Score, Sweep, SweepFacts, SweepResult};
 use data::Dataset;
 
 /// The original's tester averages losses over batches of this many examples.
@@ -31,8 +31,9 @@ impl Sweep<'_> {
             let reason = format!("the split is of the task `{}`, which has another vocabulary", dataset.info().task);
             return Err(EvalError::TaskMismatch { path: self.model.path().into(), task: task.name.clone(), reason });
         }
-        let lengths = Lengths::from_values(dataset.iter().map(|e| e.length));
-        let lengths = lengths.as_slice().to_vec();
+        let mut lengths: Vec<u32> = dataset.iter().map(|e| e.length).collect(); // 0, the empty string, is one
+        lengths.sort_unstable();
+        lengths.dedup();
         let slot = |length: u32| lengths.binary_search(&length).ok();
         let mut obstacles = vec![None; lengths.len()];
         let mut chosen = Vec::new();

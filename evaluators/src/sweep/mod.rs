@@ -220,12 +220,14 @@ impl<'a> Sweep<'a> {
     /// Runs the sweep.
     ///
     /// # Errors
-    /// The model names no task, or its vocabulary differs from the task's; nothing says how its scalar positions are
+    /// The model names no task, or its vocabulary differs from the task's; the task runs a program, which nobody has
+    /// allowed ([`data::allow_commands`]); nothing says how its scalar positions are
     /// made; it runs at none of the lengths. Otherwise, lengths that cannot be scored are not an error: their rows say
     /// why.
     pub fn results(mut self) -> Result<SweepResult> {
         let named = self.named_task()?;
         let task = self.task.or(named.as_ref()).ok_or_else(|| self.no_task())?;
+        task.family.outside().map_or(Ok(()), |outside| outside.ready())?;
         let tokens = self.longest_tokens(task);
         let setting =
             Setting::new(self.model, task, self.augmentation, self.seed).and_then(|s| self.prepared(s, tokens))?;

@@ -6,6 +6,8 @@ use crate::sweep::tally::Tally;
 use crate::{LengthResult, Plan};
 use data::{Example, Family, LengthLimit, Track};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// The task's tests for the lengths of a sweep.
 pub(crate) struct Tests<'s> {
@@ -30,11 +32,33 @@ pub(crate) struct Round {
 /// The lengths that a track can answer.
 pub(crate) struct Reach {
     index: usize,
-    /// The lengths that it has a test of, as ranges of those requested, ascending: one, unless lengths in between have
-    /// no test.
+    /// The lengths that it has a test of, as ranges of those requested, ascending.
     slots: Vec<Range<usize>>,
     header: usize,
     stride: usize,
+}
+
+impl Reach {
+    fn contains(&self, slot: usize) -> bool {
+        self.slots.iter().any(|block| block.contains(&slot))
+    }
+
+    /// How many lengths there are.
+    fn lengths(&self) -> usize {
+        self.slots.iter().map(Range::len).sum()
+    }
+}
+
+/// Numbers in ascending order as ranges.
+fn blocks(slots: impl IntoIterator<Item = usize>) -> Vec<Range<usize>> {
+    let mut blocks: Vec<Range<usize>> = Vec::new();
+    for slot in slots {
+        match blocks.last_mut().filter(|block| block.end == slot) {
+            Some(block) => block.end += 1,
+            None => blocks.push(slot..slot + 1),
+        }
+    }
+    blocks
 }
 
 /// The number of lengths that a track reaches, and its index.
@@ -49,30 +73,6 @@ impl Furthest {
     pub fn max(self, other: Self) -> Self {
         if other.lengths > self.lengths { other } else { self }
     }
-}
-
-impl Reach {
-    fn contains(&self, slot: usize) -> bool {
-        let at = self.slots.partition_point(|slots| slots.end <= slot);
-        self.slots.get(at).is_some_and(|slots| slots.contains(&slot))
-    }
-
-    /// How many lengths it has a test of.
-    fn len(&self) -> usize {
-        self.slots.iter().map(ExactSizeIterator::len).sum()
-    }
-}
-
-/// The slots that fit, as ranges of consecutive ones.
-fn runs(slots: usize, fits: impl Fn(usize) -> bool) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = vec![];
-    for slot in (0..slots).filter(|slot| fits(*slot)) {
-        match runs.last_mut() {
-            Some(run) if run.end == slot => run.end += 1,
-            _ => runs.push(slot..slot + 1),
-        }
-    }
-    runs
 }
 
 impl<'s> Tests<'s> {
@@ -106,24 +106,46 @@ impl<'s> Tests<'s> {
     /// Walks over the tracks, which costs little next to the model, to see which of the lengths each has a test of.
     pub fn round(&self, tracks: Range<usize>, open: Vec<usize>) -> Round {
         let asked: Vec<u32> = open.iter().map(|&slot| self.lengths[slot]).collect();
-        let reach = tracks.map(|index| self.reach(index, &asked)).collect();
+        let slots = if self.family().prefix_closed() {
+            tracks.clone().map(|index| self.prefixes(&self.track(index), &asked)).collect()
+        } else {
+            self.single_tests(tracks.clone(), &asked)
+        };
+        let reach = tracks.zip(slots).map(|(index, slots)| {
+            let Track { header, stride, .. } = self.track(index);
+            Reach { index, slots, header, stride }
+        });
+        let reach = reach.collect();
         Round { open, asked, reach }
     }
 
-    fn reach(&self, index: usize, asked: &[u32]) -> Reach {
-        let track = self.track(index);
-        let slots = if self.family().prefix_closed() {
-            let fits =
-                |&length: &u32| track.prefix(length).is_ok_and(|example| self.setting.obstacle(example).is_none());
-            match self.setting.fixed_tokens {
-                Some(_) => runs(asked.len(), |slot| fits(&asked[slot])),
-                None => vec![0..asked.partition_point(fits)],
+    /// The lengths that a track tests with its prefixes.
+    fn prefixes(&self, track: &Track, asked: &[u32]) -> Vec<Range<usize>> {
+        let fits = |length: &u32| track.prefix(*length).is_ok_and(|example| self.setting.obstacle(example).is_none());
+        match self.setting.fixed_tokens {
+            Some(_) => blocks((0..asked.len()).filter(|slot| fits(&asked[*slot]))),
+            None => vec![0..asked.partition_point(fits)],
+        }
+    }
+
+    /// The lengths that each track has a test of its own of, one length after the other: what is costly to make for one
+    /// track may be there for the others.
+    fn single_tests(&self, tracks: Range<usize>, asked: &[u32]) -> Vec<Vec<Range<usize>>> {
+        let runs = |example: &Example| self.setting.obstacle(example.as_ref()).is_none();
+        let (next, found) = (AtomicUsize::new(0), Mutex::new(vec![vec![false; asked.len()]; tracks.len()]));
+        let lock = || found.lock().unwrap_or_else(PoisonError::into_inner);
+        data::threads::share(data::threads::available(), || {
+            loop {
+                let slot = next.fetch_add(1, Ordering::Relaxed);
+                let Some(length) = asked.get(slot) else { return };
+                let has = |index: usize| self.test(index, *length).is_ok_and(|example| runs(&example));
+                let has: Vec<bool> = tracks.clone().map(has).collect();
+                lock().iter_mut().zip(has).for_each(|(own, has)| own[slot] = has);
             }
-        } else {
-            let runs_at = |example: &Example| self.setting.obstacle(example.as_ref()).is_none();
-            runs(asked.len(), |slot| self.test(index, asked[slot]).is_ok_and(|example| runs_at(&example)))
-        };
-        Reach { index, slots, header: track.header, stride: track.stride }
+        });
+        let of_track = |own: &Vec<bool>| blocks((0..asked.len()).filter(|slot| own[*slot]));
+        let slots = lock().iter().map(of_track).collect();
+        slots
     }
 
     /// The sequence of an item of a round.
@@ -155,7 +177,7 @@ impl Round {
     /// The first of the tracks that reach the most lengths.
     pub fn furthest(&self) -> Furthest {
         let of =
-            |reach: &Reach| Furthest { lengths: reach.slots.last().map_or(0, |slots| slots.end), index: reach.index };
+            |reach: &Reach| Furthest { lengths: reach.slots.last().map_or(0, |last| last.end), index: reach.index };
         self.reach.iter().map(of).fold(Furthest::default(), Furthest::max)
     }
 
@@ -167,7 +189,7 @@ impl Round {
 
     /// The tokens of all `lengths`, as the track has them that reaches the most.
     pub fn sizes(&self, lengths: &[u32]) -> Vec<usize> {
-        let Some(longest) = self.reach.iter().max_by_key(|reach| reach.len()) else { return vec![] };
+        let Some(longest) = self.reach.iter().max_by_key(|reach| reach.lengths()) else { return vec![] };
         lengths.iter().map(|length| longest.header + *length as usize * longest.stride).collect()
     }
 }
@@ -180,15 +202,38 @@ pub(crate) fn items<'i>(
 ) -> impl Iterator<Item = Item> + Clone + Send + 'i {
     let levels = if plan == Plan::SinglePass { 0..1 } else { 0..lengths.len() };
     levels.rev().flat_map(move |slot| {
-        reach.iter().filter_map(move |reach| {
-            let span = match plan {
-                // tests that are prefixes of a longer one have no gaps between them
-                Plan::SinglePass => reach.slots.last()?.clone(),
-                _ if reach.contains(slot) => slot..slot + 1,
-                _ => 0..0,
+        reach.iter().flat_map(move |reach| {
+            let spans = match plan {
+                Plan::SinglePass => reach.slots.clone(),
+                _ if reach.contains(slot) => vec![slot..slot + 1],
+                _ => vec![],
             };
-            let last = span.clone().next_back()?;
-            Some(Item { index: reach.index, span, tokens: reach.header + lengths[last] as usize * reach.stride })
+            spans.into_iter().filter_map(move |span| {
+                let last = span.clone().next_back()?;
+                Some(Item { index: reach.index, tokens: reach.header + lengths[last] as usize * reach.stride, span })
+            })
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_without_a_test_leave_the_later_ones_alone() {
+        let reach = [
+            Reach { index: 4, slots: blocks([0, 1, 3]), header: 1, stride: 2 },
+            Reach { index: 5, slots: blocks([]), header: 1, stride: 2 },
+        ];
+        assert_eq!(reach[0].slots, [0..2, 3..4]);
+        assert_eq!((reach[0].lengths(), reach[0].contains(2), reach[0].contains(3)), (3, false, true));
+        let spans = |plan| items(plan, &[5, 6, 7, 9], &reach).map(|item| (item.span, item.tokens)).collect::<Vec<_>>();
+        assert_eq!(spans(Plan::Exhaustive), [(3..4, 19), (1..2, 13), (0..1, 11)]);
+        assert_eq!(spans(Plan::SinglePass), [(0..2, 13), (3..4, 19)]);
+        let round = Round { open: vec![0, 1, 2, 3], asked: vec![5, 6, 7, 9], reach: reach.into() };
+        assert_eq!((round.furthest().index, round.furthest().lengths), (4, 4));
+        assert_eq!(round.expected().collect::<Vec<_>>(), [(0, 1), (1, 1), (2, 0), (3, 1)]);
+        assert_eq!(round.sizes(&[5, 9]), [11, 19]);
+    }
 }

@@ -13,7 +13,7 @@ fn probe(name: &str) -> Probe {
 /// All validation examples.
 fn validation(name: &str, adjust: impl FnOnce(Sweep<'_>) -> Sweep<'_>) -> DatasetResult {
     let (mut model, task) = (model(name), Task::by_name(MOD10).unwrap());
-    let dataset = Dataset::generated(&task, Split::Val, 0, task.rows(Split::Val, 0).unwrap());
+    let dataset = Dataset::generated(&task, Split::Val, 0, task.rows(Split::Val, 0).unwrap()).unwrap();
     adjust(Sweep::new(&mut model).task(&task)).run_dataset(&dataset, "val").unwrap()
 }
 

@@ -169,7 +169,7 @@ fn predictions_hold_input_gold_and_predicted() {
 fn a_split_is_scored_as_it_is() {
     let (mut model, task) = (model("breaks_at_60"), Task::by_name(MOD10).unwrap());
     let rows = task.rows(Split::OodTest, 1000).unwrap();
-    let dataset = Dataset::generated(&task, Split::OodTest, 0, rows);
+    let dataset = Dataset::generated(&task, Split::OodTest, 0, rows).unwrap();
     let mut last = Progress::default();
     let sweep = Sweep::new(&mut model).task(&task).progress(|p| last = p);
     let results = sweep.run_dataset(&dataset, "ood_test").unwrap().by_length;
@@ -292,7 +292,7 @@ fn sequences_are_added_until_the_interval_is_narrow() {
 fn splits_run_ten_times_where_positions_are_drawn() {
     let task = Task::by_name(MOD10).unwrap();
     let rows = task.rows(Split::Val, 1000).unwrap();
-    let dataset = Dataset::generated(&task, Split::Val, 0, rows);
+    let dataset = Dataset::generated(&task, Split::Val, 0, rows).unwrap();
     let run = |name: &str, loops| {
         let mut model = model(name);
         Sweep::new(&mut model).task(&task).loops(loops).run_dataset(&dataset, "val").unwrap()
@@ -326,7 +326,7 @@ fn unseen_accuracy_leaves_out_the_ranks_of_the_validation_split() {
     // reached 50 of them
     let (mut model, task) = (model("breaks_at_60"), Task::by_name(MOD10).unwrap());
     let rows = task.rows(Split::OodTest, 1000).unwrap();
-    let dataset = Dataset::generated(&task, Split::OodTest, 0, rows);
+    let dataset = Dataset::generated(&task, Split::OodTest, 0, rows).unwrap();
     let total = Sweep::new(&mut model).task(&task).run_dataset(&dataset, "ood_test").unwrap().total;
     assert_eq!(total.unseen_total, 1225, "as in the original's table");
     let right: u64 = (51u64..=100).map(|length| length.min(60) - 51).sum();

@@ -160,7 +160,7 @@ fn format_names_are_parsed_and_typos_answered() {
 fn totals_have_one_row_per_split() {
     let (mut model, task) = (model("counts_shifted"), Task::by_name(SHIFTED).unwrap());
     let split = |split: Split, model: &mut evaluators::Model| {
-        let dataset = Dataset::generated(&task, split, 0, task.rows(split, 50).unwrap());
+        let dataset = Dataset::generated(&task, split, 0, task.rows(split, 50).unwrap()).unwrap();
         Sweep::new(model).task(&task).loops(Some(2)).run_dataset(&dataset, split.name()).unwrap()
     };
     let results = [split(Split::Val, &mut model), split(Split::OodTest, &mut model)];

@@ -4,6 +4,7 @@ pub mod contents;
 pub mod endings;
 pub mod outputs;
 pub mod progress;
+pub mod shell;
 pub mod summary;
 pub mod table;
 
@@ -68,6 +69,10 @@ pub struct Global {
     /// More notes on standard error
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     pub verbose: bool,
+    /// Run the program that makes the examples of a task of the family `command`. Configs and models name it: use this only
+    /// with those whose author you trust
+    #[arg(long, global = true)]
+    pub allow_command: bool,
 }
 
 #[derive(Debug, Subcommand)]

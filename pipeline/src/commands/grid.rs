@@ -46,6 +46,7 @@ pub fn run(context: &Context, args: GridArgs) -> Result<()> {
         eval: grid.eval.clone(),
         lengths: grid.eval.parsed_lengths()?,
         runs,
+        allow_command: context.allow_command,
     };
     if let Some(index) = args.job {
         return one_job(context, &runner, &grid, index);
@@ -218,6 +219,7 @@ fn through_slurm(context: &Context, args: &GridArgs, grid: &Grid, runner: &Runne
     for set in &args.set {
         command.extend(["--set".into(), set.clone()]);
     }
+    command.extend(context.allow_command.then(|| "--allow-command".into()));
     let page = runner.folder.join("report.html");
     let report = [program.to_vec(), vec!["report".into(), "-o".into(), path(&page)?]].concat();
     let (partition, gres, time) = (args.partition.clone(), args.gres.clone(), args.time.clone());

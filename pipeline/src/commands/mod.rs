@@ -30,9 +30,13 @@ use std::ops::Deref;
 
 /// Runs the command that was typed.
 pub fn run(cli: Cli) -> Result<()> {
-    let Global { runs_dir, data_dir, json, quiet, verbose } = cli.global;
+    let Global { runs_dir, data_dir, json, quiet, verbose, allow_command } = cli.global;
+    if allow_command {
+        ::data::allow_commands();
+    }
     let progress = Progress::new(quiet, verbose);
-    let context = Context { workspace: Workspace { runs: runs_dir, datasets: data_dir, progress }, json };
+    let workspace = Workspace { runs: runs_dir, datasets: data_dir, progress };
+    let context = Context { workspace, json, allow_command };
     #[cfg(feature = "train")]
     if cli.command.computes() {
         models::pool::start();
@@ -68,6 +72,8 @@ pub struct Context {
     workspace: Workspace,
     /// Whether results are JSON.
     pub json: bool,
+    /// Whether programs of tasks may be run; for child processes.
+    pub allow_command: bool,
 }
 
 impl Deref for Context {

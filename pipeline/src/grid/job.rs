@@ -115,6 +115,8 @@ pub struct Runner {
     pub eval: EvalSettings,
     /// Its lengths.
     pub lengths: Lengths,
+    /// Whether jobs may run the programs of their tasks.
+    pub allow_command: bool,
 }
 
 /// A worker's share of the machine.
@@ -351,6 +353,7 @@ impl Runner {
         let status = {
             let mut command = Command::new(&self.program);
             command.arg("--runs-dir").arg(&self.runs).arg("--data-dir").arg(&self.data).arg(stage).args(arguments);
+            command.args(self.allow_command.then_some("--allow-command"));
             // An input that is empty, and locked for as long as somebody has it open.
             command.stdin(lifeline.to_file().context("cannot pass on the lock of a job")?);
             drop(lifeline);

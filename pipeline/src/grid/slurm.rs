@@ -3,7 +3,7 @@
 //! `jobs.jsonl` in the grid's folder has a line for every Slurm job, written as soon as Slurm has named it: what was
 //! submitted is known regardless of what comes after it, and is not submitted again while it waits or runs.
 
-use crate::report::repeat::quoted;
+use crate::cli::shell::quoted;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};

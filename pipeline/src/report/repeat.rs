@@ -1,6 +1,7 @@
 //! The commands that repeat the numbers of a report.
 
 use super::entries::Entry;
+use crate::cli::shell::quoted;
 use data::GENERATOR_VERSION;
 
 /// The versions that numbers depend on.
@@ -47,15 +48,6 @@ pub fn commands(entry: &Entry, runs: &str) -> Vec<String> {
     entry.runs.iter().map(command).collect()
 }
 
-/// A word for a POSIX shell.
-pub fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=,:+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,6 +61,5 @@ mod tests {
         let expected = "pipeline train --config 'my runs/1123_142530/config.toml' && pipeline export && \
                         pipeline eval --lengths 1..20 --samples 200";
         assert_eq!(commands(&entry, "my runs"), [expected]);
-        assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 }

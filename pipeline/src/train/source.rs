@@ -82,6 +82,10 @@ impl<'a> Source<'a> {
                 if self.settings.equal_lengths {
                     let equal = of_one_length(self.task, self.data_seed, step, first, size)?;
                     equal.iter().for_each(|example| examples.push(example.as_ref()));
+                } else if let Some(outside) = self.task.family.outside() {
+                    let (first, name) = (first as usize, data::Split::Train.name());
+                    let drawn = outside.examples(name, self.data_seed, first..first + size)?;
+                    drawn.iter().for_each(|example| examples.push(example.as_ref()));
                 } else {
                     (first..first + size as u64).for_each(|i| examples.push((self.drawn)(i as usize).as_ref()));
                 }
@@ -129,6 +133,15 @@ fn of_one_length(task: &Task, seed: u64, step: u64, first: u64, size: usize) -> 
 /// # Errors
 /// `train.fresh` or `train.equal_lengths` are set for a task that draws no examples, or none by length.
 pub fn check_fresh(config: &Config, task: &Task) -> Result<()> {
+    if let Some(outside) = task.family.outside().filter(|_| config.train.fresh) {
+        if !outside.is_endless() {
+            bail!(
+                "train.fresh is set, but the examples of {} are those of files\n  hint: leave it out, and train for several epochs",
+                task.name
+            );
+        }
+        outside.check(data::Split::Train.name(), config.task.data_seed, config.train.batch_size)?;
+    }
     if config.train.equal_lengths {
         if task.auxiliary.is_some() {
             bail!("train.equal_lengths is set, but {} has auxiliary data, which has lengths of its own", task.name);

@@ -11,6 +11,7 @@ mod fresh;
 mod grids;
 mod import;
 mod outputs;
+mod own;
 mod sweeps;
 mod tables;
 mod together;

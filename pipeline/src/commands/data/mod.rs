@@ -5,6 +5,7 @@ mod show;
 
 use super::Context;
 use crate::Workspace;
+use crate::cli::shell::quoted;
 use crate::cli::{DataCommand, DataImportArgs, GenerateArgs};
 use anyhow::{Context as _, Result, anyhow, bail};
 use data::{
@@ -87,11 +88,19 @@ pub fn check(path: &Path, task: &Task, origin: Origin, split: Split) -> Result<(
     if info.is_of(task, origin.seed) && found == rows {
         return Ok(());
     }
-    let settings = if info.task == task.name && info.settings != DatasetInfo::of(task, 0).settings {
-        ", other settings"
-    } else {
-        ""
-    };
+    let changed = info.changed_files(task);
+    if info.task == task.name && !changed.is_empty() {
+        bail!(
+            "{} was made from other examples: the files of {} have changed since ({})\n  \
+             hint: `pipeline data generate {} --force` makes it again",
+            path.display(),
+            task.name,
+            changed.join(", "),
+            options(task, origin),
+        )
+    }
+    let settings =
+        if info.task == task.name && !info.has_settings(&DatasetInfo::of(task, 0)) { ", other settings" } else { "" };
     bail!(
         "{} holds {found} examples of {} (seed {}, generator {}{settings}), but {rows} of {} (seed {}, generator {GENERATOR_VERSION}) should be there\n  \
          hint: move it away, or `pipeline data generate {} --force` writes them in its place",
@@ -119,7 +128,7 @@ pub fn damaged(error: DataError, task: &Task, origin: Origin) -> anyhow::Error {
 }
 
 fn options(task: &Task, origin: Origin) -> String {
-    format!("--task {} --train {} --seed {}", task.name, origin.train, origin.seed)
+    format!("--task {} --train {} --seed {}", quoted(&task.name), origin.train, origin.seed)
 }
 
 fn generate(context: &Context, args: &GenerateArgs) -> Result<()> {

@@ -14,8 +14,8 @@ pub fn run(context: &Context, args: &ShowArgs) -> Result<()> {
     match (&args.file, &task, &args.split) {
         (Some(file), task, _) => dataset(context, args, file, &Dataset::read_as(file, task.as_ref())?),
         (None, Some(task), Some(split)) => {
-            let path = find(context, task, split)?;
-            dataset(context, args, &path, &Dataset::read_as(&path, Some(task))?)
+            let (path, found) = show_split(context, task, split)?;
+            dataset(context, args, &path, &found)
         }
         (None, Some(task), None) => picture(context, args, task),
         (None, None, _) => bail!("neither a file nor --task was given"),
@@ -125,6 +125,30 @@ fn dataset(context: &Context, args: &ShowArgs, path: &Path, dataset: &Dataset) -
     };
     context.print(as_json, as_text)
 }
+
+/// A split of a task: what there is of its dataset, or what comes from outside.
+fn show_split(context: &Context, task: &Task, split: &str) -> Result<(PathBuf, Dataset)> {
+    let found = DatasetFolders::new(&context.datasets).find(task, split, None)?;
+    if let (None, Some(outside)) = (&found, task.family.outside()) {
+        let most = if outside.is_endless() { SHOWN } else { usize::MAX };
+        let dataset = match split.parse::<Split>() {
+            Ok(known) => {
+                let rows = task.rows(known, task.train_examples)?.min(most);
+                Some(Dataset::generated(task, known, 0, rows)?)
+            }
+            Err(_) => Dataset::from_outside(task, split)?,
+        };
+        if let Some(dataset) = dataset {
+            return Ok((PathBuf::from(&task.name), dataset));
+        }
+    }
+    let path = found.map_or_else(|| find(context, task, split), Ok)?;
+    let dataset = Dataset::read_as(&path, Some(task))?;
+    Ok((path, dataset))
+}
+
+/// Examples from outside that are made to be shown, at most.
+const SHOWN: usize = 1000;
 
 /// The file of a split that is there.
 fn find(context: &Context, task: &Task, split: &str) -> Result<PathBuf> {

@@ -229,7 +229,8 @@ fn evaluate(
         context.progress.note(format!("running on the CPU: {reason}"));
     }
     let task = task_of(&model, args.task.as_deref())?;
-    // A split that cannot be read is to be noticed before the sweep.
+    // Tests that cannot be had, or a split that cannot be read, are to be noticed before the sweep.
+    task.family.outside().filter(|_| lengths.is_some()).map_or(Ok(()), |outside| outside.ready())?;
     let origin = split::origin(&target.model, &task);
     let read =
         |split: &NamedSplit| split::read(&context.datasets, &task, &split.given, origin).map(|(dataset, _)| dataset);
