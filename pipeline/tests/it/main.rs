@@ -6,6 +6,7 @@ mod common;
 mod data;
 mod end_to_end;
 mod errors;
+mod field;
 mod folding;
 mod fresh;
 mod grids;
