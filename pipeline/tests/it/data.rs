@@ -16,7 +16,8 @@ fn every_task_is_listed_with_what_it_is() {
     let list = json(dir.path(), &["data", "list"]);
     let tasks = list.as_array().unwrap();
     let names: HashSet<&str> = tasks.iter().map(|task| task["name"].as_str().unwrap()).collect();
-    assert_eq!((tasks.len(), names.len()), (68, 68));
+    assert_eq!(tasks.len(), names.len());
+    assert_eq!(names.iter().filter(|name| !name.contains('/')).count(), 68);
     let find = |name: &str| tasks.iter().find(|task| task["name"] == name).unwrap();
     let bos = find("counting_samesymbol_mod10bos");
     assert_eq!(
