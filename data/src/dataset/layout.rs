@@ -163,7 +163,7 @@ pub fn short_name(task: &str) -> String {
     };
     let is_list = |setting: &&str| setting.contains(['[', '{', '"']);
     let name: String = match split_settings(settings) {
-        Ok(parts) if parts.iter().any(|part| is_list(&part)) => {
+        Ok(parts) if parts.iter().any(is_list) => {
             let rest = parts.into_iter().filter(|part| !is_list(part) && !part.is_empty());
             std::iter::once(base).chain(rest).collect::<Vec<_>>().join(",").chars().map(show).collect()
         }

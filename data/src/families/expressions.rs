@@ -6,8 +6,8 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-/// Arithmetic modulo m with single-token numbers; the value stands at a blank `E` after the expression. Source: Delétang
-/// et al., arXiv 2207.02098 (modular arithmetic, with brackets, solve equation).
+/// Arithmetic modulo m with single-token numbers; the value stands at a blank `E` after the expression. Source:
+/// Delétang et al., arXiv 2207.02098 (modular arithmetic, with brackets, solve equation).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Expressions {

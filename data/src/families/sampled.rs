@@ -11,7 +11,8 @@ const LONGEST: u32 = 100_000;
 
 /// The lengths of a split in main tokens: ranges that share its examples equally.
 ///
-/// Written as `"1..40"` (both ends count), `"51..100,101..150"`, or a number; `1-40` and `51-100+101-150` mean the same.
+/// Written as `"1..40"` (both ends count), `"51..100,101..150"`, or a number; `1-40` and `51-100+101-150` mean the
+/// same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ranges(Vec<Range>);
 

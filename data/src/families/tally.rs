@@ -8,7 +8,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
-/// Questions about how often letters occur, as a prompt with an answer: `<bos> x <sep> answer <eos>`, of which answer and
+/// Questions about how often letters occur, as a prompt with an answer: `<bos> x <sep> answer <eos>`, of which answer
+/// and
 /// `<eos>` are scored, teacher-forced. Source: Huang et al., arXiv 2410.02140 (majority, binary majority, interleaved
 /// binary majority, parity).
 ///

@@ -1,5 +1,5 @@
-//! The family `automaton`: its tables and groups against independent rules, its samplers by their distributions, and its
-//! settings. Published files are compared line by line where they are there.
+//! The family `automaton`: its tables and groups against independent rules, its samplers by their distributions, and
+//! its settings. Published files are compared line by line where they are there.
 
 use crate::statistics::{fits, uniform};
 use data::{Example, Split, Task};
@@ -151,10 +151,10 @@ fn every_table_says_what_its_language_is() {
         ("bhatt/tomita2", 2, |s| next_set(alternates, s)),
         ("bhatt/tomita3", 2, tomita3),
         ("bhatt/tomita4", 2, |s| next_set(no_three_zeros, s)),
-        ("bhatt/tomita5", 2, |s| one_hot(count(s, 0) % 2 == 0 && count(s, 1) % 2 == 0)),
-        ("bhatt/tomita6", 2, |s| one_hot(count(s, 0).abs_diff(count(s, 1)) % 3 == 0)),
+        ("bhatt/tomita5", 2, |s| one_hot(count(s, 0).is_multiple_of(2) && count(s, 1).is_multiple_of(2))),
+        ("bhatt/tomita6", 2, |s| one_hot(count(s, 0).abs_diff(count(s, 1)).is_multiple_of(3))),
         ("bhatt/tomita7", 2, |s| next_set(four_runs, s)),
-        ("bhatt/parity", 2, |s| one_hot(count(s, 1) % 2 == 0)),
+        ("bhatt/parity", 2, |s| one_hot(count(s, 1).is_multiple_of(2))),
         ("chomsky/parity_check", 0, |s| (count(s, 1) % 2).to_string()),
         ("chomsky/even_pairs", 0, |s| (s.windows(2).filter(|pair| pair[0] != pair[1]).count() % 2).to_string()),
         ("chomsky/cycle_navigation", 0, |s| ((s.iter().sum::<usize>() + 4 * s.len()) % 5).to_string()),
@@ -341,7 +341,7 @@ fn samplers_draw_from_their_distributions() {
     // Tomita 5 and 6 of one length; 2^8 strings with an even number of both, ⅓ of 2^9 with a difference of 0 or 3 …
     uniform("tomita5", &frequencies(tests("bhatt/tomita5", 8, 20_000)), 128);
     uniform("parity", &frequencies(tests("bhatt/parity", 7, 200_000)), 64);
-    let tomita6 = strings(2, 9).filter(|s| s.len() == 9 && count(s, 0).abs_diff(count(s, 1)) % 3 == 0).count();
+    let tomita6 = strings(2, 9).filter(|s| s.len() == 9 && count(s, 0).abs_diff(count(s, 1)).is_multiple_of(3)).count();
     uniform("tomita6", &frequencies(tests("bhatt/tomita6", 9, 40_000)), tomita6);
     // switch points: all pairs of ends equally likely
     uniform("blocks", &frequencies(tests("crasp/L3", 12, 20_000)), 55);

@@ -108,7 +108,9 @@ impl Strings {
         strings.first_way.push(strings.ways.len());
         strings.machine = machine;
         if strings.counts() {
-            strings.paths = Paths::new(&strings.machine, longest);
+            // small automata have the counts for usual sweeps at hand as well
+            let is_small = strings.machine.step.len() <= 1000;
+            strings.paths = Paths::new(&strings.machine, if is_small { longest.max(1000) } else { longest });
         }
         strings.check(&live)?;
         Ok(strings)
@@ -292,7 +294,8 @@ impl Strings {
         string
     }
 
-    /// See [`Sampler::Geometric`]: a length, then a string, as probable as where letters are drawn until a coin says stop.
+    /// See [`Sampler::Geometric`]: a length, then a string, as probable as where letters are drawn until a coin says
+    /// stop.
     fn geometric(&self, (first, last): Range, rng: &mut impl Rng) -> Vec<u16> {
         let paths = self.paths(last);
         let ln_on = ln_on((first, last));

@@ -7,6 +7,7 @@ use crate::{IGNORE, PAD, Split, Vocabulary};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 use words::Grammar;
 
 /// The pairs of brackets, in the order of the vocabulary.
@@ -45,7 +46,13 @@ pub struct Brackets {
     /// What the strings of a split's range are drawn with.
     #[serde(skip)]
     laws: Vec<(Split, Range, Law)>,
+    /// The grammars of words of at most so many pairs, made when they are first used.
+    #[serde(skip)]
+    grammars: Vec<OnceLock<Grammar>>,
 }
+
+/// Grammars that are kept: those of sweeps up to the usual 1000 tokens.
+const KEPT: usize = 501;
 
 /// What may close in [`Brackets`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,8 +63,8 @@ pub enum Closing {
     /// Any kind of which one is open: the shuffle of Dyck languages. As in the paper, strings are those of `nested`, in
     /// which brackets of different kinds never cross.
     Shuffled,
-    /// As `nested`, but the token `1` forgets everything before it. Strings are a beginning of a word, `1`, and a word. The
-    /// longest length bounds each word, as in the paper, so that strings are up to one more than twice as long.
+    /// As `nested`, but the token `1` forgets everything before it. Strings are a beginning of a word, `1`, and a word.
+    /// The longest length bounds each word, as in the paper, so that strings are up to one more than twice as long.
     Reset,
 }
 
@@ -85,6 +92,7 @@ impl Default for Brackets {
             test_examples: 3000,
             tokens: Tokens::default(),
             laws: vec![],
+            grammars: vec![],
         }
     }
 }
@@ -330,6 +338,7 @@ impl Define for Brackets {
 
     fn bind(&mut self, vocabulary: &Vocabulary, _helper: bool) {
         self.tokens = Tokens::new(vocabulary, self.alphabet());
+        self.grammars = vec![OnceLock::new(); KEPT];
         let laws = Split::ALL.into_iter().flat_map(|split| {
             let ranges = self.splits().lengths(split).ranges();
             let different = match split {
@@ -373,10 +382,9 @@ impl Sampled for Brackets {
 
     fn draw(&self, _split: Split, length: u32, rng: &mut ChaCha8Rng) -> Vec<u16> {
         let most = length as usize / 2;
-        let known = self.laws.iter().find(|(_, (_, last), _)| *last / 2 == length / 2);
         let own;
-        let grammar = match known {
-            Some((.., law)) => &law.grammar,
+        let grammar = match self.grammars.get(most) {
+            Some(kept) => kept.get_or_init(|| Grammar::new(self.p, self.q, most)),
             None => {
                 own = Grammar::new(self.p, self.q, most);
                 &own

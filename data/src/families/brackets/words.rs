@@ -5,8 +5,8 @@ use rand::{Rng, RngExt};
 /// The grammar S → (S) with probability p | SS with q | ε otherwise, in which a part longer than m pairs is replaced by
 /// the empty word, as the generator of Bhattamishra et al. (arXiv 2009.11264) does.
 ///
-/// A word is a sequence of words in brackets, whose number has the generating function
-/// G(z) = (1 − √((1 − 2qx)² − 4pqz)) / 2q, where x is the probability of the empty word. So words are Galton–Watson trees.
+/// A word is a sequence of words in brackets, whose number has the generating function G(z) = (1 − √((1 − 2qx)² −
+/// 4pqz)) / 2q, where x is the probability of the empty word. So words are Galton–Watson trees.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Grammar {
     p: f64,
@@ -64,9 +64,9 @@ impl Grammar {
 
     /// A word of `pairs` pairs, as whether each bracket opens.
     ///
-    /// A tree of n nodes, here with a root around the word, is drawn by its numbers of children: n independent ones whose
-    /// sum is n − 1, turned so that they are those of a tree from the root on (Dvoretzky and Motzkin's cycle lemma). The
-    /// last of them is given by the others; it is accepted in proportion to its probability.
+    /// A tree of n nodes, here with a root around the word, is drawn by its numbers of children: n independent ones
+    /// whose sum is n − 1, turned so that they are those of a tree from the root on (Dvoretzky and Motzkin's cycle
+    /// lemma). The last of them is given by the others; it is accepted in proportion to its probability.
     pub fn word(&self, pairs: usize, rng: &mut impl Rng) -> Vec<bool> {
         if self.q == 0.0 {
             return (0..2 * pairs).map(|i| i < pairs).collect();
