@@ -188,13 +188,30 @@ fn settings_that_make_no_task() {
     }
 }
 
+const FAMILIES: [&str; 6] = ["prompt", "arithmetic", "mqar", "recall", "induction_heads", "selective_copying"];
+
+/// The settings of a task, typed as they are shown, make the same task.
+#[test]
+fn shown_settings_are_settings() {
+    for name in Task::names_for_tests().chain(FAMILIES.map(String::from)) {
+        let task = task(&name);
+        if FAMILIES.contains(&task.family.name()) && !name.contains("auxiliary") {
+            let shown: Vec<String> = task.parameters.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            let again = crate::prompts::task(&format!("{},{}", task.family.name(), shown.join(",")));
+            assert_eq!((&again.parameters, &again.vocabulary), (&task.parameters, &task.vocabulary), "{name}");
+            for split in Split::ALL {
+                assert_eq!(again.examples(split, 3)(7), task.examples(split, 3)(7), "{name}");
+            }
+        }
+    }
+}
+
 /// The properties of `rules.rs` for every task of these families, with every label changed and every prefix.
 #[test]
 fn labels_are_checked_and_look_back_only() {
     for name in Task::names_for_tests() {
         let task = task(&name);
-        let own = ["prompt", "arithmetic", "mqar", "recall", "induction_heads", "selective_copying"];
-        if !own.contains(&task.family.name()) || task.family.train_max_length() > 1000 {
+        if !FAMILIES.contains(&task.family.name()) || task.family.train_max_length() > 1000 {
             continue;
         }
         let drawn = |split| (0..12).map(task.examples(split, 9)).collect::<Vec<_>>();
