@@ -76,7 +76,7 @@ fn sweeps_of_every_kind_of_task_are_exact() {
 #[test]
 fn labels_that_are_sets_are_learnt_and_scored() {
     let dir = tempfile::tempdir().unwrap();
-    let sets = ["train.max_steps=250", "optimizer.lr=1e-2", "train.log_every=50"];
+    let sets = ["train.max_steps=1500", "optimizer.lr=2e-2", "task.train_examples=100000"];
     let handle = trained(dir.path(), "bhatt/dyck1", &sets);
     let swept =
         json(dir.path(), &["eval", "--handle", &handle, "--lengths", "2..20:2", "--mean", "2..20:2", "--predictions"]);
