@@ -117,7 +117,7 @@ impl<'s> Tests<'s> {
                 |&length: &u32| track.prefix(length).is_ok_and(|example| self.setting.obstacle(example).is_none());
             match self.setting.fixed_tokens {
                 Some(_) => runs(asked.len(), |slot| fits(&asked[slot])),
-                None => vec![0..asked.partition_point(fits)],
+                None => runs(asked.partition_point(fits), |_| true),
             }
         } else {
             let runs_at = |example: &Example| self.setting.obstacle(example.as_ref()).is_none();
