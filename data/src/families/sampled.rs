@@ -191,8 +191,8 @@ pub(crate) trait Sampled: fmt::Debug + Send + Sync {
         length
     }
 
-    /// The length of an example of a split for which `length` was drawn.
-    fn drawn_as(&self, length: u32) -> u32 {
+    /// The length of an example of a split for which `length` was drawn from a range.
+    fn drawn_as(&self, length: u32, _range: Range) -> u32 {
         self.rounded(length)
     }
 
@@ -217,8 +217,8 @@ fn track_rng(seed: u64, index: usize, length: Option<u32>) -> ChaCha8Rng {
 
 /// The lengths of each range that have sequences.
 fn possible<F: Sampled>(family: &F, lengths: &Ranges) -> Vec<Vec<u32>> {
-    let of_range = |(first, last): &Range| {
-        let mut possible: Vec<u32> = (*first..=*last).map(|length| family.drawn_as(length)).collect();
+    let of_range = |&(first, last): &Range| {
+        let mut possible: Vec<u32> = (first..=last).map(|length| family.drawn_as(length, (first, last))).collect();
         possible.retain(|length| family.gap(*length).is_none());
         possible
     };
@@ -230,7 +230,7 @@ pub(crate) fn check_gaps<F: Sampled>(family: &F) -> Result<(), String> {
     let Splits { train, test, .. } = family.splits();
     for (setting, lengths) in [("train_lengths", train), ("test_lengths", test)] {
         for &(first, last) in lengths.ranges() {
-            let gaps = || (first..=last).map(|length| family.gap(family.drawn_as(length)));
+            let gaps = || (first..=last).map(|length| family.gap(family.drawn_as(length, (first, last))));
             if let Some(Some(reason)) = gaps().all(|gap| gap.is_some()).then(|| gaps().next()).flatten() {
                 let range = Ranges::range(first, last);
                 return Err(format!(

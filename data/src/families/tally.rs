@@ -1,5 +1,5 @@
 use super::Define;
-use super::sampled::{Ranges, Sampled, Splits, Tokens, check_gaps};
+use super::sampled::{Range, Ranges, Sampled, Splits, Tokens, check_gaps};
 use super::words::check_range;
 use crate::{IGNORE, PAD, Split, Vocabulary};
 use rand::RngExt;
@@ -73,17 +73,26 @@ impl Default for Tally {
     }
 }
 
-const FRAME: [&str; 5] = ["<bos>", "<sep>", "<eos>", "e", "o"];
+/// The tokens that are no letters, in the order of the vocabulary; the first two are answers to [`Question::Parity`].
+const FRAME: [&str; 5] = ["e", "o", "<bos>", "<sep>", "<eos>"];
+const EVEN: usize = 0;
+const BOS: usize = 2;
+const SEP: usize = 3;
+const EOS: usize = 4;
 
 impl Tally {
     fn all(&self) -> impl Iterator<Item = &str> {
-        let frame = if self.question == Question::Parity { &FRAME[..] } else { &FRAME[..3] };
-        self.alphabet.iter().map(String::as_str).chain(frame.iter().copied())
+        self.alphabet.iter().map(String::as_str).chain(FRAME.iter().copied().skip(self.skipped()))
+    }
+
+    /// How many tokens of [`FRAME`] the vocabulary lacks.
+    fn skipped(&self) -> usize {
+        if self.question == Question::Parity { 0 } else { BOS }
     }
 
     /// The number of a token of [`FRAME`].
     fn frame(&self, at: usize) -> u16 {
-        (self.alphabet.len() + at) as u16
+        (self.alphabet.len() + at - self.skipped()) as u16
     }
 
     /// The answer for each string, by token number, or what makes the question meaningless.
@@ -94,7 +103,7 @@ impl Tally {
             counts.fill(0);
             x.iter().skip(string).step_by(strings).for_each(|letter| counts[usize::from(*letter)] += 1);
             match self.question {
-                Question::Parity => Ok(self.frame(3 + counts.last().map_or(0, |count| count % 2) as usize)),
+                Question::Parity => Ok(self.frame(EVEN + counts.last().map_or(0, |count| count % 2) as usize)),
                 Question::Majority => {
                     let most = counts.iter().max().copied().unwrap_or(0);
                     let mut winners = (0u16..).zip(&counts).filter(|(_, count)| **count == most);
@@ -113,7 +122,7 @@ impl Tally {
         let strings = self.strings as usize;
         let number = |at: usize| input_ids.get(at).and_then(|id| self.tokens.number(*id));
         let Some(n) = input_ids.len().checked_sub(2 + strings) else { return Err("the input is too short".into()) };
-        if number(0) != Some(self.frame(0)) || number(n + 1) != Some(self.frame(1)) {
+        if number(0) != Some(self.frame(BOS)) || number(n + 1) != Some(self.frame(SEP)) {
             return Err("the input is not of the form `<bos> x <sep> answer`".into());
         }
         let letter = |at: usize| {
@@ -196,7 +205,7 @@ impl Define for Tally {
     }
 
     fn longest(&self) -> usize {
-        (self.drawn_as(self.splits().longest()) + self.strings) as usize + 2
+        (self.splits().longest() + self.strings) as usize + 2
     }
 }
 
@@ -222,13 +231,18 @@ impl Sampled for Tally {
         }
     }
 
-    /// Strings have the nearest length of which there are equally many letters in each.
-    fn drawn_as(&self, length: u32) -> u32 {
-        (length + self.strings / 2) / self.strings * self.strings
+    /// The nearest length in the range of which each string has an equal share.
+    fn drawn_as(&self, length: u32, (first, last): Range) -> u32 {
+        let rounded = (length + self.strings / 2) / self.strings * self.strings;
+        match rounded {
+            _ if rounded > last => rounded - self.strings,
+            _ if rounded < first && rounded + self.strings <= last => rounded + self.strings,
+            _ => rounded,
+        }
     }
 
-    fn longest_in(&self, (_, last): (u32, u32)) -> u32 {
-        self.drawn_as(last)
+    fn longest_in(&self, (_, last): Range) -> u32 {
+        last - last % self.strings
     }
 
     fn draw(&self, _split: Split, length: u32, rng: &mut ChaCha8Rng) -> Vec<u16> {
@@ -241,7 +255,7 @@ impl Sampled for Tally {
             }
         }
         let answers = self.answers(&x).unwrap_or_default();
-        let numbers = [self.frame(0)].into_iter().chain(x).chain([self.frame(1)]).chain(answers);
+        let numbers = [self.frame(BOS)].into_iter().chain(x).chain([self.frame(SEP)]).chain(answers);
         numbers.map(|number| self.tokens.id(number)).collect()
     }
 
@@ -252,7 +266,7 @@ impl Sampled for Tally {
     fn label(&self, input_ids: &[u16]) -> Vec<i16> {
         let mut labels = vec![IGNORE; input_ids.len()];
         if let Ok((n, answers)) = self.read(input_ids) {
-            let answer = answers.into_iter().chain([self.frame(2)]);
+            let answer = answers.into_iter().chain([self.frame(EOS)]);
             for (label, number) in labels[n + 1..].iter_mut().zip(answer) {
                 *label = self.tokens.label(number);
             }

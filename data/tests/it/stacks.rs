@@ -303,7 +303,9 @@ fn tallies_are_answered() {
     assert!(letters.family.length(&ids(&letters, "<bos> q a q a <sep> q")).is_err());
     let three = task("huang/bin_majority_interleave");
     assert_eq!(of(&three, "<bos> 0 1 1 0 1 0 0 0 0 <sep> 0 1 0"), "-1 -1 -1 -1 -1 -1 -1 -1 -1 -1 0 1 0 <eos>");
-    assert_eq!((three.family.train_max_length(), three.family.chance(9)), (51, Some(0.125)));
+    assert_eq!(parity.vocabulary.tokens().join(" "), "0 1 e o <bos> <sep> <eos> <pad>");
+    assert!((0..300).all(|i| (3..=48).contains(&three.examples(Split::Train, 0)(i).length)));
+    assert_eq!((three.family.train_max_length(), three.family.chance(9)), (48, Some(0.125)));
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub(super) struct Grammar {
     /// How many words in brackets follow one another: probabilities up to each number, with a mean of one, which leaves
     /// words of one length as they are.
     children: Vec<f64>,
+    /// The same in units of 2⁻³², for fast draws.
+    cuts: Vec<u32>,
 }
 
 impl Grammar {
@@ -46,7 +48,9 @@ impl Grammar {
             sum += weight / total;
             sum
         });
-        Self { p, q, x, children: children.collect() }
+        let children: Vec<f64> = children.collect();
+        let cuts = children.iter().map(|to| (to * f64::from(u32::MAX)) as u32).collect();
+        Self { p, q, x, children, cuts }
     }
 
     /// The probabilities of 0 ..= `pairs` pairs.
@@ -78,8 +82,8 @@ impl Grammar {
             children.clear();
             let mut left = pairs;
             while children.len() < pairs {
-                let u: f64 = rng.random();
-                let k = self.children.iter().position(|to| u < *to).unwrap_or(self.children.len() - 1);
+                let u: u32 = rng.random();
+                let k = self.cuts.iter().position(|to| u < *to).unwrap_or(self.cuts.len() - 1);
                 if k > left {
                     break;
                 }
