@@ -1,5 +1,5 @@
-//! Names of tasks: a preset or a family, then settings as `,key=value`. Values are TOML or bare words; brackets and quotes
-//! protect the commas in them.
+//! Names of tasks: a preset or a family, then settings as `,key=value`. Values are TOML or bare words; brackets and
+//! quotes protect the commas in them.
 
 use crate::DataError;
 use toml::{Table, Value};
@@ -43,7 +43,8 @@ pub(crate) fn split(settings: &str) -> Result<Vec<&str>, String> {
             (None, '"' | '\'') if !open.is_empty() || in_value => quote = Some(c),
             (None, '[' | '{') => open.push(if c == '[' { ']' } else { '}' }),
             (None, ']' | '}') => {
-                if open.pop() != Some(c) {
+                let closed = open.pop();
+                if closed != Some(c) {
                     return Err(format!("`{c}` closes nothing in `{settings}`"));
                 }
             }
