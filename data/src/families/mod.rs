@@ -62,7 +62,7 @@ pub use words::Symbols;
 
 pub(crate) use interleaved::Interleaved;
 
-use crate::{Example, IGNORE, LengthLimit, Split, Track, Vocabulary};
+use crate::{Example, IGNORE, LengthLimit, PAD, Split, Track, Vocabulary};
 
 /// The examples of a split by index: see [`Family::examples`].
 pub type Examples<'a> = Box<dyn Fn(usize) -> Example + Send + Sync + 'a>;
@@ -250,6 +250,16 @@ fn copies(train: usize, strings: usize, name: &str) -> Result<usize, String> {
 fn outside_example(outside: &dyn Outside, split: &str, seed: u64, index: usize) -> Example {
     let found = outside.examples(split, seed, index..index + 1).ok().and_then(|mut found| found.pop());
     found.unwrap_or_else(|| Example { input_ids: vec![0], labels: vec![IGNORE], length: 0 })
+}
+
+/// Whether tokens may be a sequence of a family without a rule: there are some, and no padding at the end.
+fn outside_length(input_ids: &[u16], vocabulary: Option<&Vocabulary>) -> Result<(), String> {
+    let pad = vocabulary.and_then(|vocabulary| vocabulary.id(PAD));
+    match input_ids.last() {
+        None => Err("there are no tokens".into()),
+        last if last.copied() == pad => Err("the sequence ends in padding".into()),
+        Some(_) => Ok(()),
+    }
 }
 
 /// A test from outside as a track of its own; an unlabelled token where there is none.

@@ -56,7 +56,7 @@ impl Reach {
     pub fn of(results: &[LengthResult], share: f64) -> Self {
         let scored = || results.iter().filter_map(|r| Some((r.length, r.score()?.sequence_accuracy()? >= share)));
         Self {
-            largest: scored().filter(|(_, is_solved)| *is_solved).map(|(length, _)| length).last(),
+            largest: scored().filter(|(_, is_solved)| *is_solved).map(|(length, _)| length).next_back(),
             unbroken: scored().take_while(|(_, is_solved)| *is_solved).map(|(length, _)| length).last(),
         }
     }

@@ -124,7 +124,7 @@ impl<'s> Tests<'s> {
         let fits = |length: &u32| track.prefix(*length).is_ok_and(|example| self.setting.obstacle(example).is_none());
         match self.setting.fixed_tokens {
             Some(_) => blocks((0..asked.len()).filter(|slot| fits(&asked[*slot]))),
-            None => vec![0..asked.partition_point(fits)],
+            None => blocks(0..asked.partition_point(fits)),
         }
     }
 
@@ -144,8 +144,7 @@ impl<'s> Tests<'s> {
             }
         });
         let of_track = |own: &Vec<bool>| blocks((0..asked.len()).filter(|slot| own[*slot]));
-        let slots = lock().iter().map(of_track).collect();
-        slots
+        lock().iter().map(of_track).collect()
     }
 
     /// The sequence of an item of a round.
@@ -205,7 +204,7 @@ pub(crate) fn items<'i>(
         reach.iter().flat_map(move |reach| {
             let spans = match plan {
                 Plan::SinglePass => reach.slots.clone(),
-                _ if reach.contains(slot) => vec![slot..slot + 1],
+                _ if reach.contains(slot) => blocks([slot]),
                 _ => vec![],
             };
             spans.into_iter().filter_map(move |span| {

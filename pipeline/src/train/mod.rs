@@ -221,7 +221,7 @@ fn splits(workspace: &Workspace, config: &Config, task: &Task) -> Result<Splits>
     };
     let train = match config.train.fresh {
         true => Training::Fresh { per_epoch: config.task.train_examples },
-        false => Training::Fixed(read(Split::Train)?),
+        false => Training::Fixed(Box::new(read(Split::Train)?)),
     };
     let longest = match &train {
         Training::Fixed(examples) => examples.iter().map(|e| e.input_ids.len()).max().unwrap_or(0),

@@ -13,7 +13,7 @@ const ATTEMPTS: u32 = 10_000;
 /// What training learns from.
 pub enum Training {
     /// The examples of a file, again in every epoch.
-    Fixed(Dataset),
+    Fixed(Box<Dataset>),
     /// New examples in every step (`train.fresh`), `per_epoch` of them in what is called an epoch.
     Fresh {
         /// The config's `task.train_examples`.
@@ -74,7 +74,7 @@ impl<'a> Source<'a> {
                     self.order = Some((epoch, EpochOrder::new(self.settings.seed, epoch, examples.len())));
                 }
                 let order = self.order.as_ref().map(|(_, order)| order.batch(index as usize, size));
-                Ok(StepExamples { examples: Cow::Borrowed(examples), rows: order.unwrap_or_default().to_vec() })
+                Ok(StepExamples { examples: Cow::Borrowed(&**examples), rows: order.unwrap_or_default().to_vec() })
             }
             Training::Fresh { .. } => {
                 let mut examples = Dataset::new(DatasetInfo::of(self.task, self.data_seed));

@@ -183,7 +183,7 @@ fn flare(folder: &Path, strings: impl Iterator<Item = u32> + Clone) {
     fs::create_dir_all(folder).unwrap();
     let string = |code: u32| format!("{code:b}")[1..].to_owned(); // what follows the first 1: any string, the empty one too
     let spaced = |s: String| s.chars().map(String::from).collect::<Vec<_>>().join(" ") + "\n";
-    let label = |s: String| format!("{}\n", u8::from(s.matches('1').count() % 2 == 0));
+    let label = |s: String| format!("{}\n", u8::from(s.matches('1').count().is_multiple_of(2)));
     fs::write(folder.join("main.tok"), strings.clone().map(|code| spaced(string(code))).collect::<String>()).unwrap();
     fs::write(folder.join("labels.txt"), strings.map(|code| label(string(code))).collect::<String>()).unwrap();
 }

@@ -429,7 +429,7 @@ impl Family for Command {
     }
 
     fn length(&self, input_ids: &[u16]) -> Result<u32, String> {
-        if input_ids.is_empty() { Err("there are no tokens".into()) } else { Ok(self.count(input_ids)) }
+        super::outside_length(input_ids, self.vocabulary.as_ref()).map(|()| self.count(input_ids))
     }
 
     fn rule(&self, input_ids: &[u16]) -> Vec<i16> {

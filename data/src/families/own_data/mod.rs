@@ -167,8 +167,8 @@ impl OwnData {
         Ok(loaded)
     }
 
-    /// The examples of a split: those of the files, and the indices of those that are meant, where not all are.
-    fn chosen(&self, split: &str, seed: u64) -> Result<(Arc<Loaded>, Option<Arc<Vec<u32>>>), DataError> {
+    /// The examples of a split.
+    fn chosen(&self, split: &str, seed: u64) -> Result<Chosen, DataError> {
         match split {
             TRAIN => Ok((self.load(TRAIN)?, Some(self.order(seed)))),
             VAL if self.split(VAL).is_none() => Ok((self.load(TRAIN)?, Some(Arc::new(self.held().to_vec())))),
@@ -207,6 +207,9 @@ impl OwnData {
         Ok(tests)
     }
 }
+
+/// The examples of a split of the files, and the indices of those that are meant, where not all are.
+type Chosen = (Arc<Loaded>, Option<Arc<Vec<u32>>>);
 
 /// The examples that tests come from, by length: those of a split before those of the next.
 type Tests = Vec<(Arc<Loaded>, BTreeMap<u32, Vec<u32>>)>;
@@ -354,7 +357,7 @@ impl Family for OwnData {
     }
 
     fn length(&self, input_ids: &[u16]) -> Result<u32, String> {
-        if input_ids.is_empty() { Err("there are no tokens".into()) } else { Ok(self.counter.count(input_ids)) }
+        super::outside_length(input_ids, self.vocabulary.as_ref()).map(|()| self.counter.count(input_ids))
     }
 
     fn rule(&self, input_ids: &[u16]) -> Vec<i16> {
