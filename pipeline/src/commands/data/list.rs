@@ -43,7 +43,7 @@ pub fn run(context: &Context) -> Result<()> {
                 let of_paper: Vec<&Task> = tasks.iter().filter(|task| task.paper() == *paper).collect();
                 format!("{}\n\n{}", paper.unwrap_or("of this program"), table(&of_paper, false))
             };
-            papers.iter().map(group).collect::<Vec<_>>().join("\n")
+            papers.iter().map(group).collect::<Vec<_>>().join("\n\n")
         }
     };
     context.print(as_json, as_text)
