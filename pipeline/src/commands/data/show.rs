@@ -17,6 +17,10 @@ pub fn run(context: &Context, args: &ShowArgs) -> Result<()> {
             let (path, found) = show_split(context, task, split)?;
             dataset(context, args, &path, &found)
         }
+        (None, Some(task), None) if task.family.outside().is_some() => {
+            let (path, found) = show_split(context, task, Split::Val.name())?;
+            dataset(context, args, &path, &found)
+        }
         (None, Some(task), None) => picture(context, args, task),
         (None, None, _) => bail!("neither a file nor --task was given"),
     }
