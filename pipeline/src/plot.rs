@@ -38,6 +38,8 @@ pub struct Figure {
     pub period: Option<u32>,
     /// One line each.
     pub series: Vec<Series>,
+    /// What the length axis says, see [`length_title`].
+    pub x_title: &'static str,
 }
 
 const SIZE: (u32, u32) = (1200, 675);
@@ -201,7 +203,7 @@ fn render(figure: &Figure, root: &Canvas<'_>) -> Drawn {
         .x_labels(11)
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{:.0} %", 100.0 * y))
-        .x_desc("test length (counted symbols)")
+        .x_desc(figure.x_title)
         .axis_desc_style(text(20, &GREY))
         .label_style(text(18, &GREY))
         .draw()?;
@@ -305,6 +307,28 @@ pub fn chance(family: &dyn Family) -> Option<f64> {
     (!labels.is_empty()).then(|| 1.0 / labels.len() as f64)
 }
 
+/// Whether a task with this name is one of counting.
+pub fn counts(task: &str) -> bool {
+    const COUNTING: [&str; 7] =
+        ["debug", "modular", "plain", "raspl", "selective", "selective_items", "selective_modular"];
+    let base = task.split(',').next().unwrap_or_default();
+    base.starts_with("counting") || base == "shifted_start" || COUNTING.contains(&base)
+}
+
+/// What the length axis of a task's picture says.
+pub fn length_title(task: &str) -> &'static str {
+    if counts(task) { "test length (counted symbols)" } else { "test length" }
+}
+
+/// A task's name as it fits over a picture: an automaton's is its whole table.
+pub fn short_task(name: &str) -> String {
+    const MOST: usize = 60;
+    match name.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
+    }
+}
+
 /// "averaged over N neighbouring lengths", where the picture does that.
 pub fn smoothing_note(points: usize, period: Option<u32>) -> String {
     match smoothing_window(points, period) {
@@ -374,6 +398,7 @@ mod tests {
         let figure = Figure {
             title: "A title".into(),
             subtitle: "a subtitle".into(),
+            x_title: length_title("debug"),
             train_max: Some(50),
             chance: Some(0.1),
             period: None,

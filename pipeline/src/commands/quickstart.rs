@@ -50,6 +50,7 @@ pub fn run(context: &Context) -> Result<()> {
     let figure = Figure {
         title: format!("Trained up to length {train_max}: who still counts at {LONGEST}?"),
         subtitle: format!("{} · last-token accuracy{}", task.name, plot::smoothing_note(LONGEST as usize, period)),
+        x_title: plot::length_title(&task.name),
         train_max: Some(train_max),
         period,
         chance: plot::chance(task.family.as_ref()),

@@ -109,12 +109,12 @@ pub fn all(report: &Report) -> Vec<Figure> {
         let chart = |lines: Vec<Line>| Chart {
             subtitle: format!(
                 "{} · mean over runs{}{}",
-                task.name,
+                crate::plot::short_task(&task.name),
                 if lines.len() <= BANDS { ", 95 % interval" } else { "" },
                 averaged(&entries, task.period)
             ),
             shared: shared.clone(),
-            x_title: "test length (counted symbols)",
+            x_title: crate::plot::length_title(&task.name),
             x_end: entries.iter().filter_map(|entry| entry.longest()).max().map_or(0.0, f64::from),
             train_max: task.train_max,
             chance: task.chance,
@@ -130,7 +130,7 @@ pub fn all(report: &Report) -> Vec<Figure> {
                 Line { label: entry.model.clone(), points: points.collect(), band: vec![] }
             });
             let chart = |lines: Vec<Line>| Chart {
-                subtitle: format!("{} · mean over runs", task.name),
+                subtitle: format!("{} · mean over runs", crate::plot::short_task(&task.name)),
                 shared: shared.clone(),
                 x_title: "optimisation step",
                 x_end: 0.0,

@@ -109,12 +109,19 @@ pub fn figure(all: &[Evaluated]) -> Option<Figure> {
     let longest = series.iter().map(|s| s.points.len()).max()?;
     let period = plot::period(first.task.family.as_ref());
     let title = match &series[..] {
-        [one] => format!("How far does the {} count?", one.label),
-        _ => "How far do they count?".to_owned(),
+        [one] if plot::counts(&first.task.name) => format!("How far does the {} count?", one.label),
+        [one] => format!("How far does the {} get?", one.label),
+        _ if plot::counts(&first.task.name) => "How far do they count?".to_owned(),
+        _ => "How far do they get?".to_owned(),
     };
     Some(Figure {
         title,
-        subtitle: format!("{} · last-token accuracy{}", first.task.name, plot::smoothing_note(longest, period)),
+        subtitle: format!(
+            "{} · last-token accuracy{}",
+            plot::short_task(&first.task.name),
+            plot::smoothing_note(longest, period)
+        ),
+        x_title: plot::length_title(&first.task.name),
         train_max: first.train_max,
         period,
         chance: plot::chance(first.task.family.as_ref()),
