@@ -85,11 +85,24 @@ impl Head {
     }
 }
 
+/// Refuses what is no file: examples are read more than once, and a pipe may have no end.
+fn regular(path: &Path) -> Result<(), DataError> {
+    if path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return Err(DataError::Unreadable {
+            path: path.into(),
+            reason: "it is a device or a pipe, which cannot be read twice".into(),
+            hint: "write its contents into a file first".into(),
+        });
+    }
+    Ok(())
+}
+
 /// Reads the beginning of a file.
 ///
 /// # Errors
 /// It cannot be read.
 pub(crate) fn head(path: &Path) -> Result<Head, DataError> {
+    regular(path)?;
     let mut head = Vec::new();
     let file = File::open(path).map_err(DataError::io("read", path))?;
     file.take(HEAD).read_to_end(&mut head).map_err(DataError::io("read", path))?;
@@ -101,6 +114,7 @@ pub(crate) fn head(path: &Path) -> Result<Head, DataError> {
 /// # Errors
 /// It cannot be read, or has no supported format; the error says what it is instead.
 pub(crate) fn format(path: &Path) -> Result<Format, DataError> {
+    regular(path)?;
     let mut head = Vec::new();
     let file = File::open(path).map_err(DataError::io("read", path))?;
     file.take(HEAD).read_to_end(&mut head).map_err(DataError::io("read", path))?;

@@ -10,6 +10,11 @@ pub trait Outside: Sync {
         vec![]
     }
 
+    /// A setting that ties the task to the tokens that it has now, which a run keeps: where they come from can change.
+    fn tie(&self) -> Option<(&'static str, String)> {
+        None
+    }
+
     /// Whether the training examples never end, so that each step can have new ones.
     fn is_endless(&self) -> bool {
         false

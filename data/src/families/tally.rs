@@ -278,8 +278,10 @@ impl Sampled for Tally {
         (2 + self.strings as usize, 1)
     }
 
+    /// Of an answer for each string, and the end, which is always right.
     fn guess(&self, _length: u32) -> Option<f64> {
         let answers = if self.question == Question::Parity { 2 } else { self.alphabet.len() };
-        Some((answers as f64).powi(-(self.strings as i32)))
+        let strings = f64::from(self.strings);
+        Some((strings / answers as f64 + 1.0) / (strings + 1.0))
     }
 }

@@ -1,4 +1,4 @@
-use crate::{DataError, Origin, Task, suggest::nearest};
+use crate::{DataError, Origin, Outside, Task, suggest::nearest};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use toml::{Table, Value};
 
@@ -78,7 +78,11 @@ impl<'de> Deserialize<'de> for TaskConfig {
             (Some(base), None) | (None, Some(base)) => base,
         };
         let Value::String(base) = base else { return Err(D::Error::custom("`name` and `family` are strings")) };
-        let task = Task::with_settings(&base, table).map_err(D::Error::custom)?;
+        let mut task = Task::with_settings(&base, table).map_err(D::Error::custom)?;
+        if let Some((key, value)) = task.family.outside().and_then(Outside::tie) {
+            let tied = Table::from_iter([(key.to_owned(), value.into())]);
+            task = Task::with_settings(&task.name, tied).map_err(D::Error::custom)?;
+        }
         Ok(Self {
             train_examples: train_examples.unwrap_or(task.train_examples),
             data_seed: data_seed.unwrap_or(0) as u64,

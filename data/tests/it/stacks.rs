@@ -305,7 +305,8 @@ fn tallies_are_answered() {
     assert_eq!(of(&three, "<bos> 0 1 1 0 1 0 0 0 0 <sep> 0 1 0"), "-1 -1 -1 -1 -1 -1 -1 -1 -1 -1 0 1 0 <eos>");
     assert_eq!(parity.vocabulary.tokens().join(" "), "0 1 e o <bos> <sep> <eos> <pad>");
     assert!((0..300).all(|i| (3..=48).contains(&three.examples(Split::Train, 0)(i).length)));
-    assert_eq!((three.family.train_max_length(), three.family.chance(9)), (48, Some(0.125)));
+    assert_eq!((three.family.train_max_length(), three.family.chance(9)), (48, Some(0.625)));
+    assert_eq!(letters.family.chance(9), Some((1.0 / 26.0 + 1.0) / 2.0), "the end is always right");
 }
 
 #[test]

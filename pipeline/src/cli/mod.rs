@@ -76,6 +76,7 @@ pub struct Global {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // one of them is made, once
 pub enum Command {
     /// Train two models on lengths up to 50, export both, sweep both over lengths 1..1000, and plot: minutes on a CPU
     #[cfg(feature = "train")]

@@ -36,7 +36,12 @@ pub fn run(cli: Cli) -> Result<()> {
     }
     let progress = Progress::new(quiet, verbose);
     let workspace = Workspace { runs: runs_dir, datasets: data_dir, progress };
-    let context = Context { workspace, json, allow_command };
+    let context = Context {
+        workspace,
+        json,
+        #[cfg(feature = "train")]
+        allow_command,
+    };
     #[cfg(feature = "train")]
     if cli.command.computes() {
         models::pool::start();
@@ -73,6 +78,7 @@ pub struct Context {
     /// Whether results are JSON.
     pub json: bool,
     /// Whether programs of tasks may be run; for child processes.
+    #[cfg(feature = "train")]
     pub allow_command: bool,
 }
 

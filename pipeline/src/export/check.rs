@@ -96,6 +96,7 @@ impl Check<'_> {
             lengths.push(limit);
             lengths.retain(|&length| length <= limit);
         }
+        lengths.retain(|&length| length > 0); // a task may have empty strings alone
         lengths.sort_unstable();
         lengths.dedup();
         lengths

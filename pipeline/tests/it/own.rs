@@ -215,15 +215,13 @@ fn a_folder_of_strings_trains_exports_and_is_swept() {
 
     // files that have changed are noticed, and said how to be used
     flare(&data.join("datasets/validation-short"), (1..64).step_by(5));
-    let part = "was made from other examples: the files of dataset,path=even ones have changed since (val)";
-    fails(
-        folder,
-        &["train", "--config", "own.toml"],
-        1,
-        &[part, "hint: `pipeline data generate --task 'dataset,path=even ones'"],
-    );
+    let part = "was made from other examples: the files of dataset,path=even ones,token_hash=";
+    let ran = run(folder, &["train", "--config", "own.toml"]);
+    let hint = "hint: `pipeline data generate --task 'dataset,path=even ones,";
+    check_failure(&ran, &["train"], 1, &[part, "have changed since (val)", hint]);
+    let task = ran.stderr.split("--task '").nth(1).unwrap().split('\'').next().unwrap();
     let (train, seed) = (["--train", "63"], ["--seed", "0"]);
-    ok(folder, &[&["data", "generate", "--task", "dataset,path=even ones", "--force"], &train[..], &seed[..]].concat());
+    ok(folder, &[&["data", "generate", "--task", task, "--force"], &train[..], &seed[..]].concat());
     ok(folder, &["train", "--config", "own.toml", "--quiet"]);
     fs::rename(&data, folder.join("moved")).unwrap();
     fails(
@@ -238,8 +236,62 @@ fn a_folder_of_strings_trains_exports_and_is_swept() {
         folder,
         &["train", "--config", "own.toml"],
         1,
-        &["train.fresh is set, but the examples of dataset,path=moved are those of files"],
+        &["train.fresh is set, but the examples of dataset,path=moved,token_hash=", "are those of files"],
     );
+}
+
+/// A model is one of the tokens that it was trained on, whatever the files have become.
+#[test]
+fn a_run_is_tied_to_the_tokens_of_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let write = |second: &str| {
+        let line = format!("[[\"a\", \"{second}\"], [\"a\", \"{second}\"]]\n");
+        fs::create_dir_all(folder.join("d")).unwrap();
+        fs::write(folder.join("d/train.txt"), line.repeat(40)).unwrap();
+        fs::write(folder.join("d/val.txt"), line.repeat(4)).unwrap();
+    };
+    write("b");
+    fs::write(folder.join("own.toml"), format!("[task]\nfamily = 'dataset'\npath = 'd'\n{MODEL}")).unwrap();
+    let handle = json(folder, &["train", "--config", "own.toml"])["handle"].as_str().unwrap().to_owned();
+    ok(folder, &["export", "--handle", &handle, "--quiet"]);
+    let model = folder.join("runs").join(&handle).join("model.onnx");
+    let before = fs::read(&model).unwrap();
+    write("c");
+    let told = ["its files have other tokens than they had", "hint:"];
+    fails(folder, &["export", "--handle", &handle], 1, &told);
+    fails(folder, &["train", "--resume", &handle, "--set", "train.max_steps=9"], 1, &told);
+    fails(folder, &["eval", "--handle", &handle, "--lengths", "1..2"], 1, &told);
+    assert!(fs::read(&model).unwrap() == before, "the model was exported with other tokens");
+    // Labels that come from outside cannot be checked.
+    let import = ["data", "import", "--task", "dataset,path=d", "--check-labels", "--split", "q", "d/val.txt"];
+    fails(folder, &import, 1, &["--check-labels", "has no rule", "hint:"]);
+}
+
+/// A program has a group of its own, which signals of a terminal do not reach.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_program_ends_with_the_one_that_runs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(300)\n";
+    fs::write(dir.path().join("slow.py"), program).unwrap();
+    fs::write(dir.path().join("slow.toml"), task_of("['python3', 'slow.py']") + MODEL).unwrap();
+    let arguments = ["train", "--config", "slow.toml", "--allow-command", "--quiet"];
+    let mut child = command(dir.path(), &arguments).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let start = std::time::Instant::now();
+    let wait_for = |what: &str, mut is_there: Box<dyn FnMut() -> bool>| {
+        while !is_there() {
+            assert!(start.elapsed().as_secs() < 60, "{what}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    let path = dir.path().join("pid");
+    let pid = || fs::read_to_string(&path).ok().filter(|pid| !pid.is_empty());
+    wait_for("no program", Box::new(|| pid().is_some()));
+    let process = format!("/proc/{}", pid().unwrap());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_for("the program was left behind", Box::new(|| !Path::new(&process).join("exe").exists()));
 }
 
 #[test]

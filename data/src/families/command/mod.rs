@@ -27,6 +27,10 @@ pub fn allow_commands() {
 
 /// Examples that are asked for at a time, and their tokens.
 const CHUNK: usize = 2000;
+/// The longest time for a call, in seconds.
+const LONGEST_TIMEOUT: u64 = 7 * 24 * 3600;
+/// Examples of a split for tests, at most.
+const MOST_EXAMPLES: usize = 100_000_000;
 const CHUNK_TOKENS: usize = 4 << 20;
 /// Tests of a length that are asked for at a time.
 const TESTS: usize = 100;
@@ -313,6 +317,15 @@ impl Define for Command {
             if n == 0 {
                 return Err(format!("{name} must be at least 1"));
             }
+        }
+        if self.timeout > LONGEST_TIMEOUT {
+            return Err(format!("timeout = {} is more than {LONGEST_TIMEOUT} s, a week", self.timeout));
+        }
+        if let Some((name, _)) = [("val_examples", self.val_examples), ("test_examples", self.test_examples)]
+            .iter()
+            .find(|(_, n)| *n > MOST_EXAMPLES)
+        {
+            return Err(format!("{name} is more than {MOST_EXAMPLES}"));
         }
         Ok(())
     }

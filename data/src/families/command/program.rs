@@ -158,6 +158,8 @@ impl Running {
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0); // so that all of it can be ended
+        #[cfg(target_os = "linux")]
+        ends_with_this_process(&mut command);
         let child = command.spawn().map_err(|e| {
             Failure::new(
                 format!("cannot be started: {e}"),
@@ -207,6 +209,17 @@ impl Running {
         self.is_over = true;
         self.child.wait().ok()
     }
+}
+
+/// The kernel ends the program where this process is ended while it waits for it: signals of a terminal do not reach a
+/// process group of its own.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn ends_with_this_process(command: &mut Command) {
+    use rustix::process::{Signal, set_parent_process_death_signal};
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec, only `prctl` is called, which allocates nothing and takes no lock.
+    unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
 }
 
 impl Drop for Running {

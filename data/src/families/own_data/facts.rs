@@ -340,6 +340,16 @@ pub(crate) fn content(paths: &[PathBuf]) -> Result<String, DataError> {
     Ok(hash.text())
 }
 
+/// A hash of tokens and units.
+pub(super) fn token_hash(facts: &Facts) -> String {
+    let mut hash = Hash::new();
+    for token in facts.tokens.iter().chain(&facts.units) {
+        hash.add(token.as_bytes());
+        hash.add(&[0xff]); // no byte of UTF-8
+    }
+    hash.text()
+}
+
 /// FNV-1a.
 struct Hash(u64);
 

@@ -3,7 +3,7 @@ mod facts;
 use super::outside::Outside;
 use super::{Define, Examples, Family};
 pub(crate) use facts::content;
-use facts::{Counter, Facts, Loaded, SplitFacts, facts, load};
+use facts::{Counter, Facts, Loaded, SplitFacts, facts, load, token_hash};
 
 use crate::dataset::field::{Rows, StringLabels};
 use crate::{DataError, Example, IGNORE, LengthLimit, SetLoss, Split, Track, Vocabulary, stream_rng};
@@ -59,6 +59,10 @@ pub struct Settings {
     /// Of a folder with files of several languages, which.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub language: Option<String>,
+    /// A hash of the tokens. The config of a run has it, so that its model is not taken for one of other tokens when
+    /// the files have changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_hash: Option<String>,
 }
 
 impl Default for Settings {
@@ -75,6 +79,7 @@ impl Default for Settings {
             uncounted: vec![crate::dataset::field::BOS.into()],
             string_labels: StringLabels::default(),
             language: None,
+            token_hash: None,
         }
     }
 }
@@ -240,6 +245,13 @@ impl Define for OwnData {
 
     fn prepare(&mut self) -> Result<(), String> {
         let found = facts(&self.settings).map_err(|error| error.to_string())?;
+        let (wanted, hash) = (&self.settings.token_hash, token_hash(&found));
+        if wanted.as_ref().is_some_and(|wanted| *wanted != hash) {
+            return Err(format!(
+                "its files have other tokens than they had when this was made (token_hash = {hash} now)\n  hint: a model \
+                 is one of the tokens that it was trained on: bring the files back, or train anew"
+            ));
+        }
         let vocabulary = Vocabulary::new(found.tokens.clone()).with_units(&found.units, SetLoss::default())?;
         self.counter = Counter::new(&self.settings, &vocabulary);
         (self.facts, self.vocabulary) = (Some(found), Some(vocabulary));
@@ -293,6 +305,11 @@ pub(super) fn check_tokens(tokens: &[String]) -> Result<(), String> {
 }
 
 impl Outside for OwnData {
+    fn tie(&self) -> Option<(&'static str, String)> {
+        let is_tied = self.settings.vocab.is_some() || self.settings.token_hash.is_some();
+        self.facts.as_ref().filter(|_| !is_tied).map(|facts| ("token_hash", token_hash(facts)))
+    }
+
     fn more_splits(&self) -> Vec<String> {
         let names = self.facts.iter().flat_map(|facts| &facts.splits).map(|split| split.name.clone());
         names.filter(|name| ![TRAIN, VAL, TEST].contains(&name.as_str())).collect()

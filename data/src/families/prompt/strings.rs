@@ -510,7 +510,13 @@ impl Family for Prompt {
         self.of_exactly(seed, index, length)
     }
 
-    fn chance(&self, _length: u32) -> Option<f64> {
-        Some(1.0 / f64::from(self.symbols))
+    /// Of a symbol; with teacher forcing, a scored end after the answer, which stands where the question says, is right.
+    fn chance(&self, length: u32) -> Option<f64> {
+        let symbol = 1.0 / f64::from(self.symbols);
+        if self.frame.slot.is_some() || self.frame.end.is_none() {
+            return Some(symbol);
+        }
+        let scored = self.test(0, 0, length).ok()?.labels.iter().filter(|label| **label >= 0).count() as f64;
+        Some(((scored - 1.0) * symbol + 1.0) / scored)
     }
 }

@@ -162,6 +162,12 @@ fn import_files(context: &Context, args: &DataImportArgs) -> Result<()> {
     if args.split.is_some() && args.files.len() > 1 {
         bail!("--split names one split, but there are {} files\n  hint: import them one at a time", args.files.len());
     }
+    if args.check_labels && task.family.outside().is_some() {
+        bail!(
+            "--check-labels: {} has no rule to check labels with: its labels come from outside\n  hint: leave out --check-labels",
+            task.name
+        );
+    }
     let folder = DatasetFolders::new(&context.datasets).imported(&task);
     let mut sources: Vec<(PathBuf, String)> = vec![];
     for file in &args.files {
