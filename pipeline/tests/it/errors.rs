@@ -100,8 +100,8 @@ fn a_split_without_examples_has_no_scores() {
     let dir = tempfile::tempdir().unwrap();
     let model = fixture("counts_mod10.onnx");
     std::fs::write(dir.path().join("empty.txt"), "").unwrap();
-    for split in ["/dev/null", "empty.txt"] {
-        let parts = [split, "it has no examples", "hint:"];
+    for (split, reason) in [("/dev/null", "it is a device"), ("empty.txt", "it has no examples")] {
+        let parts = [split, reason, "hint:"];
         fails(dir.path(), &["eval", "--model", &model, "--split", split], 1, &parts);
     }
     assert_eq!(files(dir.path()), ["empty.txt"]);
