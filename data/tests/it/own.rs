@@ -426,6 +426,8 @@ fn settings_of_commands_are_checked_before_anything_runs() {
         (format!("command,command={touch},{rest},train_lengths=9..4"), "lengths are a range such as \"1..40\""),
         (format!("command,command=\"'{touch}\",{rest}"), "a quotation mark is open"),
         (format!("command,command={touch},{rest},timeout=0"), "timeout must be at least 1"),
+        (format!("command,command={touch},{rest},timeout=9223372036854775807"), "is more than 604800 s, a week"),
+        (format!("command,command={touch},{rest},val_examples=99999999999"), "val_examples is more than 100000000"),
         (format!("command,command={touch},{rest},units=[\"b\"]"), "the unit `b` is not in the vocabulary"),
         (format!("command,command={touch},{rest},comand=x"), "did you mean `command`?"),
     ] {

@@ -349,3 +349,20 @@ fn packed_lines_are_cut_and_the_cut_example_is_not_scored() {
     // validation has one example to a line
     assert!((0..50).map(task.examples(Split::Val, 0)).all(|e| e.input_ids.len() == 2 * e.length as usize + 2));
 }
+
+/// What somebody scores who guesses the symbols of an answer and knows where it ends, which is what accuracy above chance
+/// is measured from.
+#[test]
+fn the_chance_of_an_answer_counts_its_end() {
+    for (name, length, expected) in [
+        ("huang/repeat_copy", 3, (3.0 / 2.0 + 1.0) / 4.0),
+        ("huang/sort", 9, (9.0 / 150.0 + 1.0) / 10.0),
+        ("ram/copy", 25, (25.0 / 26.0 + 1.0) / 26.0),
+        ("chomsky/reverse_string", 8, 0.5), // no end
+        ("chomsky/bucket_sort", 8, 0.2),
+    ] {
+        let found = task(name).family.chance(length).unwrap();
+        assert!((found - expected).abs() < 1e-12, "{name}: {found}, not {expected}");
+    }
+    assert_eq!(task("huang/sort").family.chance(151), None, "there are 150 numbers");
+}
