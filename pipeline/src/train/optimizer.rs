@@ -205,7 +205,11 @@ where
             None => [gradient.zeros_like(), gradient.zeros_like()],
         };
         let (id, tensor, mapper) = param.consume();
-        let (tensor, moments) = B::InnerBackend::adam_step(rule, tensor.inner(), gradient, moments, self.clip.clone());
+        let tensor = match parameter.group.least {
+            f64::NEG_INFINITY => tensor.inner(),
+            least => tensor.inner().clamp_min(least),
+        };
+        let (tensor, moments) = B::InnerBackend::adam_step(rule, tensor, gradient, moments, self.clip.clone());
         let [first, second] = moments.map(|moment| moment.reshape([shape.num_elements()]));
         self.adam.moments.insert(id, Moments { first, second });
         Param::from_mapped_value(id, Tensor::from_inner(tensor).require_grad(), mapper)
