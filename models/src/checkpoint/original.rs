@@ -156,6 +156,10 @@ fn transformer(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
             "absolute_posemb_initfromsine had no effect in the original (its table was overwritten) and has none here",
         );
     }
+    // Options of other schemes have no meaning.
+    let is = |scheme: &str| positional_embedding.name() == scheme;
+    let of = |scheme, field| if is(scheme) { f.get::<usize>(field) } else { Ok(None) };
+    let number = |scheme, field| if is(scheme) { f.get::<f64>(field) } else { Ok(None) };
     Ok(ModelConfig::Transformer(TransformerConfig {
         hidden_size: f.required("hidden_size")?,
         num_layers: f.required("num_hidden_layers")?,
@@ -166,14 +170,14 @@ fn transformer(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
         max_position_embeddings,
         absolute_freeze: f.flag("absolute_posemb_freeze")? && positional_embedding == PositionalEmbedding::Absolute,
         absolute_init: AbsoluteInit::Normal,
-        t5_buckets: f.get("num_buckets")?.unwrap_or(default.t5_buckets),
-        t5_max_distance: f.get("max_distance")?.unwrap_or(default.t5_max_distance),
-        fire_width: f.get("fire_mlp_width")?.unwrap_or(default.fire_width),
-        fire_init_c: f.get("fire_init_c")?.unwrap_or(default.fire_init_c),
-        fire_init_length: f.get("fire_init_L")?.unwrap_or(default.fire_init_length),
-        cope_positions: f.get("cope_npos")?.unwrap_or(default.cope_positions),
-        ssmax_init: f.get("ssmax_init")?.unwrap_or(default.ssmax_init),
-        logn_clip_train_length: f.get("logn_train_len")?.unwrap_or(default.logn_clip_train_length),
+        t5_buckets: of("t5", "num_buckets")?.unwrap_or(default.t5_buckets),
+        t5_max_distance: of("t5", "max_distance")?.unwrap_or(default.t5_max_distance),
+        fire_width: of("fire", "fire_mlp_width")?.unwrap_or(default.fire_width),
+        fire_init_c: number("fire", "fire_init_c")?.unwrap_or(default.fire_init_c),
+        fire_init_length: number("fire", "fire_init_L")?.unwrap_or(default.fire_init_length),
+        cope_positions: of("cope", "cope_npos")?.unwrap_or(default.cope_positions),
+        ssmax_init: number("ssmax", "ssmax_init")?.unwrap_or(default.ssmax_init),
+        logn_clip_train_length: of("logn_clip", "logn_train_len")?.unwrap_or(default.logn_clip_train_length),
         attention_windows: f.get("attention_windows")?.unwrap_or_default(),
         scale_attn_weights: f.get("scale_attn_weights")?.unwrap_or(true),
         scale_attn_by_inverse_layer_idx: f.get("scale_attn_by_inverse_layer_idx")?.unwrap_or(true),
