@@ -221,6 +221,7 @@ const FLOAT64: Tolerance = Tolerance { logits: 1e-12, relative: 1e-7 };
 macro_rules! parity {
     ($($name:ident)*) => {
         $(#[test]
+        #[allow(non_snake_case)] // as the folders are called
         fn $name() {
             reference::parity::check::<Training>(stringify!($name), &device(), &FLOAT64);
         })*

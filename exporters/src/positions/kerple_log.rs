@@ -13,7 +13,7 @@ impl Scheme for KerpleLog {
         let shape = [config.num_heads, 1, 1];
         g.scope("rpe", |g| {
             let mut parameter = |name: &str, changed: &str, sign: f32| {
-                let values = g.weight(name, &shape)?.values.iter().map(|x| sign * x.max(LEAST));
+                let values = g.weight(name, &shape)?.values.iter().map(|x| sign * x.max(LEAST as f32));
                 let values: Vec<f32> = values.collect();
                 Ok::<_, ExportError>(g.constant(changed, &shape, &values))
             };

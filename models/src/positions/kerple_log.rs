@@ -11,7 +11,7 @@ use burn::prelude::*;
 
 /// The least that p and a can be. The published code sets smaller ones to it before it uses them; the gradient does not
 /// notice.
-pub const LEAST: f32 = 0.01;
+pub const LEAST: f64 = 0.01;
 
 /// See the [module documentation](self).
 #[derive(Module, Debug)]
@@ -31,7 +31,7 @@ impl<B: Backend> Scheme<B> for KerpleLog<B> {
     const INPUT: Input = Input::None;
 
     fn parameter_group(_name: &str) -> ParameterGroup {
-        ParameterGroup { least: LEAST.into(), ..ParameterGroup::UNDECAYED }
+        ParameterGroup { least: LEAST, ..ParameterGroup::UNDECAYED }
     }
 
     /// p uniform on 0 … 2, a on 0 … 1.

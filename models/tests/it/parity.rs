@@ -6,6 +6,7 @@ use burn::backend::Autodiff;
 macro_rules! parity {
     ($($name:ident)*) => {
         $(#[test]
+        #[allow(non_snake_case)] // as the folders are called
         fn $name() {
             reference::parity::check::<Autodiff<models::Cpu>>(stringify!($name), &Default::default(), &reference::parity::FLOAT32);
         })*

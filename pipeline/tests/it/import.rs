@@ -131,7 +131,7 @@ fn a_model_without_a_task_is_imported_with_its_tokens() {
     fs::copy(fixture("rnn/model.safetensors"), folder.join("model.safetensors")).unwrap();
     let imported = import(dir.path(), "original");
     let handle = imported["handle"].as_str().unwrap();
-    assert!(imported["task"].as_str().unwrap().starts_with("dataset,vocab=[\"0\", \"1\","), "{imported}");
+    assert!(imported["task"].as_str().unwrap().starts_with("dataset,vocab=[\"0\",\"1\","), "{imported}");
     ok(dir.path(), &["export", "--handle", handle]);
     fails(dir.path(), &["eval", "--handle", handle, "--lengths", "1..9"], 1, &["no examples", "--task", "--split"]);
     let task = "counting_samesymbol_mod10bos";
