@@ -15,7 +15,7 @@ impl Scheme for Cope {
         g.scope("cope", |g| {
             let weight = g.weight("pos_emb", &[1, shape[0], shape[1]])?;
             let vectors = g.factor("pos_emb", &shape, &weight.values);
-            Ok(Score::Content(Box::new(Counted { vectors, last: (shape[1] - 1) as f32 })))
+            Ok(Score::Content(Box::new(Counted { vectors, last: shape[1] as i64 - 1 })))
         })
     }
 }
@@ -24,7 +24,7 @@ struct Counted {
     /// `[head_dim, positions]`.
     vectors: Value,
     /// The last position.
-    last: f32,
+    last: i64,
 }
 
 impl ContentBias for Counted {
@@ -33,20 +33,25 @@ impl ContentBias for Counted {
             // The mask is the lowest float at keys that cannot be seen: their gates are 0.
             let logits = g.add(scores, mask);
             let gates = g.sigmoid(&logits); // [batch, heads, query, key]
+            // In 64 bits: the rounding of many single steps would be seen.
+            let gates = g.cast(&gates, DataType::Double);
             let key_axis = g.scalar("key_axis", 3i64);
             let position = g.node("CumSum", &[&gates, &key_axis], &[("reverse", Int(1))]);
             let last = g.scalar("last", self.last);
-            let position = g.node("Min", &[&position, &last], &[]);
+            let most = g.cast(&last, DataType::Double);
+            let position = g.node("Min", &[&position, &most], &[]);
+            let low = g.cast(&position, DataType::Int64);
+            let whole = g.cast(&low, DataType::Double);
+            let part = g.sub(&position, &whole);
+            let part = g.cast(&part, DataType::Float);
+            let next = g.scalar("next", 1i64);
+            let high = g.add(&low, &next);
+            let high = g.node("Min", &[&high, &last], &[]);
             let q = g.narrow(q);
             let by_position = g.matmul(&q, &self.vectors);
             let by_position = g.widen(&by_position); // [batch, heads, query, positions]
-            let low = g.node("Floor", &[&position], &[]);
-            let high = g.node("Ceil", &[&position], &[]);
-            let part = g.sub(&position, &low);
-            let [at_low, at_high] = [low, high].map(|whole| {
-                let whole = g.cast(&whole, DataType::Int64);
-                g.node("GatherElements", &[&by_position, &whole], &[("axis", Int(3))])
-            });
+            let [at_low, at_high] =
+                [low, high].map(|whole| g.node("GatherElements", &[&by_position, &whole], &[("axis", Int(3))]));
             let one = g.scalar("one", 1f32);
             let rest = g.sub(&one, &part);
             let at_low = g.mul(&at_low, &rest);

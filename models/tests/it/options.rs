@@ -201,7 +201,8 @@ fn training_changes_every_parameter_but_the_frozen_ones() {
         }
         let frozen_table = matches!(&config, ModelConfig::Transformer(c) if c.absolute_freeze);
         for ((name, before), (_, after)) in before.iter().zip(Weights::of(&model).unwrap().iter()) {
-            let frozen = name == "sine.pe" || name.ends_with("weight_freeze") || name == "wpe.weight" && frozen_table;
+            let frozen = ["sine.pe", "weight_freeze", "fire.init_L"].iter().any(|end| name.ends_with(end))
+                || name == "wpe.weight" && frozen_table;
             assert_eq!(before == after, frozen, "{config:?}: {name}");
         }
     }

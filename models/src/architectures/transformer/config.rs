@@ -254,7 +254,7 @@ impl Architecture for TransformerConfig {
             Self { scale_attn_weights: false, scale_attn_by_inverse_layer_idx: false, ..rotary.clone() },
             Self { attention_windows: vec![3, 0], ..rotary.clone() },
             Self {
-                attention_windows: vec![1, 4],
+                attention_windows: vec![1, 0],
                 positional_embedding: PositionalEmbedding::Cope,
                 attn_pdrop: 0.1,
                 ..rotary.clone()
@@ -319,7 +319,10 @@ impl TransformerConfig {
             ("logn_clip_train_length", self.logn_clip_train_length == default.logn_clip_train_length),
         ];
         let positions = self.positional_embedding.name();
-        let is_own = |key: &str| key.strip_prefix(positions).is_some_and(|rest| rest.starts_with('_'));
+        let is_of = |key: &str, scheme: &str| key.strip_prefix(scheme).is_some_and(|rest| rest.starts_with('_'));
+        // Of `logn` and `logn_clip`, `logn_clip_train_length` is the latter's.
+        let schemes = |key: &'static str| PositionalEmbedding::ALL.iter().filter(move |s| is_of(key, s.name()));
+        let is_own = |key| schemes(key).max_by_key(|s| s.name().len()) == Some(&self.positional_embedding);
         match keys.into_iter().find(|(key, is_default)| !(*is_default || is_own(key))) {
             Some((key, _)) => {
                 let reason = format!("is of another positional_embedding than `{positions}`, where it changes nothing");

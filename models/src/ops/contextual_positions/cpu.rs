@@ -61,14 +61,15 @@ impl Query<'_> {
 
     /// Calls `at` with the place of every key up to the query, the last key first.
     fn walk(&self, mut at: impl FnMut(usize, Place)) {
-        let last = (self.by_position.len() - 1) as f32;
-        let mut sum = 0.0;
+        let last = self.by_position.len() - 1;
+        let mut sum = 0.0f64; // the rounding of many single steps would be seen
         for key in (0..=self.query).rev() {
-            sum += self.gates[key] * self.sees(key);
-            let position = sum.min(last);
-            let low = position.floor();
-            let (whole, part) = (low as usize, position - low);
-            at(key, Place { low: whole, high: whole + usize::from(part > 0.0), part, counted: sum <= last });
+            sum += f64::from(self.gates[key] * self.sees(key));
+            let position = sum.min(last as f64);
+            let low = position as usize;
+            let part = (position - low as f64) as f32;
+            let high = low + usize::from(position > low as f64);
+            at(key, Place { low, high, part, counted: sum <= last as f64 });
         }
     }
 
@@ -84,7 +85,7 @@ impl Query<'_> {
         self.walk(|key, Place { low, high, part, counted }| {
             de[low] += dy[key] * (1.0 - part);
             de[high] += dy[key] * part;
-            // of the position, for now; burn's ceiling is the floor at whole numbers
+            // of the position, for now
             dlogits[key] = if counted { dy[key] * (e[high] - e[low]) } else { 0.0 };
         });
         let mut sum = 0.0; // a gate moves the positions of all keys up to its own
