@@ -5,6 +5,7 @@ use crate::graph::{GraphBuilder, Value};
 use crate::onnx::tensor_proto::DataType;
 use crate::positions::Score;
 use crate::{ExportError, Target};
+use models::transformer::OUTSIDE_WINDOW;
 
 /// Queries that [`Form::Blocks`] takes at once: their scores against 1000 keys stay in a core's cache.
 const BLOCK: i64 = 64;
@@ -137,7 +138,7 @@ impl Attention {
                 let attended = parts.iter().map(|Part { start, end, query, key, added }| {
                     let [q, k, v] = [(q, start, 2), (k, &zero, 3), (v, &zero, 2)]
                         .map(|(x, start, axis)| slice(g, x, start, end, axis));
-                    weighted_sum(g, [&q, &k, &v], added, own, [query, key]) // [batch, heads, query, head_dim]
+                    weighted_sum(g, [&q, &k, &v], added, (&self.terms, own), [query, key]) // [batch, heads, query, head_dim]
                 });
                 let attended: Vec<Value> = attended.collect();
                 let y = g.concat(&attended.iter().collect::<Vec<_>>(), 2);
@@ -179,7 +180,7 @@ impl Blocks {
             let step = g.constant("steps", &[BLOCK as usize], &(0..BLOCK).collect::<Vec<_>>());
             let query = g.add(&start, &step); // [query]
             let added = terms.added(g, &query, &key, &hidden);
-            Ok(([], [weighted_sum(g, [&q, &k, &v], &added, own, [&query, &key])]))
+            Ok(([], [weighted_sum(g, [&q, &k, &v], &added, (terms, own), [&query, &key])]))
         })?;
         Ok(y)
     }
@@ -214,23 +215,23 @@ fn weighted_sum(
     g: &mut GraphBuilder<'_>,
     [q, k, v]: [&Value; 3],
     added: &Value,
-    own: &Score,
+    (terms, own): (&Terms, &Score),
     [query, key]: [&Value; 2],
 ) -> Value {
     let scores = g.matmul(q, k); // [batch, heads, query, key]
-    let own = match own {
-        Score::Bias(bias) => {
-            let query = column(g, query);
-            Some(bias.between(g, &query, key))
-        }
-        Score::Content(content) => Some(content.bias(g, q, &scores, added)),
-        Score::Nothing | Score::Rotation(_) | Score::Factor(_) => None,
-    };
-    let scores = match own {
-        Some(own) => g.add(&scores, &own),
-        None => scores,
-    };
-    let scores = g.add(&scores, added);
+    let mut sum = scores.clone();
+    for (score, is_own) in [(own, true), (&terms.score, false)] {
+        let bias = match score {
+            Score::Bias(bias) if is_own => {
+                let query = column(g, query);
+                bias.between(g, &query, key)
+            }
+            Score::Content(content) => content.bias(g, q, &scores, added),
+            _ => continue, // in the queries and keys, or among what is added
+        };
+        sum = g.add(&sum, &bias);
+    }
+    let scores = g.add(&sum, added);
     let attended = g.node("Softmax", &[&scores], &[("axis", Int(-1))]);
     g.matmul(&attended, v)
 }
@@ -254,7 +255,6 @@ impl Terms {
         let future = g.node("Greater", &[key, &query], &[]); // [query, key]
         let (lowest, nothing) = (g.scalar("lowest", f32::MIN), g.scalar("nothing", 0f32));
         let future = g.choose(&future, &lowest, &nothing);
-        let lowest_float = lowest.clone();
         let hides = if self.visible.identity {
             let itself = g.node("Equal", &[key, &query], &[]);
             g.choose(&itself, &nothing, &lowest) // [query, key]
@@ -264,7 +264,7 @@ impl Terms {
         let hidden = g.mul(hidden, &hides); // [batch, 1, 1 or query, key]
         let mask = g.add(&future, &hidden); // [batch, 1, query, key]
         let mask = if self.visible.windows.iter().any(|window| *window > 0) {
-            let past = self.past(g, &query, key, [&lowest_float, &nothing]); // [heads, query, key]
+            let past = self.past(g, &query, key); // [heads, query, key]
             g.add(&mask, &past)
         } else {
             mask
@@ -278,13 +278,14 @@ impl Terms {
         }
     }
 
-    /// The lowest float where a key lies before the window of a head, `[heads, query, key]`.
-    fn past(&self, g: &mut GraphBuilder<'_>, query: &Value, key: &Value, [lowest, nothing]: [&Value; 2]) -> Value {
+    /// A very low number where a key lies before the window of a head, `[heads, query, key]`.
+    fn past(&self, g: &mut GraphBuilder<'_>, query: &Value, key: &Value) -> Value {
         let all = i64::MAX;
         let windows: Vec<i64> = self.visible.windows.iter().map(|w| if *w == 0 { all } else { *w as i64 }).collect();
         let windows = g.constant("windows", &[windows.len(), 1, 1], &windows);
+        let (outside, inside) = (g.scalar("outside", OUTSIDE_WINDOW), g.scalar("inside", 0f32));
         let distance = g.sub(query, key); // [query, key]
         let past = g.node("GreaterOrEqual", &[&distance, &windows], &[]);
-        g.choose(&past, lowest, nothing)
+        g.choose(&past, &outside, &inside)
     }
 }

@@ -115,6 +115,10 @@ impl Default for TransformerConfig {
     }
 }
 
+/// Added to the scores of keys outside of a head's window. It is higher than the mask of padding, so that a query whose
+/// window has padding alone attends evenly to the keys before it, and never to later ones.
+pub const OUTSIDE_WINDOW: f32 = -1e30;
+
 /// The usual ε of a LayerNorm.
 pub const LAYER_NORM_EPSILON: f64 = 1e-5;
 

@@ -7,7 +7,7 @@
 mod config;
 
 pub use crate::positions::{FREQUENCY_BASE, PositionalEmbedding};
-pub use config::{AbsoluteInit, LAYER_NORM_EPSILON, TransformerConfig};
+pub use config::{AbsoluteInit, LAYER_NORM_EPSILON, OUTSIDE_WINDOW, TransformerConfig};
 
 use crate::architecture::Architecture;
 use crate::error::InputError;
@@ -183,14 +183,14 @@ impl<B: SequenceOps> Attention<B> {
     }
 }
 
-/// A bias of the scores, `[1, heads, query, key]`: the lowest 32-bit float where the key lies outside of the head's
-/// window, else 0. `None` where no head has one.
+/// A bias of the scores, `[1, heads, query, key]`: [`OUTSIDE_WINDOW`] where the key lies outside of the head's window,
+/// else 0. `None` where no head has one.
 fn windows<B: SequenceOps>(config: &TransformerConfig, places: &Places<B>) -> Option<Tensor<B, 4>> {
     let (windows, seq) = (&config.attention_windows, places.seq());
     if windows.iter().all(|window| *window == 0 || *window >= seq) {
         return None;
     }
-    let hides = |window: usize, distance: usize| if window > 0 && distance >= window { f32::MIN } else { 0.0 };
+    let hides = |window: usize, distance: usize| if window > 0 && distance >= window { OUTSIDE_WINDOW } else { 0.0 };
     let of_head = |window: &usize| (0..seq).map(|distance| hides(*window, distance)).collect::<Vec<f32>>();
     let values = windows.iter().flat_map(of_head).collect();
     let values = TensorData::new(values, [windows.len(), seq]);

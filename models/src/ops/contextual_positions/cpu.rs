@@ -89,12 +89,12 @@ impl Query<'_> {
             dlogits[key] = if counted { dy[key] * (e[high] - e[low]) } else { 0.0 };
         });
         let mut sum = 0.0; // a gate moves the positions of all keys up to its own
-        for key in 0..=self.query {
-            let gate = self.gates[key];
-            sum += dlogits[key];
-            dlogits[key] = sum * gate * (1.0 - gate) * self.sees(key);
+        let (visible, future) = dlogits.split_at_mut(self.query + 1);
+        for (key, (d, gate)) in visible.iter_mut().zip(self.gates).enumerate() {
+            sum += *d;
+            *d = sum * gate * (1.0 - gate) * self.sees(key);
         }
-        dlogits[self.query + 1..].fill(0.0);
+        future.fill(0.0);
     }
 }
 
