@@ -5,6 +5,7 @@ use crate::graph::{GraphBuilder, Value};
 use crate::onnx::tensor_proto::DataType;
 use crate::positions::Score;
 use crate::{ExportError, Target};
+use models::transformer::OUTSIDE_WINDOW;
 
 /// Queries that [`Form::Blocks`] takes at once: their scores against 1000 keys stay in a core's cache.
 const BLOCK: i64 = 64;
@@ -20,10 +21,17 @@ pub(crate) struct Attention {
 
 /// The terms of the scores beside the scaled product of queries and keys: stated here for every form.
 struct Terms {
-    /// The effect of positions on the scores.
+    /// The effect of positions on the scores of all layers.
     score: Score,
+    visible: Visible,
+}
+
+/// Which keys a query sees, besides what the padding mask says.
+pub(crate) struct Visible {
     /// Whether no query is hidden from itself.
-    identity: bool,
+    pub(crate) identity: bool,
+    /// How many keys, up to the query's own, each head sees; 0 is all of them. Empty where that is true of all heads.
+    pub(crate) windows: Vec<usize>,
 }
 
 /// How attention is computed.
@@ -41,6 +49,10 @@ struct Part {
     start: Value,
     /// One past the last query, `[1]`.
     end: Value,
+    /// The index of every query, `[query]`.
+    query: Value,
+    /// The index of every key up to the last query, `[key]`.
+    key: Value,
     /// Added to the scores, `[batch, 1 or heads, query, key]`.
     added: Value,
 }
@@ -60,16 +72,16 @@ struct Blocks {
 }
 
 impl Attention {
-    /// Adds the nodes that all layers share. Keys where `attention_mask` is 0 are hidden; with `identity`, no query is
-    /// hidden from itself.
+    /// Adds the nodes that all layers share. Keys where `attention_mask` is 0 are hidden, and those that are not
+    /// `visible`.
     pub(crate) fn new(
         g: &mut GraphBuilder<'_>,
         ids: &Value,
         attention_mask: &Value,
-        identity: bool,
+        visible: Visible,
         score: Score,
     ) -> Self {
-        let terms = Terms { score, identity };
+        let terms = Terms { score, visible };
         let form = g.scope("mask", |g| {
             let (zero, one) = (g.scalar("zero", 0i64), g.scalar("one", 1i64));
             let seq = g.sizes(ids, 1..2);
@@ -95,30 +107,38 @@ impl Attention {
         Self { terms, form }
     }
 
-    /// Queries and keys `[batch, heads, seq, head_dim]` as positions turn them.
-    pub(crate) fn turned(&self, g: &mut GraphBuilder<'_>, [q, k]: [Value; 2]) -> [Value; 2] {
-        match &self.terms.score {
-            Score::Rotation(rotation) => [rotation.apply(g, q), rotation.apply(g, k)],
-            Score::Nothing | Score::Bias(_) => [q, k],
+    /// Queries and keys `[batch, heads, seq, head_dim]` as positions turn and scale them; `own` is the effect on this
+    /// layer alone.
+    pub(crate) fn turned(&self, g: &mut GraphBuilder<'_>, [q, k]: [Value; 2], own: &Score) -> [Value; 2] {
+        let mut turned = [q, k];
+        for score in [&self.terms.score, own] {
+            let [q, k] = turned;
+            turned = match score {
+                Score::Rotation(rotation) => [rotation.apply(g, q), rotation.apply(g, k)],
+                Score::Factor(factor) => [g.mul(&q, factor), k],
+                Score::Nothing | Score::Bias(_) | Score::Content(_) => [q, k],
+            };
         }
+        turned
     }
 
     /// softmax(q·kᵀ + terms)·v per head: `q` (scaled) and `v` `[batch, heads, seq, head_dim]`, `k`
-    /// `[batch, heads, head_dim, seq]` → `[batch, seq, hidden]`.
+    /// `[batch, heads, head_dim, seq]` → `[batch, seq, hidden]`. `own` is the effect of positions on this layer alone.
     pub(crate) fn attend(
         &self,
         g: &mut GraphBuilder<'_>,
         [q, k, v]: [&Value; 3],
         [heads, head_dim]: [usize; 2],
+        own: &Score,
     ) -> Result<Value, ExportError> {
         let merged = g.list("merged", &[0, -1, (heads * head_dim) as i64]); // 0 keeps an axis as it is
         match &self.form {
             Form::Parts(parts) => {
                 let zero = g.list("zero", &[0]);
-                let attended = parts.iter().map(|Part { start, end, added }| {
+                let attended = parts.iter().map(|Part { start, end, query, key, added }| {
                     let [q, k, v] = [(q, start, 2), (k, &zero, 3), (v, &zero, 2)]
                         .map(|(x, start, axis)| slice(g, x, start, end, axis));
-                    weighted_sum(g, &q, &k, &v, added) // [batch, heads, query, head_dim]
+                    weighted_sum(g, [&q, &k, &v], added, (&self.terms, own), [query, key]) // [batch, heads, query, head_dim]
                 });
                 let attended: Vec<Value> = attended.collect();
                 let y = g.concat(&attended.iter().collect::<Vec<_>>(), 2);
@@ -126,7 +146,7 @@ impl Attention {
                 Ok(g.reshape(&y, &merged))
             }
             Form::Blocks(blocks) => {
-                let y = blocks.attend(g, &self.terms, [q, k, v], [heads, head_dim])?; // [blocks, batch, heads, query, head_dim]
+                let y = blocks.attend(g, &self.terms, [q, k, v], [heads, head_dim], own)?; // [blocks, batch, heads, query, head_dim]
                 let y = g.transpose(&y, &[1, 0, 3, 2, 4]);
                 let y = g.reshape(&y, &merged);
                 let (zero, time_axis) = (g.list("zero", &[0]), g.list("time_axis", &[1]));
@@ -143,6 +163,7 @@ impl Blocks {
         terms: &Terms,
         [q, k, v]: [&Value; 3],
         [heads, head_dim]: [usize; 2],
+        own: &Score,
     ) -> Result<Value, ExportError> {
         let time_axis = g.list("query_axis", &[2]);
         let q = g.node("Pad", &[q, &self.pads, &Value::none(), &time_axis], &[]);
@@ -159,7 +180,7 @@ impl Blocks {
             let step = g.constant("steps", &[BLOCK as usize], &(0..BLOCK).collect::<Vec<_>>());
             let query = g.add(&start, &step); // [query]
             let added = terms.added(g, &query, &key, &hidden);
-            Ok(([], [weighted_sum(g, &q, &k, &v, &added)]))
+            Ok(([], [weighted_sum(g, [&q, &k, &v], &added, (terms, own), [&query, &key])]))
         })?;
         Ok(y)
     }
@@ -178,7 +199,7 @@ fn parts(g: &mut GraphBuilder<'_>, seq: &Value, key: &Value, hidden: &Value, ter
         let query = slice(g, key, &start, &end, 0);
         let (key, hidden) = (slice(g, key, &zero, &end, 0), slice(g, hidden, &zero, &end, 3));
         let added = terms.added(g, &query, &key, &hidden);
-        Part { start: std::mem::replace(&mut start, end.clone()), end, added }
+        Part { start: std::mem::replace(&mut start, end.clone()), end, query, key, added }
     });
     parts.collect()
 }
@@ -189,11 +210,36 @@ fn slice(g: &mut GraphBuilder<'_>, x: &Value, start: &Value, end: &Value, axis: 
     g.slice(x, [start, end], &axis)
 }
 
-fn weighted_sum(g: &mut GraphBuilder<'_>, q: &Value, k: &Value, v: &Value, added: &Value) -> Value {
+/// The values as some queries see them. `added` is that of [`Terms::added`]; `query` and `key` are indices.
+fn weighted_sum(
+    g: &mut GraphBuilder<'_>,
+    [q, k, v]: [&Value; 3],
+    added: &Value,
+    (terms, own): (&Terms, &Score),
+    [query, key]: [&Value; 2],
+) -> Value {
     let scores = g.matmul(q, k); // [batch, heads, query, key]
-    let scores = g.add(&scores, added);
+    let mut sum = scores.clone();
+    for (score, is_own) in [(own, true), (&terms.score, false)] {
+        let bias = match score {
+            Score::Bias(bias) if is_own => {
+                let query = column(g, query);
+                bias.between(g, &query, key)
+            }
+            Score::Content(content) => content.bias(g, q, &scores, added),
+            _ => continue, // in the queries and keys, or among what is added
+        };
+        sum = g.add(&sum, &bias);
+    }
+    let scores = g.add(&sum, added);
     let attended = g.node("Softmax", &[&scores], &[("axis", Int(-1))]);
     g.matmul(&attended, v)
+}
+
+/// `[n]` → `[n, 1]`.
+fn column(g: &mut GraphBuilder<'_>, x: &Value) -> Value {
+    let last_axis = g.list("last_axis", &[1]);
+    g.unsqueeze(x, &last_axis)
 }
 
 impl Terms {
@@ -205,12 +251,11 @@ impl Terms {
     /// the same to the last bit: a score is far too small to change the lowest float, and it costs one operation per
     /// layer.
     fn added(&self, g: &mut GraphBuilder<'_>, query: &Value, key: &Value, hidden: &Value) -> Value {
-        let last_axis = g.list("last_axis", &[1]);
-        let query = g.unsqueeze(query, &last_axis); // [query, 1]
+        let query = column(g, query); // [query, 1]
         let future = g.node("Greater", &[key, &query], &[]); // [query, key]
         let (lowest, nothing) = (g.scalar("lowest", f32::MIN), g.scalar("nothing", 0f32));
         let future = g.choose(&future, &lowest, &nothing);
-        let hides = if self.identity {
+        let hides = if self.visible.identity {
             let itself = g.node("Equal", &[key, &query], &[]);
             g.choose(&itself, &nothing, &lowest) // [query, key]
         } else {
@@ -218,12 +263,29 @@ impl Terms {
         };
         let hidden = g.mul(hidden, &hides); // [batch, 1, 1 or query, key]
         let mask = g.add(&future, &hidden); // [batch, 1, query, key]
+        let mask = if self.visible.windows.iter().any(|window| *window > 0) {
+            let past = self.past(g, &query, key); // [heads, query, key]
+            g.add(&mask, &past)
+        } else {
+            mask
+        };
         match &self.score {
             Score::Bias(bias) => {
                 let bias = bias.between(g, &query, key); // [heads, query, key]
                 g.add(&mask, &bias)
             }
-            Score::Nothing | Score::Rotation(_) => mask,
+            Score::Nothing | Score::Rotation(_) | Score::Factor(_) | Score::Content(_) => mask,
         }
+    }
+
+    /// A very low number where a key lies before the window of a head, `[heads, query, key]`.
+    fn past(&self, g: &mut GraphBuilder<'_>, query: &Value, key: &Value) -> Value {
+        let all = i64::MAX;
+        let windows: Vec<i64> = self.visible.windows.iter().map(|w| if *w == 0 { all } else { *w as i64 }).collect();
+        let windows = g.constant("windows", &[windows.len(), 1, 1], &windows);
+        let (outside, inside) = (g.scalar("outside", OUTSIDE_WINDOW), g.scalar("inside", 0f32));
+        let distance = g.sub(query, key); // [query, key]
+        let past = g.node("GreaterOrEqual", &[&distance, &windows], &[]);
+        g.choose(&past, &outside, &inside)
     }
 }

@@ -38,6 +38,13 @@ macro_rules! positions {
             Rope rope Rope "RoPE";
             Scalar scalar Scalar "scalar";
             Alibi alibi Alibi "ALiBi";
+            T5 t5 T5 "T5 bias";
+            KerpleLog kerple_log KerpleLog "KERPLE";
+            Fire fire Fire "FIRE";
+            Cope cope Cope "CoPE";
+            Ssmax ssmax Ssmax "SSMax";
+            Logn logn Logn "log n";
+            LognClip logn_clip LognClip "log n, clipped";
         }
     };
 }

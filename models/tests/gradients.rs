@@ -12,7 +12,9 @@ use burn::tensor::{FloatDType, IntDType, TensorData, set_default_dtypes};
 use common::{Training, random};
 use models::Cpu;
 use models::ops::attention::{self, AttentionOptions, KeyMask};
+use models::ops::by_distance::ByDistanceOp;
 use models::ops::causal_convolution::CausalConvolutionOp;
+use models::ops::contextual_positions::ContextualPositionsOp;
 use models::ops::recurrent::{RecurrentOps, RecurrentWeights};
 use models::ops::s4_kernel::{S4Kernel, S4KernelOp};
 use models::ops::scan::{SelectiveScan, SelectiveScanOp};
@@ -112,6 +114,38 @@ fn causal_attention() {
 }
 
 #[test]
+fn by_distance() {
+    for (heads, seq) in SHAPES {
+        check_gradient(&format!("by_distance, {heads} × {seq}"), &[random(heads * seq, 1.0, 0)], |a| {
+            Training::by_distance(a[0].clone().reshape([heads, seq])).reshape([-1])
+        });
+    }
+}
+
+#[test]
+fn contextual_positions() {
+    let heads = 2;
+    // The last position is reached in the longer sequences, or never.
+    for ((batch, seq), positions) in SHAPES.into_iter().flat_map(|shape| [(shape, 1), (shape, 3), (shape, 9)]) {
+        let hidden: Vec<f64> = (0..batch * seq).map(|i| if i % seq % 3 == 1 { 0.0 } else { 1.0 }).collect();
+        for identity in [None, Some(false), Some(true)] {
+            let what = format!("contextual_positions, {batch} × {seq}, {positions} positions, identity {identity:?}");
+            let rows = batch * heads * seq;
+            let arguments = [random(rows * seq, 1.0, 0), random(rows * positions, 1.0, 1)];
+            check_gradient(&what, &arguments, |a| {
+                let mask = identity.map(|identity| {
+                    let keys = Flat::from_data(TensorData::from(&hidden[..]), &device()).reshape([batch, seq]);
+                    KeyMask { keys, identity }
+                });
+                let logits = a[0].clone().reshape([batch, heads, seq, seq]);
+                let by_position = a[1].clone().reshape([batch, heads, seq, positions]);
+                Training::contextual_positions(logits, by_position, mask.as_ref()).reshape([-1])
+            });
+        }
+    }
+}
+
+#[test]
 fn s4_kernel() {
     let (hidden, modes) = (2, 2);
     let pairs = hidden * modes * 2;
@@ -187,6 +221,7 @@ const FLOAT64: Tolerance = Tolerance { logits: 1e-12, relative: 1e-7 };
 macro_rules! parity {
     ($($name:ident)*) => {
         $(#[test]
+        #[allow(non_snake_case)] // as the folders are called
         fn $name() {
             reference::parity::check::<Training>(stringify!($name), &device(), &FLOAT64);
         })*
@@ -198,6 +233,10 @@ parity! {
     rwkv5 rwkv5_x052 rwkv5_bf16ckpt
     transformer_nope transformer_ape_shift transformer_sinusoidal_shift transformer_rope_shift transformer_spe
     transformer_padhelper_rope
+    transformer_alibi transformer_t5 transformer_kerple transformer_fire transformer_cope transformer_ssmax
+    transformer_fire_L64 transformer_kerple_clamped transformer_cope_npos8 transformer_logn transformer_logn_clip
+    options_alibi options_t5 options_kerple options_fire options_cope options_ssmax options_logn options_logn_clip
+    options_windows
     options_absolute_frozen options_identity options_tied options_null options_scales
     options_rnn_tied options_rnn_null options_lstm_tied options_lstm_null
 }

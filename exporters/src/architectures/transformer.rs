@@ -1,7 +1,7 @@
 //! Causal Transformer: pre-norm blocks with a ReLU MLP. The counterpart of `models::transformer`.
 
 use crate::ExportError;
-use crate::attention::Attention;
+use crate::attention::{Attention, Visible};
 use crate::graph::Attribute::Int;
 use crate::graph::{BATCH, GraphBuilder, SEQ, Value};
 use crate::layers::{
@@ -9,7 +9,7 @@ use crate::layers::{
     token_table,
 };
 use crate::onnx::tensor_proto::DataType;
-use crate::positions;
+use crate::positions::{self, Places, Score};
 use models::transformer::TransformerConfig;
 
 pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuilder<'_>) -> Result<(), ExportError> {
@@ -17,12 +17,14 @@ pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuild
     let ids = input_ids(g); // [batch, seq]
     let attention_mask =
         g.input("attention_mask", "0 at tokens that attention must not see", DataType::Int64, &[BATCH, SEQ]);
-    let positions = positions::input(g, config);
-    let score = positions::score(g, config, &positions)?;
-    let attend = Attention::new(g, &ids, &attention_mask, config.must_attend_to_identity, score);
+    let places = Places { ids: ids.clone(), positions: positions::input(g, config) };
+    let is_shared = !config.positional_embedding.per_layer();
+    let score = if is_shared { positions::score(g, config, &places)? } else { Score::Nothing };
+    let visible = Visible { identity: config.must_attend_to_identity, windows: config.attention_windows.clone() };
+    let attend = Attention::new(g, &ids, &attention_mask, visible, score);
     let width = config.embedding_size();
     let x = token_embedding(g, "wte", &ids, [vocab, width], config.freeze_null_embedding)?; // [batch, seq, width]
-    let placed = positions::embed(g, config, &x, &positions)?; // [batch, seq, hidden]
+    let placed = positions::embed(g, config, &x, &places.positions)?; // [batch, seq, hidden]
     // Without positions in it, the first block's input has as many values as there are tokens.
     let rows = if placed.is_none() && is_tabular(vocab, hidden) {
         let rows = g.scope("wte", |g| token_table(g, [vocab, width], config.freeze_null_embedding))?;
@@ -34,7 +36,7 @@ pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuild
     for i in 0..config.num_layers {
         let rows = rows.as_deref().filter(|_| i == 0);
         let input = rows.map(|rows| (&ids, rows));
-        x = g.scope(format!("h.{i}"), |g| block(g, config, i, x, input, &attend))?;
+        x = g.scope(format!("h.{i}"), |g| block(g, config, i, x, input, (&attend, &places)))?;
     }
     let x = layer_norm(g, "ln_f", &x, hidden, config.layer_norm_epsilon)?;
     let tied = config.tie_word_embeddings.then_some("wte");
@@ -50,7 +52,7 @@ fn block(
     layer: usize,
     x: Value,
     input: Option<(&Value, &[f64])>,
-    attend: &Attention,
+    (attend, places): (&Attention, &Places),
 ) -> Result<Value, ExportError> {
     let (hidden, epsilon) = (config.hidden_size, config.layer_norm_epsilon);
     let scale = config.attention_scale(layer);
@@ -64,7 +66,11 @@ fn block(
             g.scope("attn", |g| projected(g, &normal, hidden, scale))?
         }
     };
-    let y = g.scope("attn", |g| attention(g, config, qkv, attend))?;
+    let y = g.scope("attn", |g| {
+        let is_own = config.positional_embedding.per_layer();
+        let own = if is_own { positions::score(g, config, places)? } else { Score::Nothing };
+        attention(g, config, qkv, attend, &own)
+    })?;
     let x = g.add(&x, &y);
     let normal = layer_norm(g, "ln_2", &x, hidden, epsilon)?;
     let y = g.scope("mlp", |g| mlp(g, &normal, [hidden, config.mlp_ratio * hidden]))?;
@@ -106,12 +112,13 @@ fn looked_up(
     })
 }
 
-/// softmax(q·kᵀ + bias + mask)·v and the projection behind it.
+/// softmax(q·kᵀ + bias + mask)·v and the projection behind it; `own` is the effect of positions on this layer alone.
 fn attention(
     g: &mut GraphBuilder<'_>,
     config: &TransformerConfig,
     qkv: [Value; 3],
     attend: &Attention,
+    own: &Score,
 ) -> Result<Value, ExportError> {
     let hidden = config.hidden_size;
     // in the shape of a Reshape, 0 keeps an axis as it is
@@ -120,9 +127,9 @@ fn attention(
         let part = g.reshape(&part, &heads);
         g.transpose(&part, &[0, 2, 1, 3]) // [batch, heads, seq, head_dim]
     });
-    let [q, k] = attend.turned(g, [q, k]);
+    let [q, k] = attend.turned(g, [q, k], own);
     let k = g.transpose(&k, &[0, 1, 3, 2]); // [batch, heads, head_dim, seq]
-    let y = attend.attend(g, [&q, &k, &v], [config.num_heads, config.head_dim()])?; // [batch, seq, hidden]
+    let y = attend.attend(g, [&q, &k, &v], [config.num_heads, config.head_dim()], own)?; // [batch, seq, hidden]
     conv1d(g, "c_proj", &y, [hidden, hidden])
 }
 

@@ -1,6 +1,6 @@
 //! A bias that falls with the distance. The counterpart of `models::positions::alibi`.
 
-use super::{Bias, Scheme, Score};
+use super::{Bias, Places, Scheme, Score};
 use crate::ExportError;
 use crate::graph::{GraphBuilder, Value};
 use crate::onnx::tensor_proto::DataType;
@@ -10,7 +10,7 @@ use models::transformer::TransformerConfig;
 pub(super) struct Alibi;
 
 impl Scheme for Alibi {
-    fn score(_g: &mut GraphBuilder<'_>, config: &TransformerConfig, _positions: &Value) -> Result<Score, ExportError> {
+    fn score(_g: &mut GraphBuilder<'_>, config: &TransformerConfig, _places: &Places) -> Result<Score, ExportError> {
         Ok(Score::Bias(Box::new(Slopes(slopes(config.num_heads)))))
     }
 }

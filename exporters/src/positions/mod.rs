@@ -2,10 +2,17 @@
 
 mod absolute;
 mod alibi;
+mod cope;
+mod fire;
+mod kerple_log;
+mod logn;
+mod logn_clip;
 mod none;
 mod rope;
 mod scalar;
 mod sinusoidal;
+mod ssmax;
+mod t5;
 
 use crate::ExportError;
 use crate::graph::{BATCH, GraphBuilder, SEQ, Value};
@@ -14,7 +21,7 @@ use models::positions::Input;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
 use rope::Rotation;
 
-/// The effect of positions on the attention scores, the same in every layer.
+/// The effect of positions on the attention scores of a layer.
 pub(crate) enum Score {
     /// Nothing.
     Nothing,
@@ -22,6 +29,18 @@ pub(crate) enum Score {
     Rotation(Rotation),
     /// A bias is added to the scaled products of queries and keys.
     Bias(Box<dyn Bias>),
+    /// The scaled products are multiplied by `[query, 1]` or `[heads, query, 1]`.
+    Factor(Value),
+    /// A bias as above that depends on queries and keys.
+    Content(Box<dyn ContentBias>),
+}
+
+/// What a scheme may know of the tokens.
+pub(crate) struct Places {
+    /// Token ids `[batch, seq]`, for the length.
+    pub(crate) ids: Value,
+    /// The input `position_ids` `[batch, seq]`, or none.
+    pub(crate) positions: Value,
 }
 
 /// A term of the scores.
@@ -29,6 +48,14 @@ pub(crate) trait Bias {
     /// The bias `[heads, query, key]` between tokens, whose places in the sequence are the integers `query`
     /// `[query, 1]` and `key` `[key]`. Queries and keys may be requested in pieces, also in the body of a loop.
     fn between(&self, g: &mut GraphBuilder<'_>, query: &Value, key: &Value) -> Value;
+}
+
+/// A term of the scores that depends on queries and keys.
+pub(crate) trait ContentBias {
+    /// The bias `[batch, heads, query, key]` of some queries, in the body of a loop perhaps: `q`
+    /// `[batch, heads, query, head_dim]`, scaled; `scores`, the products of these with the keys; `mask`
+    /// `[batch, 1, query, key]`, 0 or a number so low that keys with it are not seen.
+    fn bias(&self, g: &mut GraphBuilder<'_>, q: &Value, scores: &Value, mask: &Value) -> Value;
 }
 
 /// A positional scheme, the counterpart of [`models::positions::Scheme`].
@@ -45,8 +72,9 @@ pub(crate) trait Scheme {
         Ok(None)
     }
 
-    /// Adds the nodes that all layers share.
-    fn score(_g: &mut GraphBuilder<'_>, _config: &TransformerConfig, _positions: &Value) -> Result<Score, ExportError> {
+    /// Adds the nodes that all layers share; or, of a scheme that differs from layer to layer, those of one layer, in the
+    /// module of its attention, where its parameters are.
+    fn score(_g: &mut GraphBuilder<'_>, _config: &TransformerConfig, _places: &Places) -> Result<Score, ExportError> {
         Ok(Score::Nothing)
     }
 }
@@ -69,10 +97,10 @@ macro_rules! schemes {
         pub(crate) fn score(
             g: &mut GraphBuilder<'_>,
             config: &TransformerConfig,
-            positions: &Value,
+            places: &Places,
         ) -> Result<Score, ExportError> {
             match config.positional_embedding {
-                $(PositionalEmbedding::$Variant => $module::$Type::score(g, config, positions),)*
+                $(PositionalEmbedding::$Variant => $module::$Type::score(g, config, places),)*
             }
         }
     };
@@ -88,4 +116,13 @@ pub(crate) fn input(g: &mut GraphBuilder<'_>, config: &TransformerConfig) -> Val
         Input::Scalars => DataType::Float,
     };
     g.input("position_ids", "the position of each token", element, &[BATCH, SEQ])
+}
+
+/// The distances between `query` `[query, 1]` and `key` `[key]`, which are integers, as floats `[query, key]`; never
+/// negative where it counts.
+fn distance(g: &mut GraphBuilder<'_>, query: &Value, key: &Value) -> Value {
+    let distance = g.sub(query, key);
+    let zero = g.scalar("no_distance", 0i64);
+    let distance = g.node("Max", &[&distance, &zero], &[]);
+    g.cast(&distance, DataType::Float)
 }

@@ -1,6 +1,6 @@
 //! Queries and keys are rotated by their position. The counterpart of `models::positions::rope`.
 
-use super::{Scheme, Score};
+use super::{Places, Scheme, Score};
 use crate::ExportError;
 use crate::graph::Attribute::Int;
 use crate::graph::{GraphBuilder, Value};
@@ -10,8 +10,8 @@ use models::transformer::TransformerConfig;
 pub(super) struct Rope;
 
 impl Scheme for Rope {
-    fn score(g: &mut GraphBuilder<'_>, config: &TransformerConfig, positions: &Value) -> Result<Score, ExportError> {
-        Ok(Score::Rotation(Rotation::new(g, positions, &config.inverse_frequencies())))
+    fn score(g: &mut GraphBuilder<'_>, config: &TransformerConfig, places: &Places) -> Result<Score, ExportError> {
+        Ok(Score::Rotation(Rotation::new(g, &places.positions, &config.inverse_frequencies())))
     }
 }
 

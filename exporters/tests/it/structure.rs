@@ -392,3 +392,31 @@ fn the_opset_is_a_choice_within_limits() {
     let error = export(&config, &weights(&config), &info(VOCAB), &options).unwrap_err();
     assert_eq!(error.to_string(), "cannot export the model in opset 12\n  hint: give one of 20 to 23");
 }
+
+/// A bias by distance is requested piece by piece; a table of distances ends where all larger ones are alike.
+#[test]
+fn a_table_of_distances_has_a_column_for_each_that_differs() {
+    let config = TransformerConfig { t5_buckets: 8, t5_max_distance: 64, ..small(PositionalEmbedding::T5) };
+    let graph = graph(&ModelConfig::Transformer(config));
+    let table = "h.0.attn.relative_attention_bias.weight.by_distance";
+    let stored = graph.initializer.iter().find(|tensor| tensor.name() == table).unwrap();
+    assert_eq!(stored.dims, [4, 33], "from distance 32 on, all are in the last bucket");
+}
+
+/// Of a scheme that differs from layer to layer, the nodes are in the attention of each layer.
+#[test]
+fn what_differs_from_layer_to_layer_is_in_the_layers() {
+    for (positions, op, module) in [
+        (PositionalEmbedding::Fire, "Relu", "attn/fire"),
+        (PositionalEmbedding::Cope, "CumSum", "attn/cope"),
+        (PositionalEmbedding::Ssmax, "Log", "attn/ssmax"),
+    ] {
+        let graph = graph(&ModelConfig::Transformer(small(positions)));
+        for layer in 0..2 {
+            let start = format!("/h.{layer}/{module}/{op}");
+            assert!(graph.node.iter().any(|node| node.name().starts_with(&start)), "{start}");
+        }
+    }
+    let shared = graph(&ModelConfig::Transformer(small(PositionalEmbedding::Logn)));
+    assert_eq!(nodes_of(&shared, "Log").len(), 1, "all layers share it");
+}

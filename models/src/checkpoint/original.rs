@@ -143,11 +143,23 @@ fn rwkv(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
 fn transformer(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
     f.only("activation_function", &String::from("relu"))?;
     let positional_embedding = positional_embedding(f)?;
+    let default = TransformerConfig::default();
+    // Only a table has this size; configs without one may leave it out.
+    let has_table = matches!(positional_embedding, PositionalEmbedding::Absolute | PositionalEmbedding::Sinusoidal);
+    let max_position_embeddings = match f.get("max_position_embeddings")? {
+        Some(positions) => positions,
+        None if has_table => f.required("max_position_embeddings")?,
+        None => default.max_position_embeddings,
+    };
     if f.flag("absolute_posemb_initfromsine")? {
         f.note(
             "absolute_posemb_initfromsine had no effect in the original (its table was overwritten) and has none here",
         );
     }
+    // Options of other schemes have no meaning.
+    let is = |scheme: &str| positional_embedding.name() == scheme;
+    let of = |scheme, field| if is(scheme) { f.get::<usize>(field) } else { Ok(None) };
+    let number = |scheme, field| if is(scheme) { f.get::<f64>(field) } else { Ok(None) };
     Ok(ModelConfig::Transformer(TransformerConfig {
         hidden_size: f.required("hidden_size")?,
         num_layers: f.required("num_hidden_layers")?,
@@ -155,9 +167,18 @@ fn transformer(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
         mlp_ratio: f.get("mlp_dim_multipler")?.unwrap_or(4), // sic
         positional_embedding,
         augmentation: augmentation(f, positional_embedding)?,
-        max_position_embeddings: f.required("max_position_embeddings")?,
+        max_position_embeddings,
         absolute_freeze: f.flag("absolute_posemb_freeze")? && positional_embedding == PositionalEmbedding::Absolute,
         absolute_init: AbsoluteInit::Normal,
+        t5_buckets: of("t5", "num_buckets")?.unwrap_or(default.t5_buckets),
+        t5_max_distance: of("t5", "max_distance")?.unwrap_or(default.t5_max_distance),
+        fire_width: of("fire", "fire_mlp_width")?.unwrap_or(default.fire_width),
+        fire_init_c: number("fire", "fire_init_c")?.unwrap_or(default.fire_init_c),
+        fire_init_length: number("fire", "fire_init_L")?.unwrap_or(default.fire_init_length),
+        cope_positions: of("cope", "cope_npos")?.unwrap_or(default.cope_positions),
+        ssmax_init: number("ssmax", "ssmax_init")?.unwrap_or(default.ssmax_init),
+        logn_clip_train_length: of("logn_clip", "logn_train_len")?.unwrap_or(default.logn_clip_train_length),
+        attention_windows: f.get("attention_windows")?.unwrap_or_default(),
         scale_attn_weights: f.get("scale_attn_weights")?.unwrap_or(true),
         scale_attn_by_inverse_layer_idx: f.get("scale_attn_by_inverse_layer_idx")?.unwrap_or(true),
         must_attend_to_identity: f.flag("must_attend_to_identity")?,
@@ -170,8 +191,15 @@ fn transformer(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
     }))
 }
 
+/// The scheme that `position` names, or the one whose flag is set.
 fn positional_embedding(f: &Fields<'_>) -> Result<PositionalEmbedding, OriginalError> {
-    let mut found = PositionalEmbedding::None;
+    let mut found = match f.text("position")?.as_deref() {
+        None | Some("nope") => PositionalEmbedding::None,
+        Some(name) => *PositionalEmbedding::ALL.iter().find(|scheme| scheme.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = PositionalEmbedding::ALL.iter().map(|scheme| scheme.name()).collect();
+            error("position", format!("`{name}` is not a positional embedding of this program: {}", names.join(", ")))
+        })?,
+    };
     for (field, embedding) in [
         ("absolute_posemb", PositionalEmbedding::Absolute),
         ("sinusoidal_posemb", PositionalEmbedding::Sinusoidal),

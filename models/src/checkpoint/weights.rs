@@ -80,7 +80,7 @@ impl Weights {
             snapshots.iter().map(|s| (checkpoint_name(&s.full_path()), s.full_path())).collect();
         let snapshot = |(name, weight): (&str, &Weight)| {
             let path = paths.get(name).map_or(name, String::as_str).split('.').map(str::to_owned).collect();
-            let data = TensorData::new(weight.values.clone(), weight.shape.clone());
+            let data = TensorData::new(weight.values.clone(), with_axes(&weight.shape));
             TensorSnapshot::from_data(data, path, vec![], ParamId::new())
         };
         let result = model.apply(self.iter().map(snapshot).collect(), None, None, true);
@@ -223,7 +223,7 @@ pub(crate) fn mismatch<'a>(
         problems.push(format!("{name} is not in the model{meant}"));
     }
     for (name, expected) in wanted {
-        if let Some(shape) = found(name).filter(|shape| shape != expected) {
+        if let Some(shape) = found(name).filter(|shape| with_axes(shape) != *expected) {
             problems.push(format!("{name} is {shape:?}, but the model's is {expected:?}"));
         }
     }
@@ -262,6 +262,11 @@ fn shortened(problems: &[String]) -> String {
     shown.join("; ")
 }
 
+/// The shape as models have it, in which a number without axes has one.
+pub(crate) fn with_axes(shape: &[usize]) -> Vec<usize> {
+    if shape.is_empty() { vec![1] } else { shape.to_vec() }
+}
+
 /// Whether a float tensor of a checkpoint is not a parameter but a buffer that PyTorch models save.
 pub(crate) fn is_buffer(name: &str) -> bool {
     ["sine.pe", "attn.bias", "attn.masked_bias", "inv_freq"].iter().any(|buffer| name.ends_with(buffer))
@@ -271,8 +276,11 @@ const RECURRENT: [&str; 4] = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"];
 
 /// Module paths are checkpoint names, except that PyTorch appends a recurrent layer's number to the parameter:
 /// `lstm.0.weight_ih` is called `lstm.weight_ih_l0`. The parameters of a Transformer's positional scheme have no
-/// prefix.
+/// prefix, or are in the attention of the layer that they are of.
 pub(crate) fn checkpoint_name(path: &str) -> String {
+    if let Some((layer, name)) = path.strip_prefix("positions.layers.").and_then(|path| path.split_once('.')) {
+        return format!("h.{layer}.attn.{name}");
+    }
     let path = path.strip_prefix("positions.").unwrap_or(path);
     let parts: Vec<&str> = path.split('.').collect();
     match parts[..] {

@@ -11,7 +11,9 @@ pub mod adam;
 pub mod affine;
 pub mod attention;
 pub mod autocast;
+pub mod by_distance;
 pub mod causal_convolution;
+pub mod contextual_positions;
 pub mod cpu;
 pub mod cross_entropy;
 #[cfg(feature = "cube")]
@@ -46,7 +48,9 @@ pub trait SequenceOps:
     + adam::AdamOp
     + affine::AffineOp
     + attention::AttentionOp
+    + by_distance::ByDistanceOp
     + causal_convolution::CausalConvolutionOp
+    + contextual_positions::ContextualPositionsOp
     + cross_entropy::CrossEntropyOp
     + delta::DeltaRuleOp
     + dropout::DropoutOp

@@ -1,12 +1,13 @@
 //! ALiBi: head h adds −m_h·(i − j) to the score of query i and key j (Press et al., arXiv 2108.12409). Nothing is
 //! trained and there is no table, so that sequences may have any length (length extrapolation).
 
-use super::{Input, Scheme, Score};
+use super::{Input, Places, Scheme, Score};
+use crate::Init;
+use crate::ops::SequenceOps;
 use crate::transformer::TransformerConfig;
-use crate::{Init, Positions};
 use burn::module::Module;
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 use std::marker::PhantomData;
 
 /// See the [module documentation](self).
@@ -31,18 +32,16 @@ impl<B: Backend> Scheme<B> for Alibi<B> {
         Self { slopes: slopes(config.num_heads), backend: PhantomData }
     }
 
-    fn score(&self, positions: Positions<B>, dtype: DType) -> Score<B> {
-        let (seq, device) = match &positions {
-            Positions::Integers(ids) => (ids.dims()[1], ids.device()),
-            Positions::Scalars(values) => (values.dims()[1], values.device()),
-        };
-        let heads = self.slopes.len();
-        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 }; // half precision cannot tell 1000 from 1001
+    fn score(&self, _layer: usize, places: &Places<B>) -> Score<B>
+    where
+        B: SequenceOps,
+    {
+        let (seq, heads) = (places.seq(), self.slopes.len());
         let slopes = TensorData::new(self.slopes.clone(), [1, heads, 1, 1]);
-        let slopes = Tensor::<B, 4>::from_data(slopes, (&device, wide));
-        let places = Tensor::<B, 1, Int>::arange(0..seq as i64, &device).float().cast(wide);
-        let (query, key) = (places.clone().reshape([1, 1, seq, 1]), places.reshape([1, 1, 1, seq]));
-        Score::Bias(((key - query) * slopes).cast(dtype)) // [1, heads, query, key]
+        let slopes = Tensor::<B, 4>::from_data(slopes, (&places.device(), places.wide()));
+        let indices = places.indices();
+        let (query, key) = (indices.clone().reshape([1, 1, seq, 1]), indices.reshape([1, 1, 1, seq]));
+        Score::Bias(((key - query) * slopes).cast(places.dtype)) // [1, heads, query, key]
     }
 }
 

@@ -8,16 +8,29 @@
 //! | [`rope`] | queries and keys are rotated by their position |
 //! | [`scalar`] | the position itself, a fraction, is the last channel |
 //! | [`alibi`] | a bias on the scores falls with the distance |
+//! | [`t5`] | a bias on the scores is looked up by the distance |
+//! | [`kerple_log`] | a bias on the scores falls with the logarithm of the distance |
+//! | [`fire`] | a bias on the scores is a learned function of the distance relative to the query's place |
+//! | [`cope`] | a bias on the scores depends on how many of the keys between are counted |
+//! | [`ssmax`], [`logn`], [`logn_clip`] | scores grow with the logarithm of the number of keys |
 
 pub mod absolute;
 pub mod alibi;
+pub mod cope;
+pub mod fire;
+pub mod kerple_log;
+pub mod logn;
+pub mod logn_clip;
 pub mod none;
 pub mod rope;
 pub mod scalar;
 pub mod sinusoidal;
+pub mod ssmax;
+pub mod t5;
 
 use crate::error::ConfigError;
-use crate::ops::Rotation;
+use crate::ops::{KeyMask, Rotation, SequenceOps};
+use crate::training::ParameterGroup;
 use crate::transformer::TransformerConfig;
 use crate::{Cpu, Init, Positions};
 use burn::module::Module;
@@ -25,6 +38,8 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use data::Augmentation;
 use serde::{Deserialize, Serialize};
+use std::fmt::Debug;
+use std::rc::Rc;
 
 /// The base of the rotary and sinusoidal frequencies.
 pub const FREQUENCY_BASE: f64 = 10_000.0;
@@ -51,7 +66,7 @@ impl Input {
     }
 }
 
-/// The effect of positions on the attention scores, the same in every layer.
+/// The effect of positions on the attention scores of a layer.
 #[derive(Debug, Clone)]
 pub enum Score<B: Backend> {
     /// Nothing.
@@ -60,10 +75,61 @@ pub enum Score<B: Backend> {
     Rotation(Rotation<B>),
     /// `[1 or batch, heads, query, key]` is added to the scaled products of queries and keys. Gradients go through it.
     Bias(Tensor<B, 4>),
+    /// The scaled products are multiplied by `[1 or batch, 1 or heads, query, 1]`. Gradients go through it.
+    Factor(Tensor<B, 4>),
+    /// A bias as above that depends on the layer's queries and keys.
+    Content(Rc<dyn ContentBias<B>>),
+}
+
+/// A bias of the attention scores that depends on queries and keys.
+pub trait ContentBias<B: Backend>: Debug {
+    /// The bias `[batch, heads, query, key]` that is added to scale·q·kᵀ, from `q` and `k` `[batch, heads, seq,
+    /// head_dim]`. Only keys that attention may see count. Gradients go through everything but the mask.
+    fn bias(&self, q: Tensor<B, 4>, k: Tensor<B, 4>, scale: f64, mask: Option<&KeyMask<B>>) -> Tensor<B, 4>;
+}
+
+/// The places of the tokens of a batch.
+#[derive(Debug, Clone)]
+pub struct Places<B: Backend> {
+    /// The positions that the model was given, `[batch, seq]`.
+    pub positions: Positions<B>,
+    /// The type that the model computes in.
+    pub dtype: DType,
+}
+
+impl<B: Backend> Places<B> {
+    /// Tokens of a sequence.
+    pub fn seq(&self) -> usize {
+        match &self.positions {
+            Positions::Integers(ids) => ids.dims()[1],
+            Positions::Scalars(values) => values.dims()[1],
+        }
+    }
+
+    /// Where the model is.
+    pub fn device(&self) -> B::Device {
+        match &self.positions {
+            Positions::Integers(ids) => ids.device(),
+            Positions::Scalars(values) => values.device(),
+        }
+    }
+
+    /// The type for places, distances and functions of them: half precision cannot tell 1000 from 1001.
+    pub fn wide(&self) -> DType {
+        if self.dtype == DType::F64 { DType::F64 } else { DType::F32 }
+    }
+
+    /// 0, 1, 2 …: the index of every token, and all distances, `[seq]` in [`wide`](Self::wide) numbers.
+    pub fn indices(&self) -> Tensor<B, 1> {
+        Tensor::<B, 1, Int>::arange(0..self.seq() as i64, &self.device()).float().cast(self.wide())
+    }
 }
 
 /// A positional scheme, implemented by the module that holds its parameters, if it has any. Constants and functions
 /// without `self` do not depend on the backend.
+///
+/// Checkpoints have the parameters under the names of the module's fields. Those of layer i are in element i of a field
+/// `layers`: `layers.0.cope.pos_emb` is called `h.0.attn.cope.pos_emb` there.
 pub trait Scheme<B: Backend>: Sized {
     /// The kind of positions needed.
     const INPUT: Input;
@@ -73,6 +139,9 @@ pub trait Scheme<B: Backend>: Sized {
 
     /// Channels of the residual stream that hold positions instead of token embeddings.
     const CHANNELS: usize = 0;
+
+    /// Whether [`score`](Self::score) differs from layer to layer.
+    const PER_LAYER: bool = false;
 
     /// How positions are drawn with this setting of `augmentation`, as [`data`] calls it.
     fn augmentation(setting: Augmentation) -> Augmentation {
@@ -89,6 +158,11 @@ pub trait Scheme<B: Backend>: Sized {
         Ok(())
     }
 
+    /// The parameter group of one of its parameters, by its name in checkpoints.
+    fn parameter_group(_name: &str) -> ParameterGroup {
+        ParameterGroup::DEFAULT
+    }
+
     /// `small`, which has this scheme, with each option of the scheme.
     fn examples(small: &TransformerConfig) -> Vec<TransformerConfig> {
         vec![small.clone()]
@@ -102,8 +176,11 @@ pub trait Scheme<B: Backend>: Sized {
         x
     }
 
-    /// The effect on the attention scores of a model that computes in `dtype`.
-    fn score(&self, _positions: Positions<B>, _dtype: DType) -> Score<B> {
+    /// The effect on the attention scores of layer number `layer`, from 0.
+    fn score(&self, _layer: usize, _places: &Places<B>) -> Score<B>
+    where
+        B: SequenceOps,
+    {
         Score::Nothing
     }
 }
@@ -113,6 +190,8 @@ struct Kind {
     input: Input,
     augmentations: &'static [Augmentation],
     channels: usize,
+    per_layer: bool,
+    parameter_group: fn(&str) -> ParameterGroup,
     augmentation: fn(Augmentation) -> Augmentation,
     limit: fn(&TransformerConfig) -> Option<usize>,
     check: fn(&TransformerConfig) -> Result<(), ConfigError>,
@@ -124,6 +203,8 @@ const fn kind<S: Scheme<Cpu>>() -> Kind {
         input: S::INPUT,
         augmentations: S::AUGMENTATIONS,
         channels: S::CHANNELS,
+        per_layer: S::PER_LAYER,
+        parameter_group: S::parameter_group,
         augmentation: S::augmentation,
         limit: S::limit,
         check: S::check,
@@ -135,7 +216,7 @@ macro_rules! schemes {
     ($($Variant:ident $module:ident $Type:ident $title:literal;)*) => {
         /// How positions enter.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-        #[serde(rename_all = "lowercase")]
+        #[serde(rename_all = "snake_case")]
         pub enum PositionalEmbedding {
             $(
                 #[doc = concat!("See [`crate::positions::", stringify!($module), "`].")]
@@ -197,9 +278,12 @@ macro_rules! schemes {
             }
 
             /// [`Scheme::score`].
-            pub fn score(&self, positions: Positions<B>, dtype: DType) -> Score<B> {
+            pub fn score(&self, layer: usize, places: &Places<B>) -> Score<B>
+            where
+                B: SequenceOps,
+            {
                 match self {
-                    $(Self::$Variant(scheme) => scheme.score(positions, dtype),)*
+                    $(Self::$Variant(scheme) => scheme.score(layer, places),)*
                 }
             }
         }
@@ -222,6 +306,16 @@ impl PositionalEmbedding {
     /// [`Scheme::CHANNELS`].
     pub fn channels(self) -> usize {
         self.kind().channels
+    }
+
+    /// [`Scheme::PER_LAYER`].
+    pub fn per_layer(self) -> bool {
+        self.kind().per_layer
+    }
+
+    /// [`Scheme::parameter_group`].
+    pub fn parameter_group(self, name: &str) -> ParameterGroup {
+        (self.kind().parameter_group)(name)
     }
 
     /// [`Scheme::augmentation`].

@@ -1,13 +1,13 @@
 //! Rotary positions: queries and keys are rotated by their position (Su et al., arXiv 2104.09864).
 
-use super::{Input, Scheme, Score};
+use super::{Input, Places, Scheme, Score};
+use crate::Init;
 use crate::error::ConfigError;
-use crate::ops::Rotation;
+use crate::ops::{Rotation, SequenceOps};
 use crate::transformer::TransformerConfig;
-use crate::{Init, Positions};
 use burn::module::Module;
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 use data::Augmentation;
 use std::marker::PhantomData;
 
@@ -35,15 +35,18 @@ impl<B: Backend> Scheme<B> for Rope<B> {
         Self { frequencies: config.inverse_frequencies(), backend: PhantomData }
     }
 
-    fn score(&self, positions: Positions<B>, dtype: DType) -> Score<B> {
-        Score::Rotation(rotation(positions, &self.frequencies, dtype))
+    fn score(&self, _layer: usize, places: &Places<B>) -> Score<B>
+    where
+        B: SequenceOps,
+    {
+        Score::Rotation(rotation(places, &self.frequencies))
     }
 }
 
-/// The rotation of queries and keys of this type; the angles themselves are never of half precision.
-fn rotation<B: Backend>(positions: Positions<B>, frequencies: &[f32], dtype: DType) -> Rotation<B> {
-    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    let positions = positions.floats().cast(wide);
+/// The rotation of queries and keys; the angles themselves are never of half precision.
+fn rotation<B: Backend>(places: &Places<B>, frequencies: &[f32]) -> Rotation<B> {
+    let (wide, dtype) = (places.wide(), places.dtype);
+    let positions = places.positions.clone().floats().cast(wide);
     let [batch, seq] = positions.dims();
     let frequencies = TensorData::new(frequencies.to_vec(), [1, 1, 1, frequencies.len()]);
     let frequencies = Tensor::<B, 4>::from_data(frequencies, (&positions.device(), wide));

@@ -18,11 +18,17 @@ pub struct ParameterGroup {
     pub lr_max: f64,
     /// Whether weight decay applies.
     pub weight_decay: bool,
+    /// Smaller numbers are set to this one before every step.
+    pub least: f64,
 }
 
 impl ParameterGroup {
     /// The configured learning rate and weight decay as they are.
-    pub const DEFAULT: Self = Self { lr_scale: 1.0, lr_max: f64::INFINITY, weight_decay: true };
+    pub const DEFAULT: Self =
+        Self { lr_scale: 1.0, lr_max: f64::INFINITY, weight_decay: true, least: f64::NEG_INFINITY };
+
+    /// [`DEFAULT`](Self::DEFAULT) without weight decay.
+    pub const UNDECAYED: Self = Self { weight_decay: false, ..Self::DEFAULT };
 
     /// The parameter's learning rate where `lr` is the configured one.
     pub fn lr(&self, lr: f64) -> f64 {
@@ -41,7 +47,8 @@ impl Weights {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ModelConfig;
+    use crate::transformer::{PositionalEmbedding, TransformerConfig};
+    use crate::{Architecture, ModelConfig};
 
     fn group(arch: &str, name: &str) -> ParameterGroup {
         let kind = ModelConfig::kind(arch).map(|kind| (kind.examples)()).unwrap_or_default();
@@ -65,6 +72,32 @@ mod tests {
         for arch in ["rwkv5", "rwkv6"] {
             let lr = |name: &str| group(arch, &format!("blocks.3.att.{name}")).lr(1e-4);
             assert_eq!((lr("time_decay"), lr("time_decay_w1"), lr("time_decay_w2")), (2e-4, 1e-4, 1e-4));
+        }
+    }
+
+    #[test]
+    fn numbers_that_positions_enter_by_do_not_decay() {
+        let of = |scheme: &str, name: &str| {
+            let config = PositionalEmbedding::ALL.iter().find(|s| s.name() == scheme);
+            let positional_embedding = config.copied().unwrap_or(PositionalEmbedding::None);
+            TransformerConfig { positional_embedding, ..Default::default() }.parameter_group(name)
+        };
+        for (scheme, name) in [
+            ("t5", "h.0.attn.relative_attention_bias.weight"),
+            ("fire", "h.1.attn.fire.c"),
+            ("fire", "h.1.attn.fire.L_multiplier"),
+            ("cope", "h.1.attn.cope.pos_emb"),
+            ("ssmax", "h.0.attn.ssmax_s"),
+        ] {
+            assert_eq!(of(scheme, name), ParameterGroup::UNDECAYED, "{name}");
+        }
+        for name in ["rpe.bias_p", "rpe.bias_a"] {
+            assert_eq!((of("kerple_log", name).weight_decay, of("kerple_log", name).least), (false, 0.01));
+        }
+        let usual =
+            [("fire", "h.0.attn.fire.mlp.0.weight"), ("absolute", "wpe.weight"), ("t5", "h.0.attn.c_attn.weight")];
+        for (scheme, name) in usual.into_iter().chain([("kerple_log", "wte.weight"), ("cope", "h.0.mlp.c_fc.bias")]) {
+            assert_eq!(of(scheme, name), ParameterGroup::DEFAULT, "{name}");
         }
     }
 

@@ -140,6 +140,20 @@ fn latches(config: ModelConfig, lr: f64, max_steps: u64) {
     simulates(config, &tokens, latch, lr, max_steps);
 }
 
+/// Contextual positions can count the tokens that were written (Golovneva et al., arXiv 2405.18719, 5.1).
+#[test]
+fn a_transformer_with_contextual_positions_learns_to_latch() {
+    let config = TransformerConfig {
+        hidden_size: 32,
+        num_layers: 2,
+        num_heads: 2,
+        positional_embedding: PositionalEmbedding::Cope,
+        cope_positions: 8,
+        ..Default::default()
+    };
+    latches(ModelConfig::Transformer(config), 5e-3, 1000);
+}
+
 #[test]
 fn a_mingru_learns_to_latch() {
     latches(ModelConfig::MinGru(MinGruConfig { hidden_size: 32, num_layers: 2, dropout: 0.0 }), 5e-3, 600);

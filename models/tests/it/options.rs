@@ -9,7 +9,9 @@ use models::layers::DropoutSource;
 use models::lstm::LstmConfig;
 use models::original::Original;
 use models::rnn::RnnConfig;
-use models::transformer::PositionalEmbedding::{Absolute, None as NoPositions, Rope, Scalar, Sinusoidal};
+use models::transformer::PositionalEmbedding::{
+    Absolute, Alibi, Cope, Fire, KerpleLog, Logn, LognClip, None as NoPositions, Rope, Scalar, Sinusoidal, Ssmax, T5,
+};
 use models::transformer::{AbsoluteInit, PositionalEmbedding, TransformerConfig};
 use models::{Cpu, InputError, Model, ModelConfig, ModelInput, Positions, Weight, WeightError, Weights};
 use serde_json::{Value, json};
@@ -199,7 +201,8 @@ fn training_changes_every_parameter_but_the_frozen_ones() {
         }
         let frozen_table = matches!(&config, ModelConfig::Transformer(c) if c.absolute_freeze);
         for ((name, before), (_, after)) in before.iter().zip(Weights::of(&model).unwrap().iter()) {
-            let frozen = name == "sine.pe" || name.ends_with("weight_freeze") || name == "wpe.weight" && frozen_table;
+            let frozen = ["sine.pe", "weight_freeze", "fire.init_L"].iter().any(|end| name.ends_with(end))
+                || name == "wpe.weight" && frozen_table;
             assert_eq!(before == after, frozen, "{config:?}: {name}");
         }
     }
@@ -263,6 +266,18 @@ fn contradictory_settings_are_refused_by_key() {
         ),
         (TransformerConfig { max_position_embeddings: 0, ..small(Absolute) }, "max_position_embeddings"),
         (TransformerConfig { mlp_ratio: 0, ..small(Rope) }, "mlp_ratio"),
+        (TransformerConfig { t5_buckets: 1, ..small(T5) }, "t5_buckets"),
+        (TransformerConfig { t5_max_distance: 16, ..small(T5) }, "t5_max_distance"),
+        (TransformerConfig { t5_max_distance: 1 << 20, ..small(T5) }, "t5_max_distance"),
+        (TransformerConfig { t5_buckets: 16, ..small(Alibi) }, "t5_buckets"),
+        (TransformerConfig { fire_width: 0, ..small(Fire) }, "fire_width"),
+        (TransformerConfig { fire_init_c: 0.0, ..small(Fire) }, "fire_init_c"),
+        (TransformerConfig { fire_init_length: f64::NAN, ..small(Fire) }, "fire_init_length"),
+        (TransformerConfig { cope_positions: 0, ..small(Cope) }, "cope_positions"),
+        (TransformerConfig { ssmax_init: f64::INFINITY, ..small(Ssmax) }, "ssmax_init"),
+        (TransformerConfig { logn_clip_train_length: 1, ..small(LognClip) }, "logn_clip_train_length"),
+        (TransformerConfig { logn_clip_train_length: 64, ..small(Logn) }, "logn_clip_train_length"),
+        (TransformerConfig { attention_windows: vec![3], ..small(Rope) }, "attention_windows"),
         (TransformerConfig { attn_pdrop: 1.0, ..small(Rope) }, "attn_pdrop"),
         (TransformerConfig { layer_norm_epsilon: -1.0, ..small(Rope) }, "layer_norm_epsilon"),
         (TransformerConfig { hidden_size: 9, num_heads: 3, ..small(Sinusoidal) }, "hidden_size"),
@@ -352,6 +367,59 @@ fn position_flags_of_the_original_become_one_embedding_and_one_augmentation() {
         let ModelConfig::Transformer(config) = &found else { panic!("{found:?}") };
         assert_eq!((config.positional_embedding, found.augmentation()), (embedding, augmentation), "{flags}");
         assert_eq!((config.num_layers, config.max_position_embeddings), (3, 96));
+    }
+}
+
+/// Configs that name a scheme need neither a task nor a size of a table, and may leave options out.
+#[test]
+fn a_config_may_name_its_positional_embedding() {
+    let read = |position: &str, options: Value| {
+        let mut config =
+            json!({"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "position": position});
+        config.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        Original::new(&config)
+    };
+    let of = |positional_embedding| TransformerConfig {
+        hidden_size: 8,
+        num_layers: 1,
+        num_heads: 2,
+        positional_embedding,
+        ..Default::default()
+    };
+    for (position, options, expected) in [
+        ("nope", json!({}), of(NoPositions)),
+        ("rope", json!({}), of(Rope)),
+        ("alibi", json!({}), of(Alibi)),
+        ("t5", json!({}), of(T5)),
+        (
+            "t5",
+            json!({"num_buckets": 16, "max_distance": 64}),
+            TransformerConfig { t5_buckets: 16, t5_max_distance: 64, ..of(T5) },
+        ),
+        ("kerple_log", json!({}), of(KerpleLog)),
+        (
+            "fire",
+            json!({"fire_mlp_width": 8, "fire_init_c": 0.2, "fire_init_L": 64.0}),
+            TransformerConfig { fire_width: 8, fire_init_c: 0.2, fire_init_length: 64.0, ..of(Fire) },
+        ),
+        ("cope", json!({"cope_npos": 8}), TransformerConfig { cope_positions: 8, ..of(Cope) }),
+        ("ssmax", json!({"ssmax_init": 1}), TransformerConfig { ssmax_init: 1.0, ..of(Ssmax) }),
+        ("logn", json!({}), of(Logn)),
+        ("logn_clip", json!({"logn_train_len": 40}), TransformerConfig { logn_clip_train_length: 40, ..of(LognClip) }),
+    ] {
+        let found = read(position, options).unwrap();
+        assert_eq!((found.model, found.unused), (ModelConfig::Transformer(expected), vec![]), "{position}");
+    }
+    let other = read("alibi", json!({"cope_npos": 8})).unwrap();
+    assert_eq!(other.unused, ["cope_npos"], "an option of another scheme");
+    for (position, options, message) in [
+        ("sandwich", json!({}), "position: `sandwich` is not a positional embedding of this program: none, absolute,"),
+        ("absolute", json!({}), "max_position_embeddings: the field is missing"),
+        ("t5", json!({"rotary_posemb": true}), "rotary_posemb: a second positional embedding beside t5"),
+        ("cope", json!({"cope_npos": 0}), "cope_positions: must be at least 1"),
+    ] {
+        let error = read(position, options).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
     }
 }
 

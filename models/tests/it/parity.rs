@@ -6,6 +6,7 @@ use burn::backend::Autodiff;
 macro_rules! parity {
     ($($name:ident)*) => {
         $(#[test]
+        #[allow(non_snake_case)] // as the folders are called
         fn $name() {
             reference::parity::check::<Autodiff<models::Cpu>>(stringify!($name), &Default::default(), &reference::parity::FLOAT32);
         })*
@@ -17,6 +18,10 @@ parity! {
     rwkv5 rwkv5_x052 rwkv5_bf16ckpt
     transformer_nope transformer_ape_shift transformer_sinusoidal_shift transformer_rope_shift transformer_spe
     transformer_padhelper_rope
+    transformer_alibi transformer_t5 transformer_kerple transformer_fire transformer_cope transformer_ssmax
+    transformer_fire_L64 transformer_kerple_clamped transformer_cope_npos8 transformer_logn transformer_logn_clip
+    options_alibi options_t5 options_kerple options_fire options_cope options_ssmax options_logn options_logn_clip
+    options_windows
     options_absolute_frozen options_identity options_tied options_null options_scales
     options_rnn_tied options_rnn_null options_lstm_tied options_lstm_null
 }

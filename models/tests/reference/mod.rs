@@ -21,6 +21,8 @@ pub struct Reference {
     pub gradients: Vec<Gradient>,
     /// The same with RWKV's extra term in the loss; empty for other architectures.
     pub gradients_l2_wrap: Vec<Gradient>,
+    /// The norm of all gradients together, where single ones may be zero for reasons of symmetry.
+    pub total_norm: Option<f64>,
 }
 
 /// One batch; integers are row-major `[batch, seq]`.
@@ -65,6 +67,7 @@ impl Reference {
             cases: cases(&folders),
             gradients: gradients(&grads["params"]),
             gradients_l2_wrap: gradients(&grads["params_l2wrap"]),
+            total_norm: grads["total_norm_f64"].as_f64().filter(|_| config["position"].is_string()),
         })
     }
 }
@@ -72,7 +75,8 @@ impl Reference {
 /// Where the files are: a copy of some of them lies in this crate, all of them may lie beside the checkout.
 fn folders(name: &str) -> Vec<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let places = [here.join("tests/fixtures"), here.join("../../shared/reference/models")];
+    let beside = here.join("../../shared/reference");
+    let places = [here.join("tests/fixtures"), beside.join("models"), beside.join("models-beyond")];
     places.into_iter().map(|p| p.join(name)).filter(|p| p.is_dir()).collect()
 }
 

@@ -447,7 +447,7 @@ pub struct BenchTrainArgs {
     /// Number of heads, where the architecture has them [default: 8 for the Transformer, otherwise one per 64 channels]
     #[arg(long, allow_hyphen_values = true, value_parser = positive)]
     pub heads: Option<u32>,
-    /// Positional embedding of the Transformer: none, absolute, sinusoidal, rope or scalar
+    /// Positional embedding of the Transformer, as `model.positional_embedding` of a config
     #[arg(long, value_name = "NAME")]
     pub positional_embedding: Option<String>,
     /// Examples per step

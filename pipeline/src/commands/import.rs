@@ -44,7 +44,14 @@ pub fn run(context: &Context, args: ImportArgs) -> Result<()> {
     if !original.unused.is_empty() {
         context.progress.note(format!("fields of config.json without a meaning here: {}", original.unused.join(", ")));
     }
-    context.progress.note(format!("{} of {} · task {}", original.model.arch(), source.file.display(), task.name));
+    let (arch, file) = (original.model.arch(), source.file.display());
+    match original.task.as_deref().or(args.task.as_deref()) {
+        Some(_) => context.progress.note(format!("{arch} of {file} · task {}", task.name)),
+        None => context.progress.note(format!(
+            "{arch} of {file} · no task, only its {} tokens: evaluate it with --task, or with --split and a file",
+            task.vocabulary.len()
+        )),
+    }
     let as_json = || {
         json!({
             "handle": run.handle(),
@@ -87,11 +94,19 @@ fn read_config(path: &Path) -> Result<Original> {
     read.with_context(|| format!("cannot import {}", path.display()))
 }
 
-/// The task that the config, or whoever imports, names. Its tokens must be those of the config.
+/// The task that the config, or whoever imports, names. Its tokens must be those of the config. Without a name, the tokens
+/// alone are a task: one without examples.
 fn task(original: &Original, name: Option<&str>) -> Result<Task> {
-    let Some(name) = name.or(original.task.as_deref()) else {
-        bail!("the config names no task\n  hint: name it with --task; `pipeline data list` shows all of them")
+    let own = || {
+        let tokens = original.vocab.as_ref()?.iter().map(|token| Value::from(token.as_str()).to_string());
+        Some(format!("dataset,vocab=[{}]", tokens.collect::<Vec<_>>().join(", ")))
     };
+    let Some(name) = name.map(str::to_owned).or_else(|| original.task.clone()).or_else(own) else {
+        bail!(
+            "the config names no task, and has no `vocab`\n  hint: name the task with --task; `pipeline data list` shows all of them"
+        )
+    };
+    let name = name.as_str();
     let task = Task::by_name(name)?;
     original.model.check_vocabulary(&task.vocabulary)?;
     let Some(theirs) = &original.vocab else { return Ok(task) };

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use burn::tensor::TensorData;
-use data::{Augmentation, Batch, Collation, ExampleRef, PositionSampling, Task, stream_rng};
+use data::{Augmentation, Batch, Collation, ExampleRef, PAD, PositionSampling, Task, stream_rng};
 use evaluators::{LoadOptions, Provider};
 use exporters::{Precision, STATEFUL_FILE};
 use models::{Cpu, Model, ModelConfig, ModelInput, Weights};
@@ -185,23 +185,24 @@ impl Check<'_> {
         }
     }
 
-    /// Two sequences of random tokens; the second ends in padding after three quarters.
+    /// Two sequences of random tokens; the second ends in padding after three quarters, if the vocabulary has padding.
     fn batch(&self, length: usize) -> Result<Batch> {
         let vocabulary = &self.task.vocabulary;
+        let has_padding = vocabulary.id(PAD).is_some();
         let mut rng = stream_rng(0, "export check", length as u64);
         let mut tokens = |n: usize| -> Vec<u16> {
             let mut ids: Vec<u16> = (0..n).map(|_| rng.random_range(0..vocabulary.len() as u16)).collect();
             // A sequence that starts with padding has no key to attend to.
-            while ids[0] == vocabulary.pad_id() {
+            while has_padding && ids[0] == vocabulary.pad_id() {
                 ids[0] = rng.random_range(0..vocabulary.len() as u16);
             }
             // Without padding inside, burn runs without a mask, and what follows the padding at the end is up to each.
-            if n > 1 {
+            if n > 1 && has_padding {
                 ids[n / 2] = vocabulary.pad_id();
             }
             ids
         };
-        let rows = [tokens(length), tokens((3 * length).div_ceil(4))];
+        let rows = [tokens(length), tokens(if has_padding { (3 * length).div_ceil(4) } else { length })];
         // With a label at every token the mask is not left out.
         let labels = vec![0; length];
         let examples = [&rows[0], &rows[1]].map(|ids| ExampleRef {

@@ -205,7 +205,11 @@ where
             None => [gradient.zeros_like(), gradient.zeros_like()],
         };
         let (id, tensor, mapper) = param.consume();
-        let (tensor, moments) = B::InnerBackend::adam_step(rule, tensor.inner(), gradient, moments, self.clip.clone());
+        let tensor = match parameter.group.least {
+            f64::NEG_INFINITY => tensor.inner(),
+            least => tensor.inner().clamp_min(least),
+        };
+        let (tensor, moments) = B::InnerBackend::adam_step(rule, tensor, gradient, moments, self.clip.clone());
         let [first, second] = moments.map(|moment| moment.reshape([shape.num_elements()]));
         self.adam.moments.insert(id, Moments { first, second });
         Param::from_mapped_value(id, Tensor::from_inner(tensor).require_grad(), mapper)
@@ -214,7 +218,45 @@ where
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use burn::backend::Autodiff;
+    use models::transformer::{PositionalEmbedding, TransformerConfig};
+    use models::{ModelInput, Positions};
+
+    /// KERPLE's numbers are at least 0.01 when a step begins, as in the published code.
+    #[test]
+    fn a_step_begins_at_the_least_value() {
+        let positional_embedding = PositionalEmbedding::KerpleLog;
+        let settings = ModelConfig::Transformer(TransformerConfig {
+            hidden_size: 8,
+            num_layers: 1,
+            num_heads: 2,
+            positional_embedding,
+            ..Default::default()
+        });
+        let device = Default::default();
+        let mut model: Model<Autodiff<models::Cpu>> = settings.init(5, 1, &device);
+        let lowered = |(name, weight): (&str, &Weight)| {
+            let mut weight = weight.clone();
+            if name == "rpe.bias_p" {
+                weight.values.fill(-0.3);
+            }
+            (name.to_owned(), weight)
+        };
+        Weights::of(&model).unwrap().iter().map(lowered).collect::<Weights>().load_into(&mut model).unwrap();
+        let ids = Tensor::from_data(TensorData::from([[1i64, 2, 3, 4]]), &device);
+        let position_ids = Positions::Integers(ids.clone());
+        let input = ModelInput { input_ids: ids, position_ids, attention_mask: None, dropout: None };
+        let loss = model.forward(input).square().mean();
+        let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        let (config, norm) = (OptimizerConfig::default(), global_norm(&model, &gradients));
+        let mut adam = Adam::new(&config, &settings, &model, 1);
+        let (model, _) = adam.step(0, model, gradients, norm, 1.0);
+        let after = Weights::of(&model).unwrap();
+        let moved = |x: &f32| (f64::from(*x) - 0.01).abs();
+        assert!(after.get("rpe.bias_p").unwrap().values.iter().all(|x| moved(x) > 1e-4 && moved(x) < 1.1 * config.lr));
+    }
 
     #[test]
     fn warm_up_starts_at_zero_and_ends_at_the_full_rate() {

@@ -97,10 +97,17 @@ fn every_reference_model_can_be_imported_and_exported() {
     let Ok(entries) = fs::read_dir(&models) else {
         return eprintln!("skipped: the reference models are not here");
     };
+    let more = fs::read_dir(repository("../shared/reference/models-beyond")).into_iter().flatten();
+    let more = more.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("transformer"));
     let dir = tempfile::tempdir().unwrap();
-    for folder in entries.map(|entry| entry.unwrap().path()).filter(|path| path.join("config.json").is_file()) {
+    for folder in
+        entries.chain(more).map(|entry| entry.unwrap().path()).filter(|path| path.join("config.json").is_file())
+    {
         let imported = import(dir.path(), folder.to_str().unwrap());
         ok(dir.path(), &["export", "--handle", imported["handle"].as_str().unwrap()]);
+        if !folder.join("model.pt").is_file() {
+            continue;
+        }
         // A PyTorch file gives the same weights.
         let torch = dir.path().join("torch").join(folder.file_name().unwrap());
         fs::create_dir_all(&torch).unwrap();
@@ -113,6 +120,35 @@ fn every_reference_model_can_be_imported_and_exported() {
         };
         assert_eq!(weights(&import(dir.path(), torch.to_str().unwrap())), weights(&imported), "{}", folder.display());
     }
+}
+
+/// A config with a vocabulary and no task: the run is exported, and evaluated on a task or a file that is named.
+#[test]
+fn a_model_without_a_task_is_imported_with_its_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("original");
+    original(&folder, |config| config.replace("\"task\": \"counting_samesymbol_mod10bos\",", ""));
+    fs::copy(fixture("rnn/model.safetensors"), folder.join("model.safetensors")).unwrap();
+    let imported = import(dir.path(), "original");
+    let handle = imported["handle"].as_str().unwrap();
+    assert!(imported["task"].as_str().unwrap().starts_with("dataset,vocab=[\"0\",\"1\","), "{imported}");
+    ok(dir.path(), &["export", "--handle", handle]);
+    fails(dir.path(), &["eval", "--handle", handle, "--lengths", "1..9"], 1, &["no examples", "--task", "--split"]);
+    let task = "counting_samesymbol_mod10bos";
+    let swept = ok(dir.path(), &["eval", "--handle", handle, "--lengths", "1..9", "--task", task, "--json", "-q"]);
+    let with_task = import(dir.path(), &fixture("rnn"));
+    let other = with_task["handle"].as_str().unwrap();
+    ok(dir.path(), &["export", "--handle", other]);
+    let expected = ok(dir.path(), &["eval", "--handle", other, "--lengths", "1..9", "--json", "-q"]);
+    // All but whether a length was seen in training, which nobody says here.
+    let scores = |text: &str| {
+        let swept: serde_json::Value = serde_json::from_str(text).unwrap();
+        let rows = swept["lengths"].as_array().unwrap().iter();
+        rows.map(|row| (row["length"].clone(), row["accuracy"].clone(), row["loss"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(scores(&swept), scores(&expected));
+    fs::write(dir.path().join("examples.jsonl"), "{\"tokens\": [\"a\", \"a\"], \"labels\": [\"1\", \"2\"]}\n").unwrap();
+    ok(dir.path(), &["eval", "--handle", handle, "--split", "examples.jsonl", "-q"]);
 }
 
 /// A folder with the config of the small RNN in all its forms, and with these of its files: (fixture, name in the folder).

@@ -113,6 +113,14 @@ const TRAIN: &str = "train";
 const VAL: &str = "val";
 const TEST: &str = "ood_test";
 
+impl Settings {
+    /// Whether there are only tokens: the task of a model that was imported without one.
+    fn has_no_files(&self) -> bool {
+        let files = [&self.path, &self.train, &self.val, &self.test];
+        files.iter().all(|file| file.is_none()) && self.vocab.is_some()
+    }
+}
+
 impl OwnData {
     fn split(&self, name: &str) -> Option<&SplitFacts> {
         self.facts.as_ref()?.splits.iter().find(|split| split.name == name)
@@ -232,7 +240,7 @@ impl Define for OwnData {
 
     fn validate(&self) -> Result<(), String> {
         let Settings { path, train, vocab, held_out, .. } = &self.settings;
-        if path.is_none() && train.is_none() {
+        if path.is_none() && train.is_none() && !self.settings.has_no_files() {
             return Err("there is no `path`\n  hint: path = FOLDER has the files of the splits; or train = FILE, \
                         val = FILE, test = FILE"
                 .into());
@@ -244,6 +252,14 @@ impl Define for OwnData {
     }
 
     fn prepare(&mut self) -> Result<(), String> {
+        if self.settings.has_no_files() {
+            let Settings { vocab, units, .. } = &self.settings;
+            let facts = Facts { tokens: vocab.clone().unwrap_or_default(), units: units.clone(), splits: vec![] };
+            let vocabulary = Vocabulary::new(facts.tokens.clone()).with_units(units, SetLoss::default())?;
+            self.counter = Counter::new(&self.settings, &vocabulary);
+            (self.facts, self.vocabulary) = (Some(Arc::new(facts)), Some(vocabulary));
+            return Ok(());
+        }
         let found = facts(&self.settings).map_err(|error| error.to_string())?;
         let (wanted, hash) = (&self.settings.token_hash, token_hash(&found));
         if wanted.as_ref().is_some_and(|wanted| *wanted != hash) {
@@ -280,11 +296,11 @@ impl Define for OwnData {
     }
 
     fn train_examples(&self) -> usize {
-        self.rows_of(TRAIN).saturating_sub(self.held_out())
+        self.rows_of(TRAIN).saturating_sub(self.held_out()).max(1)
     }
 
     fn content(&self) -> Option<String> {
-        let facts = self.facts.as_ref()?;
+        let facts = self.facts.as_ref().filter(|facts| !facts.splits.is_empty())?;
         let splits = facts.splits.iter().filter(|split| [TRAIN, VAL, TEST].contains(&split.name.as_str()));
         Some(splits.map(|split| format!("{} {}", split.name, split.content)).collect::<Vec<_>>().join(", "))
     }
@@ -305,6 +321,17 @@ pub(super) fn check_tokens(tokens: &[String]) -> Result<(), String> {
 }
 
 impl Outside for OwnData {
+    fn ready(&self) -> Result<(), DataError> {
+        if !self.settings.has_no_files() {
+            return Ok(());
+        }
+        Err(DataError::TaskSetting {
+            task: Self::NAME.into(),
+            reason: "it has a vocabulary, but no examples".into(),
+            hint: "name a task with the same tokens with --task, or a file of examples with --split".into(),
+        })
+    }
+
     fn tie(&self) -> Option<(&'static str, String)> {
         let is_tied = self.settings.vocab.is_some() || self.settings.token_hash.is_some();
         self.facts.as_ref().filter(|_| !is_tied).map(|facts| ("token_hash", token_hash(facts)))
@@ -343,6 +370,9 @@ impl Family for OwnData {
     }
 
     fn splits(&self) -> Vec<Split> {
+        if self.settings.has_no_files() {
+            return vec![];
+        }
         let all = Split::ALL.into_iter();
         all.filter(|split| *split != Split::OodTest || self.split(TEST).is_some()).collect()
     }
@@ -353,7 +383,7 @@ impl Family for OwnData {
 
     fn max_seen_len(&self) -> Option<usize> {
         let split = self.split(VAL).or(self.split(TRAIN));
-        split.map(|split| split.seen)
+        split.map(|split| split.seen).or(self.settings.has_no_files().then_some(0))
     }
 
     fn rows(&self, split: Split, train: usize) -> Result<usize, String> {

@@ -3,6 +3,7 @@
 use crate::architecture::{Architecture, Heads, check_embeddings};
 use crate::error::{ConfigError, InputError};
 use crate::positions::{FREQUENCY_BASE, Input, PositionalEmbedding};
+use crate::training::ParameterGroup;
 use data::{Augmentation, Batch, PositionIds, Task};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -41,6 +42,25 @@ pub struct TransformerConfig {
     pub absolute_freeze: bool,
     /// The initial values of the table of absolute positions.
     pub absolute_init: AbsoluteInit,
+    /// Buckets of distances, of [`t5`](crate::positions::t5).
+    pub t5_buckets: usize,
+    /// Distances from this on share the last bucket, of [`t5`](crate::positions::t5).
+    pub t5_max_distance: usize,
+    /// Width of the MLP of [`fire`](crate::positions::fire).
+    pub fire_width: usize,
+    /// The initial factor on distances, of [`fire`](crate::positions::fire).
+    pub fire_init_c: f64,
+    /// The initial threshold, up to which places are absolute, of [`fire`](crate::positions::fire).
+    pub fire_init_length: f64,
+    /// Positions that are told apart, of [`cope`](crate::positions::cope).
+    pub cope_positions: usize,
+    /// The initial factor on ln(n), of [`ssmax`](crate::positions::ssmax).
+    pub ssmax_init: f64,
+    /// The length up to which scores stay as they are, of [`logn_clip`](crate::positions::logn_clip).
+    pub logn_clip_train_length: usize,
+    /// How many keys each head sees, the query's own and those just before it; 0 is all of them. A number per head, or
+    /// none for heads that see everything.
+    pub attention_windows: Vec<usize>,
     /// Divides attention scores by √head_dim.
     pub scale_attn_weights: bool,
     /// Divides the attention scores of layer i (from 0) by i + 1.
@@ -73,6 +93,15 @@ impl Default for TransformerConfig {
             max_position_embeddings: 128,
             absolute_freeze: false,
             absolute_init: AbsoluteInit::Normal,
+            t5_buckets: 32,
+            t5_max_distance: 128,
+            fire_width: 32,
+            fire_init_c: 0.1,
+            fire_init_length: 512.0,
+            cope_positions: 64,
+            ssmax_init: 0.43,
+            logn_clip_train_length: 512,
+            attention_windows: vec![],
             scale_attn_weights: true,
             scale_attn_by_inverse_layer_idx: true,
             must_attend_to_identity: false,
@@ -85,6 +114,10 @@ impl Default for TransformerConfig {
         }
     }
 }
+
+/// Added to the scores of keys outside of a head's window. It is higher than the mask of padding, so that a query whose
+/// window has padding alone attends evenly to the keys before it, and never to later ones.
+pub const OUTSIDE_WINDOW: f32 = -1e30;
 
 /// The usual ε of a LayerNorm.
 pub const LAYER_NORM_EPSILON: f64 = 1e-5;
@@ -154,7 +187,8 @@ impl Architecture for TransformerConfig {
         }
         self.check_augmentation()?;
         self.positional_embedding.check(self)?;
-        self.check_absolute()?;
+        self.check_scheme_keys()?;
+        self.check_windows()?;
         check_embeddings(self.tie_word_embeddings, self.freeze_null_embedding)
     }
 
@@ -164,6 +198,17 @@ impl Architecture for TransformerConfig {
 
     fn freezes_null(&self) -> bool {
         self.freeze_null_embedding
+    }
+
+    fn parameter_group(&self, name: &str) -> ParameterGroup {
+        // `h.0.attn.fire.c` and `rpe.bias_p`, but not `h.0.attn.c_attn.weight` or `wte.weight`
+        let parts: Vec<&str> = name.split('.').collect();
+        let is_of_positions = match parts[..] {
+            ["h", _, "attn", module, ..] => !["c_attn", "c_proj"].contains(&module),
+            [module, ..] => !["h", "wte", "ln_f", "lm_head"].contains(&module),
+            [] => false,
+        };
+        if is_of_positions { self.positional_embedding.parameter_group(name) } else { ParameterGroup::DEFAULT }
     }
 
     fn positional_embedding(&self) -> &'static str {
@@ -211,6 +256,13 @@ impl Architecture for TransformerConfig {
             Self { tie_word_embeddings: true, ..rotary.clone() },
             Self { freeze_null_embedding: true, mlp_ratio: 2, ..small },
             Self { scale_attn_weights: false, scale_attn_by_inverse_layer_idx: false, ..rotary.clone() },
+            Self { attention_windows: vec![3, 0], ..rotary.clone() },
+            Self {
+                attention_windows: vec![1, 0],
+                positional_embedding: PositionalEmbedding::Cope,
+                attn_pdrop: 0.1,
+                ..rotary.clone()
+            },
             Self { embd_pdrop: 0.1, attn_pdrop: 0.1, resid_pdrop: 0.1, layer_norm_epsilon: 1e-4, ..rotary },
         ]);
         examples
@@ -255,19 +307,42 @@ impl TransformerConfig {
         Err(ConfigError::new("augmentation", reason))
     }
 
-    /// The keys of absolute positions, without them.
-    fn check_absolute(&self) -> Result<(), ConfigError> {
-        if self.positional_embedding == PositionalEmbedding::Absolute {
-            return Ok(());
-        }
-        let keys =
-            [("absolute_freeze", self.absolute_freeze), ("absolute_init", self.absolute_init != AbsoluteInit::Normal)];
-        match keys.into_iter().find(|(_, set)| *set) {
+    /// The keys of a scheme begin with its name; those of others must be as they are by default.
+    fn check_scheme_keys(&self) -> Result<(), ConfigError> {
+        let default = Self::default();
+        let keys: [(&'static str, bool); 10] = [
+            ("absolute_freeze", self.absolute_freeze == default.absolute_freeze),
+            ("absolute_init", self.absolute_init == default.absolute_init),
+            ("t5_buckets", self.t5_buckets == default.t5_buckets),
+            ("t5_max_distance", self.t5_max_distance == default.t5_max_distance),
+            ("fire_width", self.fire_width == default.fire_width),
+            ("fire_init_c", self.fire_init_c == default.fire_init_c),
+            ("fire_init_length", self.fire_init_length == default.fire_init_length),
+            ("cope_positions", self.cope_positions == default.cope_positions),
+            ("ssmax_init", self.ssmax_init == default.ssmax_init),
+            ("logn_clip_train_length", self.logn_clip_train_length == default.logn_clip_train_length),
+        ];
+        let positions = self.positional_embedding.name();
+        let is_of = |key: &str, scheme: &str| key.strip_prefix(scheme).is_some_and(|rest| rest.starts_with('_'));
+        // Of `logn` and `logn_clip`, `logn_clip_train_length` is the latter's.
+        let schemes = |key: &'static str| PositionalEmbedding::ALL.iter().filter(move |s| is_of(key, s.name()));
+        let is_own = |key| schemes(key).max_by_key(|s| s.name().len()) == Some(&self.positional_embedding);
+        match keys.into_iter().find(|(key, is_default)| !(*is_default || is_own(key))) {
             Some((key, _)) => {
-                let positions = self.positional_embedding.name();
-                Err(ConfigError::new(key, format!("there is no table of absolute positions with `{positions}`")))
+                let reason = format!("is of another positional_embedding than `{positions}`, where it changes nothing");
+                Err(ConfigError::new(key, reason))
             }
             None => Ok(()),
         }
+    }
+
+    fn check_windows(&self) -> Result<(), ConfigError> {
+        let (windows, heads) = (self.attention_windows.len(), self.num_heads);
+        if windows == 0 || windows == heads {
+            return Ok(());
+        }
+        let reason =
+            format!("{windows} numbers, but there are {heads} heads; give one for each (0: no window), or none");
+        Err(ConfigError::new("attention_windows", reason))
     }
 }

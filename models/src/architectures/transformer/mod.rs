@@ -7,17 +7,18 @@
 mod config;
 
 pub use crate::positions::{FREQUENCY_BASE, PositionalEmbedding};
-pub use config::{AbsoluteInit, LAYER_NORM_EPSILON, TransformerConfig};
+pub use config::{AbsoluteInit, LAYER_NORM_EPSILON, OUTSIDE_WINDOW, TransformerConfig};
 
 use crate::architecture::Architecture;
 use crate::error::InputError;
 use crate::layers::{Conv1d, DropoutSource, LayerNorm, Linear, TokenEmbedding, dropout, tied_decoder};
 use crate::ops::autocast::product;
 use crate::ops::{AttentionOptions, KeyMask, SequenceOps, attention};
-use crate::positions::{PositionModule, Score};
+use crate::positions::{Places, PositionModule, Score};
 use crate::{Init, ModelInput, Network};
 use burn::module::Module;
 use burn::prelude::*;
+use burn::tensor::TensorData;
 use data::Batch;
 
 impl TransformerConfig {
@@ -91,7 +92,12 @@ impl<B: Backend> Network<B> for Transformer<B> {
 /// State shared by all blocks of one forward pass.
 struct Pass<'a, B: Backend> {
     config: &'a TransformerConfig,
-    score: Score<B>,
+    positions: &'a PositionModule<B>,
+    places: Places<B>,
+    /// The effect of positions on all layers' scores, unless it differs from layer to layer.
+    score: Option<Score<B>>,
+    /// Hides the keys outside of each head's window.
+    windows: Option<Tensor<B, 4>>,
     mask: Option<KeyMask<B>>,
     dropout: Option<DropoutSource>,
 }
@@ -103,9 +109,14 @@ impl<B: SequenceOps> Transformer<B> {
         let identity = config.must_attend_to_identity;
         let x = self.wte.forward(input.input_ids); // [batch, seq, width]
         let x = self.positions.embed(x, input.position_ids.clone()); // [batch, seq, hidden]
+        let places = Places { positions: input.position_ids, dtype: x.dtype() };
+        let is_shared = !config.positional_embedding.per_layer();
         let pass = Pass {
             config,
-            score: self.positions.score(input.position_ids, x.dtype()),
+            positions: &self.positions,
+            score: is_shared.then(|| self.positions.score(0, &places)),
+            windows: windows(config, &places),
+            places,
             mask: input.attention_mask.map(|keys| KeyMask { keys, identity }),
             dropout: input.dropout,
         };
@@ -136,18 +147,7 @@ impl<B: SequenceOps> Block<B> {
 impl<B: SequenceOps> Attention<B> {
     fn forward(&self, x: Tensor<B, 3>, pass: &Pass<'_, B>, place: u64) -> Tensor<B, 3> {
         let qkv = self.c_attn.forward(x); // [batch, seq, 3·hidden]
-        let (rotation, bias) = match pass.score.clone() {
-            Score::Nothing => (None, None),
-            Score::Rotation(rotation) => (Some(rotation), None),
-            Score::Bias(bias) => (None, Some(bias)),
-        };
-        let options = AttentionOptions {
-            heads: pass.config.num_heads,
-            scale: pass.config.attention_scale(self.layer),
-            rotation,
-            bias,
-            mask: pass.mask.clone(),
-        };
+        let (qkv, options) = self.scored(qkv, pass);
         let p = pass.config.attn_pdrop;
         let y = if p > 0.0 && pass.dropout.is_some() {
             let [q, k, v] = attention::heads(qkv, options.heads, options.rotation.as_ref());
@@ -158,6 +158,43 @@ impl<B: SequenceOps> Attention<B> {
         };
         self.c_proj.forward(y)
     }
+
+    /// The settings of attention with the effect of positions, and `qkv`, whose queries may have to be scaled for it.
+    fn scored(&self, qkv: Tensor<B, 3>, pass: &Pass<'_, B>) -> (Tensor<B, 3>, AttentionOptions<B>) {
+        let (heads, scale) = (pass.config.num_heads, pass.config.attention_scale(self.layer));
+        let (mut qkv, mut rotation, mut bias) = (qkv, None, None);
+        match pass.score.clone().unwrap_or_else(|| pass.positions.score(self.layer, &pass.places)) {
+            Score::Nothing => {}
+            Score::Rotation(by) => rotation = Some(by),
+            Score::Bias(by) => bias = Some(by),
+            Score::Factor(by) => qkv = attention::scaled_queries(qkv, by, heads),
+            Score::Content(content) => {
+                let [q, k, _] = attention::heads(qkv.clone(), heads, None);
+                bias = Some(content.bias(q, k, scale, pass.mask.as_ref()));
+            }
+        }
+        if let Some(windows) = pass.windows.clone() {
+            bias = Some(match bias {
+                Some(bias) => bias + windows,
+                None => windows,
+            });
+        }
+        (qkv, AttentionOptions { heads, scale, rotation, bias, mask: pass.mask.clone() })
+    }
+}
+
+/// A bias of the scores, `[1, heads, query, key]`: [`OUTSIDE_WINDOW`] where the key lies outside of the head's window,
+/// else 0. `None` where no head has one.
+fn windows<B: SequenceOps>(config: &TransformerConfig, places: &Places<B>) -> Option<Tensor<B, 4>> {
+    let (windows, seq) = (&config.attention_windows, places.seq());
+    if windows.iter().all(|window| *window == 0 || *window >= seq) {
+        return None;
+    }
+    let hides = |window: usize, distance: usize| if window > 0 && distance >= window { OUTSIDE_WINDOW } else { 0.0 };
+    let of_head = |window: &usize| (0..seq).map(|distance| hides(*window, distance)).collect::<Vec<f32>>();
+    let values = windows.iter().flat_map(of_head).collect();
+    let values = TensorData::new(values, [windows.len(), seq]);
+    Some(B::by_distance(Tensor::from_data(values, (&places.device(), places.dtype))))
 }
 
 impl<B: SequenceOps> Mlp<B> {

@@ -3,7 +3,7 @@
 use super::StateDict;
 use super::contents::Entry;
 use crate::Model;
-use crate::checkpoint::weights::{SHARED, checkpoint_name, is_float};
+use crate::checkpoint::weights::{SHARED, checkpoint_name, is_float, with_axes};
 use crate::ops::SequenceOps;
 use burn_store::ModuleSnapshot;
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,7 +110,10 @@ impl Candidate {
         let scalar = |entry: &Entry| entry.shape.iter().product::<usize>() == 1;
         let is_number = |entry: &&Entry| entry.view.as_ref().is_ok_and(|view| is_float(view.dtype));
         self.twice.is_empty()
-            && wanted.shapes.iter().all(|(n, shape)| entry(n).filter(is_number).is_some_and(|e| e.shape == *shape))
+            && wanted
+                .shapes
+                .iter()
+                .all(|(n, shape)| entry(n).filter(is_number).is_some_and(|e| with_axes(&e.shape) == *shape))
             && wanted.integers.iter().all(|name| entry(name).is_some_and(scalar))
     }
 

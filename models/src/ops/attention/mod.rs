@@ -116,6 +116,17 @@ pub fn rotate<B: Backend>(t: Tensor<B, 4>, rotation: &Rotation<B>) -> Tensor<B, 
     t * rotation.cos.clone() + turned * rotation.sin.clone()
 }
 
+/// `qkv` as in [`AttentionOp::packed_attention`] with its queries times `factor` `[1 or batch, 1 or heads, seq, 1]`, which
+/// is smaller than scores times it.
+pub fn scaled_queries<B: Backend>(qkv: Tensor<B, 3>, factor: Tensor<B, 4>, heads: usize) -> Tensor<B, 3> {
+    let [_, seq, width] = qkv.dims();
+    let (hidden, examples) = (width / 3, factor.dims()[0]);
+    let factor = factor.expand([examples, heads, seq, hidden / heads]);
+    let factor = factor.swap_dims(1, 2).reshape([examples, seq, hidden]);
+    let others = Tensor::ones([examples, seq, 2 * hidden], (&qkv.device(), qkv.dtype()));
+    qkv * Tensor::cat(vec![factor, others], 2)
+}
+
 /// `[batch, heads, seq, head_dim]` → `[batch, seq, hidden]`.
 pub fn side_by_side<B: Backend>(y: Tensor<B, 4>) -> Tensor<B, 3> {
     let [batch, heads, seq, head_dim] = y.dims();

@@ -9,6 +9,8 @@ use models::Cpu;
 use models::ops::adam::{AdamKernel, AdamOp};
 use models::ops::affine::AffineOp;
 use models::ops::attention::{self as heads_of, AttentionOp, AttentionOptions, KeyMask, Rotation};
+use models::ops::by_distance::ByDistanceOp;
+use models::ops::contextual_positions::ContextualPositionsOp;
 use models::ops::cross_entropy::CrossEntropyOp;
 use models::ops::projection::ProjectionOp;
 use models::ops::sum_of_squares::SumOfSquaresOp;
@@ -67,6 +69,32 @@ proptest! {
             let options = AttentionOptions { heads, scale: 0.7, rotation, bias, mask };
             let y = Training::packed_attention(qkv.reshape([batch, seq, 3 * hidden]), options);
             vec![y.reshape([batch * seq * hidden])]
+        });
+    }
+
+    #[test]
+    fn contextual_positions(
+        batch in 1usize..3,
+        heads in 1usize..4,
+        seq in prop_oneof![Just(1usize), 2usize..20, 60usize..140],
+        positions in prop_oneof![Just(1usize), 2usize..10, Just(200)],
+        masked in any::<bool>(),
+        identity in any::<bool>(),
+    ) {
+        let sizes = [batch * heads * seq * seq, batch * heads * seq * positions];
+        let what = format!("{batch} × {heads} × {seq}, {positions} positions, masked {masked}, identity {identity}");
+        check(&what, &sizes, |inputs| {
+            let logits = (inputs[0].clone() * 3.0).reshape([batch, heads, seq, seq]);
+            let by_position = inputs[1].clone().reshape([batch, heads, seq, positions]);
+            let mask = masked.then(|| KeyMask { keys: key_mask(batch, seq, logits.dtype()), identity });
+            vec![Training::contextual_positions(logits, by_position, mask.as_ref()).reshape([-1])]
+        });
+    }
+
+    #[test]
+    fn by_distance(heads in 1usize..5, seq in prop_oneof![Just(1usize), 2usize..20, 60usize..140]) {
+        check(&format!("{heads} × {seq}"), &[heads * seq], |inputs| {
+            vec![Training::by_distance(inputs[0].clone().reshape([heads, seq])).reshape([-1])]
         });
     }
 
