@@ -65,6 +65,7 @@ pub struct Sweep<'a> {
     probe_tokens: usize,
     augmentation: Option<Augmentation>,
     loops: Option<u32>,
+    train_max_length: Option<u32>,
     max_tokens: Option<usize>,
     workers: Option<usize>,
     keep_predictions: bool,
@@ -88,6 +89,7 @@ impl<'a> Sweep<'a> {
             probe_tokens: 0,
             augmentation: None,
             loops: None,
+            train_max_length: None,
             max_tokens: None,
             workers: None,
             keep_predictions: false,
@@ -151,6 +153,13 @@ impl<'a> Sweep<'a> {
     /// How positions are made, overriding the model's metadata.
     pub fn augmentation(mut self, augmentation: Option<Augmentation>) -> Self {
         self.augmentation = augmentation;
+        self
+    }
+
+    /// The longest length in training, which the column `in_distribution` follows, instead of what the model's metadata
+    /// says, or else the task's settings.
+    pub fn train_max_length(mut self, length: Option<u32>) -> Self {
+        self.train_max_length = length;
         self
     }
 
@@ -319,6 +328,7 @@ impl<'a> Sweep<'a> {
 
     /// With the properties of the model on sequences of so many tokens, as given or probed now.
     fn prepared<'s>(&mut self, mut setting: Setting<'s>, longest: usize) -> Result<Setting<'s>> {
+        setting.train_max_length = self.train_max_length.unwrap_or(setting.train_max_length);
         let tokens = longest.max(self.probe_tokens);
         let asked = Asked { tokens, rows: self.samples, max_tokens: self.max_tokens };
         let known = self.probed.take().filter(|known| known.tokens >= longest);
