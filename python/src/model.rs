@@ -63,7 +63,7 @@ impl Model {
         threads: Option<usize>,
         logits: Option<&str>,
     ) -> PyResult<Self> {
-        let bytes = model.as_bytes();
+        let bytes = model.as_bytes().to_vec();
         let load = || {
             let options = options(provider, threads)?;
             Ok::<_, Failure>(evaluators::Model::from_bytes(name, bytes, options, logits)?)
@@ -76,7 +76,6 @@ impl Model {
     #[staticmethod]
     #[pyo3(signature = (name, function, task, train_max_length=None, lenient=false))]
     fn from_function(
-        py: Python<'_>,
         name: &str,
         function: Py<PyAny>,
         task: &Task,
@@ -90,7 +89,7 @@ impl Model {
             train_max_length,
             ..ModelInfo::default()
         };
-        let (width, keep) = (task.task.vocabulary.len(), raised.clone());
+        let keep = raised.clone();
         let run = move |batch: &Batch| -> Result<Vec<f32>, String> {
             Python::attach(|py| logits(py, &function, batch)).map_err(|error| {
                 let text = Python::attach(|py| error.value(py).to_string());
@@ -101,9 +100,7 @@ impl Model {
                 text
             })
         };
-        let make = || Ok::<_, Failure>(evaluators::Model::from_function(name, info, width, run)?);
-        let model = raised.or(released(py, make))?;
-        Ok(Self { raised, ..Self::new(model) })
+        Ok(Self { raised, ..Self::new(evaluators::Model::from_function(name, info, run)) })
     }
 
     /// The logits `[batch, seq, vocab]` of ids `[batch, seq]`: their memory, float32, and the size of the vocabulary.

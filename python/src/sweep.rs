@@ -75,7 +75,7 @@ impl Call<'_> {
             .keep_predictions(options.predictions)
             .train_max_length(options.train_max_length)
             .progress(|progress| last.set(progress))
-            .interrupt(|| !watch.goes_on(|| now(last.get())));
+            .stop_when(|| !watch.goes_on(|| now(last.get())));
         Ok(then(sweep)?)
     }
 }

@@ -171,7 +171,7 @@ pub fn record_batches(
 ) -> Result<Vec<RecordBatch>, DataError> {
     let sizes = [("split", split.name().to_owned()), ("examples", total.to_string())];
     let metadata = DatasetInfo::of(task, seed).to_metadata(&sizes);
-    let schema = Arc::new(SCHEMA.as_ref().clone().with_metadata(metadata.into_iter().collect()));
+    let schema = Arc::new(SCHEMA.as_ref().clone().with_metadata(metadata));
     let outside = task.family.outside();
     let size = chunk_size(task);
     let examples = &task.examples(split, seed);
