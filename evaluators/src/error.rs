@@ -28,6 +28,9 @@ pub enum EvalError {
         /// All names.
         choices: String,
     },
+    /// The caller has stopped the sweep.
+    #[error("the sweep was interrupted")]
+    Interrupted,
     /// ONNX Runtime was not found on this machine and could not be fetched.
     #[error(
         "cannot find the ONNX Runtime library; these places were tried:{}\n  hint: `pip install onnxruntime`, or set ORT_DYLIB_PATH to the file of an ONNX Runtime 1.22 or newer",

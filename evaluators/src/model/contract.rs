@@ -91,6 +91,18 @@ impl Interface {
         }
     }
 
+    /// That of a function, which gets whole batches and returns float32.
+    pub(super) fn of_function() -> Self {
+        Self {
+            feeds: vec![],
+            output: Output { name: "logits".into(), single: true, scored: false },
+            position_ids: None,
+            attention_mask: false,
+            states: vec![],
+            vocab: None,
+        }
+    }
+
     /// A batch as the model's inputs, with targets for scoring in the graph: the labels, where there are any.
     pub fn fed(&self, batch: Batch) -> ort::Result<Vec<(String, DynValue)>> {
         let (shape, size) = ([batch.batch, batch.seq], batch.batch * batch.seq);

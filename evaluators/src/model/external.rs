@@ -46,6 +46,24 @@ impl Source {
         Ok(Self { model, weights, folder })
     }
 
+    /// A model in memory, which messages call `name`.
+    ///
+    /// # Errors
+    /// It has weights in files of their own.
+    pub fn of_bytes(name: &Path, model: Vec<u8>) -> Result<Self> {
+        if let Some(part) = parts(&model).into_iter().next() {
+            let reason = "are a file of their own, and a model in memory has no folder to find it in".to_owned();
+            let hint = "save the model with its weights into one folder, and give the path of the file";
+            return Err(EvalError::Weights { path: name.into(), location: part.location, reason, hint });
+        }
+        Ok(Self::in_folder(model, PathBuf::new()))
+    }
+
+    /// A model in memory whose other files, if it has any, are in `folder`, where ONNX Runtime finds them by itself.
+    pub fn in_folder(model: Vec<u8>, folder: PathBuf) -> Self {
+        Self { model, weights: BTreeMap::new(), folder }
+    }
+
     /// All files of the model as one stream of bytes.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The model: an ONNX file, the session that runs it, its inputs and outputs.
 
 pub(crate) mod contract;
+pub(crate) mod engine;
 mod external;
 mod feeds;
 pub(crate) mod fingerprint;
@@ -10,6 +11,7 @@ mod provider;
 pub(crate) mod scoring;
 
 use crate::model::contract::{Interface, Shapes, State, check_sizes};
+use crate::model::engine::{Engine, width};
 use crate::model::external::Source;
 use crate::model::feeds::Feed;
 use crate::model::fingerprint::{graph_fingerprint, is_earlier_export, is_own_export, of_source};
@@ -141,12 +143,13 @@ impl Files {
 pub struct Model {
     path: PathBuf,
     bytes: Vec<u8>,  // of the file, followed by the scoring nodes
+    length: usize,   // of the bytes without them
     folder: PathBuf, // of its other files
-    fingerprint: String,
+    fingerprint: Option<String>,
     size: usize, // of all its files
     notes: Vec<String>,
-    session: Session,
-    pool: Vec<Session>, // further ones, see `sessions`
+    engine: Engine,
+    pool: Vec<Engine>, // further ones, see `engines`
     info: ModelInfo,
     provider: Provider,
     fallback: Option<String>,
@@ -155,8 +158,11 @@ pub struct Model {
     own_export: bool,
     earlier_export: bool,
     // Only the logits are requested: final states would be copied in vain.
-    only_logits: RunOptions<HasSelectedOutputs>,
+    only_logits: Option<RunOptions<HasSelectedOutputs>>,
 }
+
+/// Functions do not say how large they are: taken for a small network's size, by which the effort of a probe is measured.
+const FUNCTION_BYTES: usize = 1 << 20;
 
 impl Model {
     /// Loads an ONNX file and checks it against the contract.
@@ -191,6 +197,69 @@ impl Model {
             Err(note) => (source, vec![note]),
         };
         Self::load_source(path, source, files, options, logits, notes)
+    }
+
+    /// [`Self::load_with_logits`] for a file in memory, a serialized `ModelProto`. Messages call it `name`.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; also where its weights are in files of their own.
+    pub fn from_bytes(name: &str, bytes: Vec<u8>, options: LoadOptions, logits: Option<&str>) -> Result<Self> {
+        let path = Path::new(name);
+        let source = Source::of_bytes(path, bytes)?;
+        let files = Files::of(&source)?;
+        Self::load_source(path, source, files, options, logits, vec![])
+    }
+
+    /// A model that is a function instead of a file: `forward` gets a [`Batch`] of token ids `[batch, seq]` and returns
+    /// logits `[batch, seq, vocab]`, row-major, or says why there are none. `info` takes the place of a file's metadata.
+    /// It is probed and swept like an ONNX file, one batch at a time, from a thread of its own; where it fails on long
+    /// sequences, the rows of those lengths get its message as status. Messages call it `name`, result tables `function`
+    /// in the column `provider`.
+    ///
+    /// ```no_run
+    /// use evaluators::{Model, ModelInfo, Sweep};
+    /// let task = data::Task::by_name("chomsky/parity_check")?;
+    /// let width = task.vocabulary.len();
+    /// let uniform = move |batch: &data::Batch| Ok(vec![0.0; batch.batch * batch.seq * width]);
+    /// let mut model = Model::from_function("uniform", ModelInfo::default(), uniform);
+    /// let table = Sweep::new(&mut model).task(&task).lengths(1..=100).run()?;
+    /// # Ok::<(), evaluators::EvalError>(())
+    /// ```
+    pub fn from_function(
+        name: &str,
+        info: ModelInfo,
+        forward: impl FnMut(&Batch) -> std::result::Result<Vec<f32>, String> + Send + 'static,
+    ) -> Self {
+        Self {
+            path: name.into(),
+            bytes: vec![],
+            length: 0,
+            folder: PathBuf::new(),
+            fingerprint: None,
+            size: FUNCTION_BYTES,
+            notes: vec![],
+            engine: Engine::Function(Box::new(forward)),
+            pool: vec![],
+            info,
+            provider: Provider::Cpu,
+            fallback: None,
+            threads: 1,
+            interface: Arc::new(Interface::of_function()),
+            own_export: false,
+            earlier_export: false,
+            only_logits: None,
+        }
+    }
+
+    /// The same model in a session on the CPU.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn on_cpu(&self) -> Result<Self> {
+        let options = LoadOptions { provider: Provider::Cpu, threads: Some(self.threads) };
+        let source = Source::in_folder(self.bytes[..self.length].to_vec(), self.folder.clone());
+        let files = Files { fingerprint: self.fingerprint.clone().unwrap_or_default(), size: self.size };
+        Self::load_source(&self.path, source, files, options, Some(&self.interface.output.name), vec![])
     }
 
     fn load_source(
@@ -251,8 +320,9 @@ impl Model {
         Ok(Self {
             path: path.into(),
             bytes,
+            length,
             folder,
-            fingerprint,
+            fingerprint: Some(fingerprint),
             size,
             notes,
             info,
@@ -262,15 +332,15 @@ impl Model {
             fallback,
             threads,
             pool: vec![],
-            only_logits: RunOptions::new()
-                .map_err(engine)?
-                .with_outputs(OutputSelector::no_default().with(output.float())),
+            only_logits: Some(
+                RunOptions::new().map_err(engine)?.with_outputs(OutputSelector::no_default().with(output.float())),
+            ),
             interface: Arc::new(Interface::of(&session, feeds, states, output)),
-            session,
+            engine: session.into(),
         })
     }
 
-    /// The file it was loaded from.
+    /// The file it was loaded from, or the name it was given.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -295,7 +365,7 @@ impl Model {
 
     /// The number of tokens of a sequence, where the file fixes it.
     pub(crate) fn fixed_tokens(&self) -> Option<usize> {
-        let input = self.session.inputs().iter().find(|input| input.name() == "input_ids")?;
+        let input = self.engine.session()?.inputs().iter().find(|input| input.name() == "input_ids")?;
         usize::try_from(*input.dtype().tensor_shape()?.get(1)?).ok()
     }
 
@@ -324,9 +394,17 @@ impl Model {
         &self.interface
     }
 
-    /// The [`crate::model_fingerprint`] of the files that it was loaded from.
-    pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
+    /// The [`crate::model_fingerprint`] of the files that it was loaded from; `None` for a function.
+    pub fn fingerprint(&self) -> Option<&str> {
+        self.fingerprint.as_deref()
+    }
+
+    /// Where it runs, for the column `provider` of result tables: the provider, or `function`.
+    pub(crate) fn place(&self) -> String {
+        match &self.engine {
+            Engine::Session(_) => self.provider.to_string(),
+            Engine::Function(_) => "function".to_owned(),
+        }
     }
 
     /// The size of its files.
@@ -334,15 +412,15 @@ impl Model {
         self.size
     }
 
-    /// Sessions for up to `count` threads that run side by side, which share the model's threads. They are kept. Where
-    /// the system has no threads for that many, there is one.
+    /// Engines for up to `count` threads that run side by side, which share the model's threads. They are kept. Where
+    /// the system has no threads for that many, there is one; there is only ever one of a function.
     ///
     /// # Errors
     /// As [`Self::load`], if the provider has no room for them.
-    pub(crate) fn sessions(&mut self, count: usize, shapes: &Shapes) -> Result<Vec<&mut Session>> {
+    pub(crate) fn engines(&mut self, count: usize, shapes: &Shapes) -> Result<Vec<&mut Engine>> {
         let shapes = (self.provider == Provider::TensorRt).then_some(shapes);
-        if count == 1 && shapes.is_none() {
-            return Ok(vec![&mut self.session]);
+        if count == 1 && shapes.is_none() || self.engine.session().is_none() {
+            return Ok(vec![&mut self.engine]);
         }
         if self.pool.len() != count || shapes.is_some() {
             self.pool.clear();
@@ -352,7 +430,7 @@ impl Model {
             let opened = data::threads::all((0..count).map(|_| open));
             self.pool = opened
                 .into_iter()
-                .map(|one| one.unwrap_or_else(|panic| resume_unwind(panic)))
+                .map(|one| one.unwrap_or_else(|panic| resume_unwind(panic)).map(Engine::from))
                 .collect::<Result<_>>()?;
         }
         Ok(self.pool.iter_mut().collect())
@@ -361,20 +439,35 @@ impl Model {
     /// The logits at every position of `batch`.
     ///
     /// # Errors
-    /// ONNX Runtime fails, out of memory for example, or the logits have another shape than `[batch, seq, vocab]`.
+    /// The model fails, out of memory for example, or the logits have another shape than `[batch, seq, vocab]`.
     pub fn run(&mut self, batch: &Batch) -> Result<Logits> {
+        let session = match &mut self.engine {
+            Engine::Session(session) => session,
+            Engine::Function(forward) => {
+                let logits = forward(batch).and_then(|values| {
+                    let vocab = width(values.len(), batch.batch, batch.seq)?;
+                    Ok(Logits { values: Values::Own(values), seq: batch.seq, vocab })
+                });
+                let (path, batch, seq) = (&self.path, batch.batch, batch.seq);
+                return logits.map_err(|reason| EvalError::Run { path: path.clone(), batch, seq, reason });
+            }
+        };
         let failed =
             |reason: String| EvalError::Run { path: self.path.clone(), batch: batch.batch, seq: batch.seq, reason };
         let engine = |e: ort::Error| failed(blame(e.to_string(), &format!("[{}, {}, vocab]", batch.batch, batch.seq)));
         let mut inputs = self.interface.fed(batch.clone()).map_err(engine)?;
         let states = self.interface.first_states(batch.batch).map_err(engine)?;
         inputs.extend(states.into_iter().map(|(name, zeros)| (name.to_owned(), zeros)));
-        let mut outputs = self.session.run_with_options(inputs, &self.only_logits).map_err(engine)?;
+        let mut outputs = match &self.only_logits {
+            Some(only_logits) => session.run_with_options(inputs, only_logits),
+            None => session.run(inputs),
+        }
+        .map_err(engine)?;
         let logits = outputs.remove(self.interface.output.float()).ok_or_else(|| failed("it gave no logits".into()))?;
         let values = logits.downcast::<TensorValueType<f32>>().map_err(engine)?;
         match values.shape()[..] {
             [rows, columns, vocab] if (rows, columns) == (batch.batch as i64, batch.seq as i64) => {
-                Ok(Logits { values, seq: batch.seq, vocab: vocab as usize })
+                Ok(Logits { values: Values::Runtime(values), seq: batch.seq, vocab: vocab as usize })
             }
             ref other => Err(failed(format!("its logits have the shape {other:?}"))),
         }
@@ -388,10 +481,13 @@ impl Model {
     pub fn run_pieces(&mut self, batch: &Batch, piece: usize) -> Result<Vec<f32>> {
         let rows = batch.batch;
         let failed = |seq, reason: String| EvalError::Run { path: self.path.clone(), batch: rows, seq, reason };
-        if !self.interface.is_stateful() || piece == 0 {
-            let reason = format!("it has no recurrent states by which it could go on after {piece} tokens");
-            return Err(failed(batch.seq, reason));
-        }
+        let session = match &mut self.engine {
+            Engine::Session(session) if self.interface.is_stateful() && piece > 0 => session,
+            _ => {
+                let reason = format!("it has no recurrent states by which it could go on after {piece} tokens");
+                return Err(failed(batch.seq, reason));
+            }
+        };
         let vocab = self.interface.vocab.unwrap_or_default();
         let mut logits = vec![0.0; rows * batch.seq * vocab]; // [batch, seq, vocab]
         let mut states: Vec<DynValue> = Vec::new();
@@ -408,7 +504,7 @@ impl Model {
             for (state, value) in self.interface.states.iter().zip(states.drain(..)) {
                 inputs.push((state.input.clone(), value));
             }
-            let mut outputs = self.session.run(inputs).map_err(engine)?;
+            let mut outputs = session.run(inputs).map_err(engine)?;
             let found = outputs.remove(self.interface.output.float());
             let found = found.ok_or_else(|| failed(width, "it gave no logits".into()))?;
             let found = found.downcast::<TensorValueType<f32>>().map_err(engine)?;
@@ -450,11 +546,17 @@ impl Model {
     }
 }
 
-/// The output of a pass: float32 `[batch, seq, vocab]`, in ONNX Runtime's memory.
+/// The output of a pass: float32 `[batch, seq, vocab]`.
 pub struct Logits {
-    values: Tensor<f32>,
+    values: Values,
     seq: usize,
     vocab: usize,
+}
+
+enum Values {
+    /// In ONNX Runtime's memory.
+    Runtime(Tensor<f32>),
+    Own(Vec<f32>),
 }
 
 impl Logits {
@@ -465,7 +567,10 @@ impl Logits {
 
     /// All values, row-major.
     pub fn values(&self) -> &[f32] {
-        self.values.extract_tensor().1 // [batch, seq, vocab]
+        match &self.values {
+            Values::Runtime(values) => values.extract_tensor().1, // [batch, seq, vocab]
+            Values::Own(values) => values,
+        }
     }
 
     /// The values of one sequence.

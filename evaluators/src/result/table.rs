@@ -140,10 +140,10 @@ impl SweepFacts {
             hidden_size: info.hidden_size,
             seed: info.seed,
             checkpoint: info.checkpoint,
-            provider: model.provider().to_string(),
+            provider: model.place(),
             precision: info.precision,
             split: split.to_owned(),
-            model_fingerprint: Some(model.fingerprint().to_owned()),
+            model_fingerprint: model.fingerprint().map(str::to_owned),
         }
     }
 }

@@ -78,7 +78,8 @@ impl Sweep<'_> {
             let mut sizes: Vec<usize> = chosen.iter().rev().map(|item| item.tokens).collect();
             sizes.dedup();
             let work = setting.work(budget, &lengths, sizes, Some(seen), self.keep_predictions);
-            run_batches(self.model, &work, self.workers, pack(chosen.iter().cloned(), budget), build, sink)?;
+            let batches = pack(chosen.iter().cloned(), budget);
+            run_batches(self.model, &work, self.workers, batches, build, sink, &mut self.stop)?;
             for batch in losses.chunks(LOSS_BATCH) {
                 let (labelled, sum) = batch.iter().fold((0, 0.0), |(n, s), (labelled, loss)| (n + labelled, s + loss));
                 means.add((labelled > 0).then(|| sum / labelled as f64));

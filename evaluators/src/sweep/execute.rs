@@ -1,4 +1,4 @@
-//! Running batches: one thread builds inputs, one thread per session runs them, and the caller gets their scores in the
+//! Running batches: one thread builds inputs, one thread per engine runs them, and the caller gets their scores in the
 //! order of the plan.
 //!
 //! A failed pass does not end the sweep. Where memory ran out, the halves of the batch are tried; where something else
@@ -7,36 +7,42 @@
 //! alone, not on threads or earlier batches.
 
 use crate::error::{is_out_of_memory, shortened};
+use crate::model::engine::Engine;
 use crate::sweep::pass::Inputs;
 use crate::sweep::plan::{Item, Job};
 use crate::sweep::work::{BatchScore, Edge, Work};
 use crate::{EvalError, Result};
 use data::threads;
-use ort::session::Session;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-/// Runs every batch of `batches` on one of `sessions` and hands the results to `sink`, in order.
+/// How often a sweep asks whether it is to go on, at least.
+const ASKED_EVERY: Duration = Duration::from_millis(50);
+
+/// Runs every batch of `batches` on one of `engines` and hands the results to `sink`, in order.
 ///
 /// # Errors
-/// A pass fails for another reason than memory, or the sink fails; the rest is then not run.
+/// A pass fails for another reason than memory, the sink fails, or `interrupt` says true; the rest is then not run.
 pub(crate) fn execute(
     work: &Work<'_>,
-    sessions: Vec<&mut Session>,
+    engines: Vec<&mut Engine>,
     batches: impl Iterator<Item = Vec<Item>> + Send,
     build: impl Fn(Item) -> Job + Sync,
     mut sink: impl FnMut(BatchScore) -> Result<()>,
+    interrupt: &mut dyn FnMut() -> bool,
 ) -> Result<()> {
     let stop = AtomicBool::new(false);
-    work.learned.crowded.store(sessions.len() > 1, Relaxed);
-    let (ready, prepared) = mpsc::sync_channel::<(usize, Vec<Job>, Result<Inputs>)>(2 * sessions.len());
+    work.learned.crowded.store(engines.len() > 1, Relaxed);
+    let (ready, prepared) = mpsc::sync_channel::<(usize, Vec<Job>, Result<Inputs>)>(2 * engines.len());
     let (report, outcomes) = mpsc::channel();
     let prepared = Mutex::new(prepared);
     let next = || prepared.lock().unwrap_or_else(PoisonError::into_inner).recv();
     // A thread that cannot be started drops its work. So each fetches its work when it runs.
     let source = Mutex::new(Some((ready, batches)));
-    let sessions: Vec<_> = sessions.into_iter().map(|session| Mutex::new(Some(session))).collect();
+    let engines: Vec<_> = engines.into_iter().map(|engine| Mutex::new(Some(engine))).collect();
     std::thread::scope(|scope| {
         let (source, next, stop, build) = (&source, &next, &stop, &build);
         let prepares = threads::spawn(scope, move || {
@@ -50,30 +56,31 @@ pub(crate) fn execute(
             }
         });
         let runs = |index: usize| {
-            let (session, report) = (&sessions[index], report.clone());
+            let (engine, report) = (&engines[index], report.clone());
             let runs = threads::spawn(scope, move || {
-                let Some(session) = taken(session) else { return };
-                let session: &mut Session = session;
+                let Some(engine) = taken(engine) else { return };
+                let engine: &mut Engine = engine;
                 while let Ok((number, jobs, inputs)) = next() {
                     if stop.load(Relaxed) {
                         continue; // empties the channel, so that the first thread is not stuck
                     }
-                    let outcome = inputs.and_then(|inputs| work.run(session, &jobs, inputs));
+                    let outcome = inputs.and_then(|inputs| work.run(engine, &jobs, inputs));
                     let _ = report.send((number, outcome)); // the receiver outlives this thread
                 }
             });
             runs.is_ok()
         };
         let side_by_side =
-            if prepares.is_ok() { (0..sessions.len()).take_while(|index| runs(*index)).count() } else { 0 };
+            if prepares.is_ok() { (0..engines.len()).take_while(|index| runs(*index)).count() } else { 0 };
         drop(report);
         if side_by_side == 0 {
-            // No thread for a session: this one runs the first, and builds the inputs too if it has to.
-            let Some(session) = sessions.iter().find_map(taken) else { return Err(EvalError::NoSession) };
-            let session: &mut Session = session;
+            // No thread for a engine: this one runs the first, and builds the inputs too if it has to.
+            let Some(engine) = engines.iter().find_map(taken) else { return Err(EvalError::NoSession) };
+            let engine: &mut Engine = engine;
             let mut score = |jobs: Vec<Job>, inputs: Result<Inputs>| {
-                let outcome = inputs.and_then(|inputs| work.run(session, &jobs, inputs));
-                outcome.and_then(&mut sink)
+                let outcome = inputs.and_then(|inputs| work.run(engine, &jobs, inputs));
+                outcome.and_then(&mut sink)?;
+                if interrupt() { Err(EvalError::Interrupted) } else { Ok(()) }
             };
             if let Some((_, batches)) = prepares.is_err().then(|| taken(source)).flatten() {
                 let mut jobs = batches.map(|batch| batch.into_iter().map(build).collect::<Vec<Job>>());
@@ -92,8 +99,16 @@ pub(crate) fn execute(
             return scored;
         }
         let (mut early, mut wanted, mut failure) = (BTreeMap::new(), 0, None);
-        for (number, outcome) in outcomes {
-            early.insert(number, outcome);
+        loop {
+            if failure.is_none() && interrupt() {
+                failure = Some(EvalError::Interrupted);
+                stop.store(true, Relaxed);
+            }
+            match outcomes.recv_timeout(ASKED_EVERY) {
+                Ok((number, outcome)) => early.insert(number, outcome),
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
             while let Some(outcome) = early.remove(&wanted) {
                 wanted += 1;
                 if failure.is_none() {
@@ -114,19 +129,19 @@ fn taken<T>(place: &Mutex<Option<T>>) -> Option<T> {
 
 impl Work<'_> {
     /// Runs a batch and scores it, as far as the model goes.
-    fn run(&self, session: &mut Session, jobs: &[Job], inputs: Inputs) -> Result<BatchScore> {
+    fn run(&self, engine: &mut Engine, jobs: &[Job], inputs: Inputs) -> Result<BatchScore> {
         let edge = self.edge().clone();
         let longest = jobs.iter().map(Job::tokens).max().unwrap_or(0);
         if let Some(edge) = edge.filter(|edge| edge.tokens < longest) {
-            return self.run_within(session, jobs, &edge);
+            return self.run_within(engine, jobs, &edge);
         }
         if let Some(other) = jobs.iter().position(|job| self.budget.equal && job.tokens() != jobs[0].tokens()) {
-            return self.run_in_two(session, jobs, other);
+            return self.run_in_two(engine, jobs, other);
         }
         let size = inputs.rows * inputs.seq;
         let full = self.learned.full.load(Relaxed);
         let attempt = match full > 0 && size >= full && jobs.len() > 1 {
-            false => self.pass(session, jobs, inputs),
+            false => self.pass(engine, jobs, inputs),
             true => Err(self.failed(inputs.rows, inputs.seq, "out of memory before".into())),
         };
         let reason = match attempt {
@@ -135,45 +150,45 @@ impl Work<'_> {
         };
         match jobs {
             [] => Ok(BatchScore::default()),
-            [job] => self.run_shortened(session, job, &reason),
+            [job] => self.run_shortened(engine, job, &reason),
             _ if is_out_of_memory(&reason) => {
                 let smallest = |full: usize| if full == 0 { size } else { full.min(size) };
                 let _ = self.learned.full.fetch_update(Relaxed, Relaxed, |full| Some(smallest(full)));
-                self.run_in_two(session, jobs, jobs.len() / 2)
+                self.run_in_two(engine, jobs, jobs.len() / 2)
             }
-            [first, rest @ ..] => self.run_singly(session, first, rest),
+            [first, rest @ ..] => self.run_singly(engine, first, rest),
         }
     }
 
-    fn run_in_two(&self, session: &mut Session, jobs: &[Job], at: usize) -> Result<BatchScore> {
+    fn run_in_two(&self, engine: &mut Engine, jobs: &[Job], at: usize) -> Result<BatchScore> {
         let (first, second) = jobs.split_at(at);
-        let mut outcome = self.run(session, first, self.prepare(first)?)?;
-        outcome.join(self.run(session, second, self.prepare(second)?)?);
+        let mut outcome = self.run(engine, first, self.prepare(first)?)?;
+        outcome.join(self.run(engine, second, self.prepare(second)?)?);
         Ok(outcome)
     }
 
     /// The rows of a batch that failed, the first one by itself. If that shows how far sequences go, the others share a
     /// batch again, up to there; if it runs, the batch as such was the reason, and they run by themselves as well.
-    fn run_singly(&self, session: &mut Session, first: &Job, rest: &[Job]) -> Result<BatchScore> {
+    fn run_singly(&self, engine: &mut Engine, first: &Job, rest: &[Job]) -> Result<BatchScore> {
         let first = std::slice::from_ref(first);
-        let mut outcome = self.run(session, first, self.prepare(first)?)?;
+        let mut outcome = self.run(engine, first, self.prepare(first)?)?;
         let longest = rest.iter().map(Job::tokens).max().unwrap_or(0);
         if self.edge().as_ref().is_some_and(|edge| edge.tokens < longest) {
-            outcome.join(self.run(session, rest, self.prepare(rest)?)?);
+            outcome.join(self.run(engine, rest, self.prepare(rest)?)?);
             return Ok(outcome);
         }
         for job in rest {
             let failed = |slot: usize| outcome.failures.iter().any(|(failed, _)| *failed == slot);
             if !job.cuts.iter().all(|cut| failed(cut.slot)) {
                 let job = std::slice::from_ref(job);
-                outcome.join(self.run(session, job, self.prepare(job)?)?);
+                outcome.join(self.run(engine, job, self.prepare(job)?)?);
             }
         }
         Ok(outcome)
     }
 
     /// Runs the part of a batch within the edge; the longer lengths fail.
-    fn run_within(&self, session: &mut Session, jobs: &[Job], edge: &Edge) -> Result<BatchScore> {
+    fn run_within(&self, engine: &mut Engine, jobs: &[Job], edge: &Edge) -> Result<BatchScore> {
         let mut outcome = BatchScore::default();
         let mut short = Vec::new();
         for job in jobs {
@@ -184,13 +199,13 @@ impl Work<'_> {
             }
         }
         if !short.is_empty() {
-            outcome.join(self.run(session, &short, self.prepare(&short)?)?);
+            outcome.join(self.run(engine, &short, self.prepare(&short)?)?);
         }
         Ok(outcome)
     }
 
     /// A single sequence has failed: its longest lengths fail, as many as necessary.
-    fn run_shortened(&self, session: &mut Session, job: &Job, reason: &str) -> Result<BatchScore> {
+    fn run_shortened(&self, engine: &mut Engine, job: &Job, reason: &str) -> Result<BatchScore> {
         let memory = is_out_of_memory(reason);
         if !memory && !self.regular {
             let why = shortened(reason);
@@ -204,23 +219,23 @@ impl Work<'_> {
                 let _quiet = self.learned.quiet.write().unwrap_or_else(PoisonError::into_inner);
                 if memory && self.learned.crowded.load(Relaxed) {
                     let alone = std::slice::from_ref(job);
-                    match self.pass_unguarded(session, alone, self.prepare(alone)?) {
+                    match self.pass_unguarded(engine, alone, self.prepare(alone)?) {
                         Err(EvalError::Run { .. }) => {}
                         done => return done, // the others had the memory
                     }
                 }
-                let edge = self.find_edge(session, job, reason)?;
+                let edge = self.find_edge(engine, job, reason)?;
                 *known = Some(edge.clone());
                 edge
             }
         };
         drop(known);
-        self.run_within(session, std::slice::from_ref(job), &edge)
+        self.run_within(engine, std::slice::from_ref(job), &edge)
     }
 
     /// Bisects for the longest beginning of `job` that runs, among the tokens that the lengths have; `job` itself
     /// fails, for this reason.
-    fn find_edge(&self, session: &mut Session, job: &Job, reason: &str) -> Result<Edge> {
+    fn find_edge(&self, engine: &mut Engine, job: &Job, reason: &str) -> Result<Edge> {
         let sizes: Vec<usize> = match &job.cuts[..] {
             [] | [_] => self.sizes.iter().copied().filter(|size| *size < job.tokens()).collect(),
             cuts => cuts[..cuts.len() - 1].iter().map(|cut| cut.tokens).collect(),
@@ -230,7 +245,7 @@ impl Work<'_> {
         while low < high {
             let middle = low + (high - low) / 2;
             let short = [job.beginning(sizes[middle])];
-            match self.pass_unguarded(session, &short, self.prepare(&short)?) {
+            match self.pass_unguarded(engine, &short, self.prepare(&short)?) {
                 Ok(_) => low = middle + 1,
                 Err(EvalError::Run { reason: why, .. }) => (high, tokens, reason) = (middle, sizes[middle], why),
                 Err(other) => return Err(other),
@@ -247,8 +262,8 @@ impl Work<'_> {
         self.learned.edge.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pass(&self, session: &mut Session, jobs: &[Job], first: Inputs) -> Result<BatchScore> {
+    fn pass(&self, engine: &mut Engine, jobs: &[Job], first: Inputs) -> Result<BatchScore> {
         let _running = self.learned.quiet.read().unwrap_or_else(PoisonError::into_inner);
-        self.pass_unguarded(session, jobs, first)
+        self.pass_unguarded(engine, jobs, first)
     }
 }

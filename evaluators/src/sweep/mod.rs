@@ -71,6 +71,7 @@ pub struct Sweep<'a> {
     keep_predictions: bool,
     journal: Option<PathBuf>,
     progress: Box<dyn FnMut(Progress) + 'a>,
+    stop: Box<dyn FnMut() -> bool + 'a>,
 }
 
 impl<'a> Sweep<'a> {
@@ -95,6 +96,7 @@ impl<'a> Sweep<'a> {
             keep_predictions: false,
             journal: None,
             progress: Box::new(|_| {}),
+            stop: Box::new(|| false),
         }
     }
 
@@ -200,6 +202,14 @@ impl<'a> Sweep<'a> {
     /// Called after every batch with the progress of the sweep.
     pub fn progress(mut self, progress: impl FnMut(Progress) + 'a) -> Self {
         self.progress = Box::new(progress);
+        self
+    }
+
+    /// Ends the sweep with [`EvalError::Interrupted`] once `stop` says true. It is asked, in the thread that runs the
+    /// sweep, before every pass of a probe, after every batch, and every 50 ms in between. With a journal, the next sweep
+    /// goes on from there.
+    pub fn stop_when(mut self, stop: impl FnMut() -> bool + 'a) -> Self {
+        self.stop = Box::new(stop);
         self
     }
 
@@ -312,7 +322,8 @@ impl<'a> Sweep<'a> {
             }
             book(outcome)
         };
-        run_batches(self.model, &work, self.workers, batches, |item| tests.job(item, round), sink)
+        let build = |item| tests.job(item, round);
+        run_batches(self.model, &work, self.workers, batches, build, sink, &mut self.stop)
     }
 
     fn named_task(&self) -> Result<Option<Task>> {
@@ -333,7 +344,7 @@ impl<'a> Sweep<'a> {
         let asked = Asked { tokens, rows: self.samples, max_tokens: self.max_tokens };
         let known = self.probed.take().filter(|known| known.tokens >= longest);
         setting.probe = match known {
-            None if !self.model.is_own_export() => Some(probe(self.model, &setting, asked)?),
+            None if !self.model.is_own_export() => Some(probe(self.model, &setting, asked, &mut self.stop)?),
             known => known,
         };
         Ok(setting)
@@ -347,11 +358,14 @@ impl<'a> Sweep<'a> {
     }
 
     fn open_journal(&self, task: &Task, setting: &Setting, course: Course) -> Result<Option<Journal>> {
-        let Some(path) = self.journal.as_deref().filter(|_| !self.keep_predictions) else { return Ok(None) };
+        let model = self.model.fingerprint(); // a function may be another one the next time
+        let Some((path, model)) = self.journal.as_deref().filter(|_| !self.keep_predictions).zip(model) else {
+            return Ok(None);
+        };
         // How much memory is free changes all the time; it is part of the sweep only where it leaves out lengths.
         let tokens = self.longest_tokens(task);
         let title = json!({
-            "model": self.model.fingerprint(),
+            "model": model,
             "logits": setting.interface.output.name,
             "runtime": ort::info(),
             "memory": setting.attention_limit.filter(|limit| *limit < tokens),
@@ -415,6 +429,7 @@ fn run_batches(
     mut batches: impl Iterator<Item = Vec<Item>> + Send,
     build: impl Fn(Item) -> Job + Sync,
     sink: impl FnMut(BatchScore) -> Result<()>,
+    stop: &mut dyn FnMut() -> bool,
 ) -> Result<()> {
     let (most, each) = match (workers, work.provider) {
         (Some(workers), _) => (workers, 1),
@@ -430,6 +445,6 @@ fn run_batches(
     let longest = first.iter().flatten().map(|item| item.tokens).max().unwrap_or(1); // the longest run first
     let tokens = work.budget.piece.map_or(longest, |piece| longest.min(piece));
     let shapes = Shapes { rows: work.budget.rows, tokens, interface: work.interface.clone() };
-    let sessions = model.sessions((first.len() / each).max(1), &shapes)?;
-    execute(work, sessions, first.into_iter().chain(batches), build, sink)
+    let engines = model.engines((first.len() / each).max(1), &shapes)?;
+    execute(work, engines, first.into_iter().chain(batches), build, sink, stop)
 }

@@ -1,20 +1,22 @@
 //! One batch through the model: its inputs, and its outputs, scored at every cut.
 
 use super::work::{BatchScore, Work};
+use crate::model::engine::{Engine, Forward, width};
 use crate::model::scoring::{self, LOSSES, PREDICTIONS};
 use crate::sweep::plan::Job;
 use crate::{EvalError, Prediction, Provider, Result, Running};
 use data::{Batch, Collation, ExampleRef};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::Session;
 use ort::value::{DynValue, Tensor};
 use std::time::Instant;
 
-/// A batch as ONNX Runtime takes it.
+/// A batch as the engine takes it.
 pub(crate) struct Inputs {
     pub(super) rows: usize,
     pub(super) seq: usize,
     values: Vec<(String, DynValue)>,
+    /// The batch itself, for a function.
+    batch: Option<Batch>,
     /// The targets `[batch, seq]`, where scores are not computed inside the graph.
     targets: Vec<i64>,
 }
@@ -81,8 +83,11 @@ impl Work<'_> {
             true => vec![],
             false => batch.labels.iter_mut().map(|label| std::mem::take(label).max(0)).collect(),
         };
-        let values = self.interface.fed(batch).map_err(|e| self.failed(rows, width, e.to_string()))?;
-        Ok(Inputs { rows, seq: width, values, targets })
+        let (values, batch) = match self.interface.feeds.is_empty() {
+            true => (vec![], Some(batch)),
+            false => (self.interface.fed(batch).map_err(|e| self.failed(rows, width, e.to_string()))?, None),
+        };
+        Ok(Inputs { rows, seq: width, values, batch, targets })
     }
 
     pub(super) fn failed(&self, batch: usize, seq: usize, reason: String) -> EvalError {
@@ -90,7 +95,7 @@ impl Work<'_> {
     }
 
     /// One batch through the model, in pieces where it is long and the model has states.
-    pub(super) fn pass_unguarded(&self, session: &mut Session, jobs: &[Job], first: Inputs) -> Result<BatchScore> {
+    pub(super) fn pass_unguarded(&self, engine: &mut Engine, jobs: &[Job], first: Inputs) -> Result<BatchScore> {
         let (rows, width) = (first.rows, first.seq);
         let longest = jobs.iter().map(Job::tokens).max().unwrap_or(0);
         let mut outcome = BatchScore::default();
@@ -102,11 +107,15 @@ impl Work<'_> {
             }
             let last = start + width >= longest;
             let begin = Instant::now();
-            let fed = self.feed(session, &inputs, &mut states, last);
+            let shape = || format!("[{rows}, {}, {}]", inputs.seq, self.vocabulary.len());
+            let scored = match engine {
+                Engine::Session(session) => self
+                    .feed(session, &inputs, &mut states, last)
+                    .map_err(|error| scoring::blame(error.to_string(), &shape())),
+                Engine::Function(forward) => self.call(forward, &inputs),
+            };
             outcome.busy += begin.elapsed();
-            let shape = format!("[{rows}, {}, {}]", inputs.seq, self.vocabulary.len());
-            let engine = |e: ort::Error| self.failed(rows, inputs.seq, scoring::blame(e.to_string(), &shape));
-            let scored = fed.map_err(engine)?;
+            let scored = scored.map_err(|reason| self.failed(rows, inputs.seq, reason))?;
             if let Some(found) = scored.other_shape(rows, inputs.seq) {
                 return Err(self.failed(rows, inputs.seq, format!("its predictions have the shape {found}")));
             }
@@ -121,11 +130,21 @@ impl Work<'_> {
         Ok(outcome)
     }
 
+    /// Predictions and losses `[batch, seq]` of a function.
+    fn call(&self, forward: &mut Forward, inputs: &Inputs) -> std::result::Result<Scored, String> {
+        let batch = inputs.batch.as_ref().ok_or("there is no batch for a function")?;
+        let logits = forward(batch)?;
+        let shape = [inputs.rows, inputs.seq, width(logits.len(), inputs.rows, inputs.seq)?].map(|size| size as i64);
+        self.misshapen(inputs, &shape).map_or(Ok(()), Err)?;
+        let (predictions, losses) = scoring::host(&logits, self.vocabulary, &inputs.targets);
+        Ok(Scored::Host(predictions, losses))
+    }
+
     /// Predictions and losses `[batch, seq]` of one piece; `states` goes in and, unless it is the last piece, comes
     /// out. Inputs are handed over without copying where the model runs on the CPU; states stay on the device.
     fn feed(
         &self,
-        session: &mut Session,
+        session: &mut ort::session::Session,
         inputs: &Inputs,
         states: &mut Vec<DynValue>,
         last: bool,

@@ -3,6 +3,7 @@
 
 mod common;
 mod foreign;
+mod function;
 mod model;
 mod probe;
 mod sweep;

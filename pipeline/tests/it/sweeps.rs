@@ -80,7 +80,7 @@ fn the_file_with_states_is_taken_with_its_own_model_only() {
 
     let model = load(&path, 1);
     assert!(model.is_stateful() && model.is_own_export() && model.notes().is_empty(), "{:?}", model.notes());
-    assert_eq!(model.fingerprint(), evaluators::model_fingerprint(&path).unwrap());
+    assert_eq!(model.fingerprint(), evaluators::model_fingerprint(&path).ok().as_deref());
     let alone = Model::load_alone(&path, LoadOptions { provider: Provider::Cpu, threads: Some(1) }).unwrap();
     assert!(!alone.is_stateful() && alone.fingerprint() == model.fingerprint());
 

@@ -14,7 +14,7 @@ mod prober;
 mod samples;
 
 use crate::sweep::setting::Setting;
-use crate::{LoadOptions, Model, Plan, Provider, Result};
+use crate::{Model, Plan, Provider, Result};
 use prober::{Difference, Prober};
 use std::fmt::{Display, Formatter};
 
@@ -162,13 +162,17 @@ pub(crate) struct Asked {
 /// Probes `model` on the task of `setting`.
 ///
 /// # Errors
-/// The model cannot be opened a second time. A model that does not run is a finding, not an error.
-pub(crate) fn probe(model: &mut Model, setting: &Setting<'_>, asked: Asked) -> Result<Probe> {
+/// The model cannot be opened a second time, or `stop` says true between two passes. A model that does not run is a
+/// finding, not an error.
+pub(crate) fn probe(
+    model: &mut Model,
+    setting: &Setting<'_>,
+    asked: Asked,
+    stop: &mut dyn FnMut() -> bool,
+) -> Result<Probe> {
     if model.provider() == Provider::TensorRt {
         // An engine for every shape takes minutes to build, and these properties depend on the graph alone.
-        let options = LoadOptions { provider: Provider::Cpu, threads: Some(model.threads()) };
-        let path = model.path().to_owned();
-        return Ok(Prober::new(&mut Model::load(&path, options)?, setting, asked).probe());
+        return Prober::new(&mut model.on_cpu()?, setting, asked, stop).probe();
     }
-    Ok(Prober::new(model, setting, asked).probe())
+    Prober::new(model, setting, asked, stop).probe()
 }

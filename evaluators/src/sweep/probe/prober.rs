@@ -4,7 +4,7 @@ use super::samples::{LONG, Random, WIDTHS, checked, sequences, sorted, tokens};
 use super::{Asked, Finding, Probe};
 use crate::error::{is_out_of_memory, shortened};
 use crate::sweep::setting::Setting;
-use crate::{EvalError, Model};
+use crate::{EvalError, Model, Result};
 use data::{Batch, Collation, ExampleRef};
 use std::collections::HashMap;
 use std::fmt::{Display, Formatter};
@@ -98,10 +98,18 @@ pub(super) struct Prober<'m, 's> {
     vocab: usize,
     batches: bool,
     passes: u32,
+    stop: &'m mut dyn FnMut() -> bool,
+    stopped: bool,
 }
 
 impl<'m, 's> Prober<'m, 's> {
-    pub fn new(model: &'m mut Model, setting: &'s Setting<'s>, asked: Asked) -> Self {
+    /// `stop` is asked before every pass whether to go on.
+    pub fn new(
+        model: &'m mut Model,
+        setting: &'s Setting<'s>,
+        asked: Asked,
+        stop: &'m mut dyn FnMut() -> bool,
+    ) -> Self {
         let longest = asked.tokens.max(LONG);
         let total = asked.rows.saturating_mul(asked.tokens);
         let budget = setting.budget(setting.course(false, false), asked.max_tokens, total, asked.tokens);
@@ -120,11 +128,17 @@ impl<'m, 's> Prober<'m, 's> {
             vocab,
             batches: false,
             passes: 0,
+            stop,
+            stopped: false,
         }
     }
 
     /// The logits of every row, without those of the padding up to `width`.
     fn run(&mut self, rows: &[&[u16]], width: usize) -> std::result::Result<Vec<Rc<Vec<f32>>>, String> {
+        self.stopped = self.stopped || (self.stop)();
+        if self.stopped {
+            return Err("interrupted".into());
+        }
         self.passes += 1;
         let labels = vec![-1; width];
         // The same draw for all: where positions are random, the same sequence gets the same ones in every batch.
@@ -174,7 +188,15 @@ impl<'m, 's> Prober<'m, 's> {
     }
 
     /// Tests every property in turn.
-    pub fn probe(mut self) -> Probe {
+    ///
+    /// # Errors
+    /// It was stopped.
+    pub fn probe(mut self) -> Result<Probe> {
+        let probe = self.findings();
+        if self.stopped { Err(EvalError::Interrupted) } else { Ok(probe) }
+    }
+
+    fn findings(&mut self) -> Probe {
         let widths = self.widths();
         // The point where memory runs out depends on the machine, and is found when it happens.
         let full = |found: &Outcome| found.as_ref().is_err_and(|why| is_out_of_memory(why));
