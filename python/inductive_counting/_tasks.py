@@ -106,7 +106,7 @@ class Task:
 
         Tokens give tokens, with None where no label is asked; ids give ids, with -1.
 
-        >>> task("counting_samesymbol_mod10bos").labels("<bos> a a a")
+        >>> task("counting_samesymbol_mod10bos").labels("0 a a a")
         [None, '1', '2', '3']
 
         Raises:
