@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,8 @@ EXPORTERS = ("torchscript", "dynamo")
 MOST_TOKENS = 1024
 #: Logits may differ by this much, or by this part of the largest one.
 TOLERANCE = 1e-3
+#: Exporters change state of the whole process, as the filters of warnings are.
+_EXPORTING = threading.Lock()
 
 
 class _Logits(torch.nn.Module):
@@ -185,7 +188,7 @@ def _export(module: torch.nn.Module, exporter: str, ids: np.ndarray[Any, Any]) -
     example = torch.from_numpy(np.ascontiguousarray(ids[:2, : max(2, min(6, ids.shape[1]))])).to(device)
     wrapped = _Logits(module).eval()
     names: dict[str, Any] = {"input_names": ["input_ids"], "output_names": ["logits"]}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with _EXPORTING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what is compared afterwards, and about the exporters' own future
         if exporter == "torchscript":
             file = io.BytesIO()
