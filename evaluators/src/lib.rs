@@ -43,6 +43,7 @@ pub use result::table::{
     totals_to_record_batch, write, write_predictions,
 };
 pub use result::{DatasetResult, LengthResult, Plan, Prediction, Progress, SweepResult};
+pub use runtime::plugins::{load_provider_library, provider_plugins};
 pub use runtime::{RuntimeLibrary, Source, available_providers, cache_folder, environment, use_python_package};
 pub use sweep::Sweep;
 pub use sweep::lengths::Lengths;

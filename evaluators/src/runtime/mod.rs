@@ -9,6 +9,7 @@ mod fetch;
 mod library;
 mod nvidia;
 mod places;
+pub(crate) mod plugins;
 
 pub use places::{cache_folder, use_python_package};
 

@@ -1,6 +1,6 @@
 //! The places where a library may be, in order, and its version.
 
-use super::fetch::{PINNED, Wheel, check_pip, fetch, last_line, pinned_folder, run};
+use super::fetch::{Package, RUNTIME, check_pip, fetch, last_line, run};
 use super::library::{cut_off, library_in, version_in_name};
 use super::{RuntimeLibrary, Source};
 use crate::{EvalError, Result};
@@ -15,8 +15,9 @@ static PACKAGE: Mutex<Option<Option<PathBuf>>> = Mutex::new(None);
 /// The oldest version whose interface `ort` is built for here.
 const OLDEST: (u32, u32) = (1, 22);
 
-/// Prints the folder of the Python package without importing it (importing takes a second and can fail).
-const FIND_PACKAGE: &str = "import importlib.util as u; s = u.find_spec('onnxruntime'); \
+/// Prints the folders of the Python package whose name is its argument, without importing it (importing takes a second
+/// and can fail).
+const FIND_PACKAGE: &str = "import importlib.util as u, sys; s = u.find_spec(sys.argv[1]); \
                             print(*(s.submodule_search_locations or []) if s else '', sep='\\n')";
 
 /// Where to look; a value of its own, so that tests can look elsewhere.
@@ -63,13 +64,16 @@ impl Places {
             }
         }
         match &self.cache {
-            Some(cache) => match library_in(&cache.join(pinned_folder()).join("onnxruntime"), Source::Cache) {
-                Some(found) => match cut_off(&found.path) {
-                    None => return Ok(Some(found)),
-                    Some(reason) => tried.push(format!("{}: {reason}", found.path.display())),
-                },
-                None => tried.push(format!("{}: no library", cache.join(pinned_folder()).display())),
-            },
+            Some(cache) => {
+                let folder = cache.join(RUNTIME.folder());
+                match library_in(&folder.join("onnxruntime"), Source::Cache) {
+                    Some(found) => match cut_off(&found.path) {
+                        None => return Ok(Some(found)),
+                        Some(reason) => tried.push(format!("{}: {reason}", found.path.display())),
+                    },
+                    None => tried.push(format!("{}: no library", folder.display())),
+                }
+            }
             None => tried.push("the cache: neither XDG_CACHE_HOME nor a home folder is set".to_owned()),
         }
         for python in &self.pythons {
@@ -89,6 +93,14 @@ impl Places {
         if self.package.is_some() {
             return Err(EvalError::RuntimeNotFound { tried }); // Python's packages are its user's affair
         }
+        let fetched = self.fetch(&RUNTIME, &mut tried)?;
+        let package = fetched.as_deref().and_then(|library| library.ancestors().nth(2));
+        let found = package.and_then(|package| library_in(package, Source::Fetched));
+        found.ok_or(EvalError::RuntimeNotFound { tried })
+    }
+
+    /// Has pip fetch a package into the cache: its library. `None` where that is impossible; `tried` says why.
+    fn fetch(&self, package: &Package, tried: &mut Vec<String>) -> Result<Option<PathBuf>> {
         let with_pip = self.pythons.iter().find(|python| match check_pip(python) {
             Ok(()) => true,
             Err(reason) => {
@@ -96,18 +108,66 @@ impl Places {
                 false
             }
         });
-        match (&self.cache, Wheel::of_this_machine(), with_pip) {
-            (Some(cache), Some(wheel), Some(python)) => match fetch(python, &wheel, cache)? {
-                Ok(found) => return Ok(found),
+        match (&self.cache, package.wheel(), with_pip) {
+            (Some(cache), Some(wheel), Some(python)) => match fetch(python, package, wheel, cache)? {
+                Ok(found) => return Ok(Some(found)),
                 Err(reason) => tried.push(format!("fetching with `{python} -m pip`: {reason}")),
             },
             (Some(_), None, _) => {
                 let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
-                tried.push(format!("fetching with pip: ONNX Runtime {PINNED} has no wheel for {os} on {arch}"));
+                let (title, version) = (package.title, package.version);
+                tried.push(format!("fetching with pip: {title} {version} has no wheel for {os} on {arch}"));
             }
             _ => {}
         }
-        Err(EvalError::RuntimeNotFound { tried })
+        Ok(None)
+    }
+
+    /// The library of a plugin, which is a file of the Python package `module`; fetched where there is none.
+    ///
+    /// # Errors
+    /// The cache cannot be written, or (inside) every place that was tried.
+    pub(super) fn plugin(&self, package: &Package, module: &str) -> Result<std::result::Result<PathBuf, Vec<String>>> {
+        let mut tried = Vec::new();
+        match self.find_plugin(package, module, &mut tried) {
+            Some(found) => Ok(Ok(found)),
+            None if self.package.is_some() => Ok(Err(tried)), // Python's packages are its user's affair
+            None => Ok(self.fetch(package, &mut tried)?.ok_or(tried)),
+        }
+    }
+
+    /// [`Self::plugin`] without fetching: in this Python's packages where this runs inside one, otherwise in those beside
+    /// the program, in the cache, and in those of the `python3` on the path.
+    pub(super) fn find_plugin(&self, package: &Package, module: &str, tried: &mut Vec<String>) -> Option<PathBuf> {
+        let mut whole = |library: Option<PathBuf>, place: &str| match library.as_deref().map(cut_off) {
+            None => {
+                tried.push(format!("{place}: not installed"));
+                None
+            }
+            Some(None) => library,
+            Some(Some(reason)) => {
+                tried.push(format!("{place}: {reason}"));
+                None
+            }
+        };
+        let in_site = |folder: &Path| (package.library)(folder.parent()?);
+        if let Some(own) = &self.package {
+            return whole(own.as_deref().and_then(in_site), "this Python's packages");
+        }
+        let of_python = |python: &str| {
+            package_folders(python, module).ok().and_then(|folders| folders.iter().find_map(|folder| in_site(folder)))
+        };
+        if let Some(python) = &self.own_python
+            && let Some(found) = whole(of_python(python), "the Python packages beside this program")
+        {
+            return Some(found);
+        }
+        if let Some(folder) = self.cache.as_ref().map(|cache| cache.join(package.folder()))
+            && let Some(found) = whole((package.library)(&folder), &folder.display().to_string())
+        {
+            return Some(found);
+        }
+        self.pythons.iter().find_map(|python| whole(of_python(python), &format!("the Python packages of `{python}`")))
     }
 }
 
@@ -171,14 +231,19 @@ fn new_enough(version: &str) -> bool {
 
 /// The library of the package that `python` would import, or the reason why there is none.
 fn package_library(python: &str, source: Source) -> std::result::Result<RuntimeLibrary, String> {
-    let output = run(Command::new(python).args(["-c", FIND_PACKAGE]))?;
+    let folders = package_folders(python, "onnxruntime")?;
+    installed(folders.iter().map(PathBuf::as_path).find(|folder| library_in(folder, source).is_some()), source)
+}
+
+/// The folders of a package as `python` would import it: none, one, or, of a namespace package (a folder that has this name
+/// by chance), several.
+fn package_folders(python: &str, module: &str) -> std::result::Result<Vec<PathBuf>, String> {
+    let output = run(Command::new(python).args(["-c", FIND_PACKAGE, module]))?;
     if !output.status.success() {
         return Err(last_line(&output.stderr));
     }
     let folders = String::from_utf8_lossy(&output.stdout).into_owned();
-    // A namespace package, as of a folder that has this name by chance, has several.
-    let mut folders = folders.lines().filter(|line| !line.is_empty()).map(Path::new);
-    installed(folders.find(|folder| library_in(folder, source).is_some()), source)
+    Ok(folders.lines().filter(|line| !line.is_empty()).map(PathBuf::from).collect())
 }
 
 /// The library of an installed package, or the reason why it cannot be used.
@@ -269,7 +334,9 @@ mod tests {
         places.package = Some(Some(package(dir.path(), "1.30.0")));
         let found = places.search_or_fetch().unwrap();
         assert_eq!((found.version.as_deref(), found.source), (Some("1.30.0"), Source::PythonPackage));
-        for (told, reason) in [(None, "not installed"), (Some(package(&dir.path().join("old"), "1.20.1")), "older than")] {
+        for (told, reason) in
+            [(None, "not installed"), (Some(package(&dir.path().join("old"), "1.20.1")), "older than")]
+        {
             places.package = Some(told);
             let message = places.search_or_fetch().unwrap_err().to_string();
             assert!(message.contains("onnxruntime of this Python: ") && message.contains(reason), "{message}");

@@ -23,7 +23,7 @@ use crate::sweep::rounds::{Furthest, Round, Tests, items};
 use crate::sweep::setting::{Course, Setting};
 use crate::sweep::tally::Tally;
 use crate::sweep::work::{BatchScore, Work};
-use crate::{EvalError, LengthResult, Lengths, Model, Probe, Progress, Provider, Result, SweepFacts, SweepResult};
+use crate::{EvalError, LengthResult, Lengths, Model, Probe, Progress, Result, SweepFacts, SweepResult};
 use arrow::record_batch::RecordBatch;
 use data::{Augmentation, Task};
 use serde_json::json;
@@ -433,10 +433,10 @@ fn run_batches(
 ) -> Result<()> {
     let (most, each) = match (workers, work.provider) {
         (Some(workers), _) => (workers, 1),
-        (None, Provider::Auto | Provider::Cpu) => {
+        (None, provider) if provider.is_cpu() => {
             (model.threads().min(SESSION_BYTES / model.bytes().max(1)), BATCHES_PER_SESSION)
         }
-        (None, Provider::Cuda | Provider::TensorRt) => (1, 1),
+        (None, _) => (1, 1),
     };
     let first: Vec<_> = batches.by_ref().take(most.max(1) * each).collect();
     if first.is_empty() {
