@@ -25,7 +25,7 @@ pub use batch::{
 };
 pub use dataset::{
     Dataset, DatasetFolders, DatasetInfo, GENERATOR_VERSION, Imported, Origin, StringLabels, capped, dataset_dict,
-    generate_split, import, short_name, split_name, text,
+    generate_split, import, record_batches, short_name, split_name, text,
 };
 pub use error::DataError;
 pub use families::{Auxiliary, Family, Outside, allow_commands};

@@ -39,11 +39,12 @@ pub use model::{LoadOptions, Logits, Model, ModelInfo, Provider};
 pub use result::means::{self, Means, Reach};
 pub use result::metrics::{self, Running, Score, wilson};
 pub use result::table::{
-    Format, SweepFacts, TABLE_VERSION, TABLE_VERSION_KEY, to_record_batch, totals_to_record_batch, write,
-    write_predictions,
+    Format, SweepFacts, TABLE_VERSION, TABLE_VERSION_KEY, predictions_to_record_batch, to_record_batch,
+    totals_to_record_batch, write, write_predictions,
 };
 pub use result::{DatasetResult, LengthResult, Plan, Prediction, Progress, SweepResult};
-pub use runtime::{RuntimeLibrary, Source, available_providers, cache_folder, environment};
+pub use runtime::plugins::{load_provider_library, provider_plugins};
+pub use runtime::{RuntimeLibrary, Source, available_providers, cache_folder, environment, use_python_package};
 pub use sweep::Sweep;
 pub use sweep::lengths::Lengths;
 pub use sweep::probe::{Finding, Probe};

@@ -5,9 +5,11 @@
 //! - [`train`]: a config becomes a run. Datasets are generated, checkpoints and curve written, interrupted runs resumed.
 //! - [`export`]: a run becomes `model.onnx`, compared with the trained model before it appears.
 //! - [`RunDir`]: what is in a run's folder.
+//! - [`write_report`]: all results of all runs on one page.
 //!
 //! Test lengths are swept by the crate `evaluators`, which needs none of this. Everything that a person would be asked
-//! on the command line (grids, reports, imports) is the command's only.
+//! on the command line (grids, imports) is the command's only. A program that trains and wants to show how far that is,
+//! or to stop it, is a [`Watcher`].
 //!
 //! Train a small model, export it, and say where it is (`examples/train_from_rust.rs` is the whole program):
 //!
@@ -51,6 +53,7 @@ mod cuda;
 mod plot;
 mod run;
 mod split;
+mod watch;
 mod workspace;
 
 #[cfg(feature = "train")]
@@ -66,9 +69,13 @@ mod stop;
 #[cfg(feature = "train")]
 pub mod train;
 
+#[cfg(feature = "train")]
+pub use report::write::{ReportPlan, WrittenReport, write_report};
 pub use run::RunDir;
 #[cfg(feature = "train")]
 pub use run::{RunProgress, Status};
+pub use split::read_split;
+pub use watch::{StepReport, Watcher};
 pub use workspace::Workspace;
 
 use clap::Parser;
@@ -87,8 +94,8 @@ pub fn command_line() -> ExitCode {
     }
 }
 
-/// The whole chain of causes, outermost first, each once.
-fn describe(error: &anyhow::Error) -> String {
+/// An error as the command shows it: the whole chain of causes, outermost first, each once.
+pub fn describe(error: &anyhow::Error) -> String {
     let mut lines: Vec<String> = Vec::new();
     for cause in error.chain().map(ToString::to_string) {
         if !lines.iter().any(|seen| seen.contains(&cause)) {

@@ -84,6 +84,15 @@ pub fn read(data_dir: &Path, task: &Task, split: &str, origin: Option<Origin>) -
     }
 }
 
+/// The examples that `split` names for a task, and its name in result tables: a file or folder that `pipeline data import`
+/// takes, a file of the task's dataset under `datasets`, or, where that was not generated, the split itself.
+///
+/// # Errors
+/// There is no such split, or a file cannot be used.
+pub fn read_split(datasets: &Path, task: &Task, split: &str) -> Result<(Dataset, String)> {
+    read(datasets, task, split, None)
+}
+
 fn read_file(path: &Path, task: &Task) -> Result<(Dataset, String)> {
     let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
     Ok((Dataset::read_as(path, Some(task))?, name.unwrap_or_default().to_string_lossy().into_owned()))

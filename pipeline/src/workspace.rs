@@ -2,8 +2,10 @@
 
 use crate::cli::progress::Progress;
 use crate::run::RunDir;
+use crate::watch::{Watched, Watcher};
 use anyhow::Result;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Folders of runs and datasets, and whether to tell a person what is being done.
 #[derive(Debug, Clone)]
@@ -23,6 +25,12 @@ impl Workspace {
     #[must_use]
     pub fn with_progress(self) -> Self {
         Self { progress: Progress::new(false, false), ..self }
+    }
+
+    /// The same for a program that is told how far training is, and stops it: signals are left to it.
+    #[must_use]
+    pub fn watched_by(self, watcher: Arc<dyn Watcher>) -> Self {
+        Self { progress: self.progress.watched(Watched(Some(watcher))), ..self }
     }
 
     /// The run with this handle.

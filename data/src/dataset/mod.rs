@@ -15,7 +15,7 @@ mod records;
 mod source;
 pub mod text;
 
-pub use self::parquet::generate_split;
+pub use self::parquet::{generate_split, record_batches};
 pub use field::StringLabels;
 pub use import::{Imported, import, split_name};
 pub use layout::{DatasetFolders, Origin, capped, short_name};

@@ -3,7 +3,8 @@
 use super::{CHUNK, CHUNK_TOKENS, DatasetInfo, GENERATOR_VERSION};
 use crate::files::write_atomic;
 use crate::{DataError, Example, Split, Task};
-use arrow::array::{ArrayRef, Int32Array, Int32Builder, ListArray, ListBuilder};
+use arrow::array::{ArrayRef, Int32Array, ListArray};
+use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
@@ -12,10 +13,13 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     let list = |name, item| Field::new_list(name, Field::new_list_field(item, false), false);
@@ -42,7 +46,7 @@ pub fn generate_split(
     let outside = task.family.outside();
     outside.map_or(Ok(()), |outside| outside.check(split.name(), seed, rows))?;
     let examples = &task.examples(split, seed);
-    let size = (CHUNK_TOKENS / task.max_seq_len.max(1)).clamp(1, if outside.is_some() { OUTSIDE } else { CHUNK });
+    let size = chunk_size(task);
     let chunk = |index: usize| index * size..((index + 1) * size).min(rows);
     let chunks = rows.div_ceil(size);
     let threads = crate::threads::available().min(chunks);
@@ -132,19 +136,76 @@ fn into_io(error: ParquetError) -> std::io::Error {
 
 /// Examples as the columns of such a file.
 pub(crate) fn to_record_batch(examples: impl Iterator<Item = Example>) -> Result<RecordBatch, ArrowError> {
-    let list = || {
-        let item = Arc::new(Field::new_list_field(DataType::Int32, false));
-        ListBuilder::new(Int32Builder::new()).with_field(item)
-    };
-    let (mut inputs, mut labels, mut lengths) = (list(), list(), Vec::new());
+    let (mut inputs, mut labels, mut ends, mut lengths) = (Vec::new(), Vec::new(), vec![0], Vec::new());
     for example in examples {
-        inputs.values().extend(example.input_ids.iter().map(|id| Some(i32::from(*id))));
-        inputs.append(true);
-        labels.values().extend(example.labels.iter().map(|label| Some(i32::from(*label))));
-        labels.append(true);
+        inputs.extend(example.input_ids.iter().map(|id| i32::from(*id)));
+        labels.extend(example.labels.iter().map(|label| i32::from(*label)));
+        let too_many = |_| ArrowError::OffsetOverflowError(inputs.len());
+        ends.push(i32::try_from(inputs.len()).map_err(too_many)?);
         lengths.push(i32::try_from(example.length).unwrap_or(i32::MAX)); // as many tokens as fit into no memory
     }
-    let (inputs, labels): (ListArray, ListArray) = (inputs.finish(), labels.finish());
-    let columns: Vec<ArrayRef> = vec![Arc::new(inputs), Arc::new(labels), Arc::new(Int32Array::from(lengths))];
+    let ends = OffsetBuffer::new(ScalarBuffer::from(ends));
+    let list = |values: Vec<i32>| {
+        let item = Arc::new(Field::new_list_field(DataType::Int32, false));
+        ListArray::try_new(item, ends.clone(), Arc::new(Int32Array::from(values)), None)
+    };
+    let columns: Vec<ArrayRef> =
+        vec![Arc::new(list(inputs)?), Arc::new(list(labels)?), Arc::new(Int32Array::from(lengths))];
     RecordBatch::try_new(SCHEMA.clone(), columns)
+}
+
+/// Examples of a split as Arrow batches in memory, in the columns and with the metadata of the files of
+/// [`generate_split`]: those whose index is in `rows`, in this order. They are made on all cores.
+///
+/// Of a split that ends, only the examples that [`Task::rows`] counts are meant to be used; `total` is the number of
+/// examples that the metadata states.
+///
+/// # Errors
+/// The examples come from outside, and cannot be had or are wrong.
+pub fn record_batches(
+    task: &Task,
+    split: Split,
+    seed: u64,
+    rows: Range<usize>,
+    total: usize,
+) -> Result<Vec<RecordBatch>, DataError> {
+    let sizes = [("split", split.name().to_owned()), ("examples", total.to_string())];
+    let metadata = DatasetInfo::of(task, seed).to_metadata(&sizes);
+    let schema = Arc::new(SCHEMA.as_ref().clone().with_metadata(metadata));
+    let outside = task.family.outside();
+    let size = chunk_size(task);
+    let examples = &task.examples(split, seed);
+    let make = |index: usize| -> Result<RecordBatch, DataError> {
+        let chunk = rows.start + index * size..(rows.start + (index + 1) * size).min(rows.end);
+        let made = match outside {
+            None => to_record_batch(chunk.map(examples)),
+            Some(outside) => to_record_batch(outside.examples(split.name(), seed, chunk)?.into_iter()),
+        };
+        let named = made.and_then(|batch| batch.with_schema(schema.clone()));
+        named.map_err(|error| DataError::io("hold", Path::new("the examples"))(std::io::Error::other(error)))
+    };
+    let chunks = rows.len().div_ceil(size).max(1); // no examples are a batch, too: it has the columns
+    let (next, made) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let made_so_far = || made.lock().unwrap_or_else(PoisonError::into_inner);
+    crate::threads::share(crate::threads::available().min(chunks), || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= chunks {
+                break;
+            }
+            let batch = make(index);
+            let failed = batch.is_err();
+            made_so_far().insert(index, batch);
+            if failed {
+                next.store(chunks, Ordering::Relaxed);
+            }
+        }
+    });
+    made.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+}
+
+/// Examples that are made at a time, of which each may be as long as the task's longest.
+fn chunk_size(task: &Task) -> usize {
+    let most = if task.family.outside().is_some() { OUTSIDE } else { CHUNK };
+    (CHUNK_TOKENS / task.max_seq_len.max(1)).clamp(1, most)
 }

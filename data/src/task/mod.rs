@@ -313,6 +313,18 @@ impl Task {
         }
     }
 
+    /// The label of every token of a sequence, by the rules, main and auxiliary; [`IGNORE`] where there is none.
+    ///
+    /// # Errors
+    /// The input is not a sequence of the task, and why; or its family has no rule.
+    pub fn labels(&self, input_ids: &[u16]) -> Result<Vec<i16>, String> {
+        match self.auxiliary.as_ref().and_then(|auxiliary| auxiliary.find(input_ids)) {
+            Some(example) => Ok(example.labels.clone()),
+            None if self.family.outside().is_some() => Err("its labels come with its examples, by no rule".into()),
+            None => self.family.labels(input_ids),
+        }
+    }
+
     /// Checks an example of another program against the label rules, main and auxiliary.
     ///
     /// # Errors

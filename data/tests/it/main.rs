@@ -15,4 +15,5 @@ mod recall;
 mod rules;
 mod stacks;
 mod statistics;
+mod tables;
 mod tasks;

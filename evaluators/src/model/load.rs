@@ -1,6 +1,7 @@
 //! Opening sessions.
 
 use crate::model::contract::Shapes;
+use crate::runtime::plugins;
 use crate::{EvalError, Provider, Result, environment};
 use ort::session::Session;
 use std::path::Path;
@@ -47,9 +48,15 @@ fn open_with(file: File<'_>, provider: Provider, threads: usize, shapes: Option<
         // Memory plans are kept per input shape, of which a sweep has a thousand.
         .and_then(|b| Ok(b.with_memory_pattern(false)?))
         .and_then(|b| Ok(b.with_config_entry(EXTERNAL_DATA, folder.to_string_lossy())?))
-        .map_err(load)?
-        .with_execution_providers(provider.execution_providers(path, shapes))
-        .map_err(|e| provider.missing(e.to_string()))?;
+        .map_err(load)?;
+    builder = match provider.is_plugin() {
+        true => {
+            let devices = plugins::devices(&environment, provider)?;
+            builder.with_devices(devices, Some(&provider.plugin_options(threads)))
+        }
+        false => builder.with_execution_providers(provider.execution_providers(path, shapes)),
+    }
+    .map_err(|e| provider.missing(e.to_string()))?;
     builder.commit_from_memory(bytes).map_err(load)
 }
 

@@ -2,6 +2,7 @@
 
 use crate::error::choose;
 use crate::model::contract::Shapes;
+use crate::runtime::plugins::{self, Plugin};
 use crate::{EvalError, Result};
 use ort::ep::cuda::ConvAlgorithmSearch;
 use ort::ep::{self, ArenaExtendStrategy, ExecutionProvider, ExecutionProviderDispatch};
@@ -20,11 +21,23 @@ pub enum Provider {
     Cuda,
     /// An NVIDIA GPU through TensorRT (what TensorRT cannot run goes to CUDA), or an error.
     TensorRt,
+    /// An NVIDIA RTX GPU through the plugin of TensorRT for RTX, or an error.
+    TensorRtRtx,
+    /// A processor of Intel or AMD through the plugin of OpenVINO, in float32, or an error.
+    OpenVino,
+    /// A plugin that [`load_provider_library`](crate::load_provider_library) has loaded, by ONNX Runtime's name for its provider.
+    Library(&'static str),
 }
 
 impl Provider {
-    const NAMES: [(&str, Self); 4] =
-        [("auto", Self::Auto), ("cpu", Self::Cpu), ("cuda", Self::Cuda), ("tensorrt", Self::TensorRt)];
+    const NAMES: [(&str, Self); 6] = [
+        ("auto", Self::Auto),
+        ("cpu", Self::Cpu),
+        ("cuda", Self::Cuda),
+        ("tensorrt", Self::TensorRt),
+        ("tensorrt-rtx", Self::TensorRtRtx),
+        ("openvino", Self::OpenVino),
+    ];
 
     /// The name in options and result tables.
     pub fn name(self) -> &'static str {
@@ -33,6 +46,50 @@ impl Provider {
             Self::Cpu => "cpu",
             Self::Cuda => "cuda",
             Self::TensorRt => "tensorrt",
+            Self::TensorRtRtx => "tensorrt-rtx",
+            Self::OpenVino => "openvino",
+            Self::Library(engine) => engine,
+        }
+    }
+
+    /// The plugin, where it is one that is known by name.
+    pub(crate) fn plugin(self) -> Option<&'static Plugin> {
+        match self {
+            Self::OpenVino => Some(&plugins::OPENVINO),
+            Self::TensorRtRtx => Some(&plugins::TENSORRT_RTX),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a library of its own.
+    pub(crate) fn is_plugin(self) -> bool {
+        matches!(self, Self::OpenVino | Self::TensorRtRtx | Self::Library(_))
+    }
+
+    /// ONNX Runtime's name for a plugin's provider.
+    pub(crate) fn engine(self) -> &'static str {
+        self.plugin().map_or_else(|| self.name(), |plugin| plugin.engine)
+    }
+
+    /// Whether it runs on the CPU, in the machine's own memory.
+    pub(crate) fn is_cpu(self) -> bool {
+        matches!(self, Self::Auto | Self::Cpu | Self::OpenVino)
+    }
+
+    /// Options of a plugin, with ONNX Runtime's prefix. OpenVINO computes in bfloat16 where the processor has it, unless
+    /// it is told otherwise.
+    pub(super) fn plugin_options(self, threads: usize) -> Vec<(String, String)> {
+        let option = |key: &str, value: String| vec![(format!("{}.{key}", self.engine()), value)];
+        match self {
+            Self::OpenVino => {
+                let cpu = serde_json::json!({
+                    "INFERENCE_PRECISION_HINT": "f32",
+                    "INFERENCE_NUM_THREADS": threads.to_string(),
+                    "NUM_STREAMS": "1",
+                });
+                option("load_config", serde_json::json!({ "CPU": cpu }).to_string())
+            }
+            _ => vec![],
         }
     }
 
@@ -48,7 +105,7 @@ impl Provider {
             cuda.build().error_on_failure()
         };
         match self {
-            Self::Auto | Self::Cpu => vec![],
+            Self::Auto | Self::Cpu | Self::TensorRtRtx | Self::OpenVino | Self::Library(_) => vec![],
             Self::Cuda => vec![cuda()],
             Self::TensorRt => {
                 // Engines take minutes to build. They are kept beside the model, and serve all shapes up to the
@@ -71,10 +128,10 @@ impl Provider {
         }
     }
 
-    /// Whether the loaded library was built with this provider.
+    /// Whether the loaded library was built with this provider; plugins come by themselves.
     pub(super) fn offered(self) -> bool {
         match self {
-            Self::Auto | Self::Cpu => true,
+            Self::Auto | Self::Cpu | Self::TensorRtRtx | Self::OpenVino | Self::Library(_) => true,
             Self::Cuda => ep::CUDA::is_available().unwrap_or(false),
             Self::TensorRt => ep::TensorRT::is_available().unwrap_or(false),
         }

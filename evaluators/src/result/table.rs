@@ -322,6 +322,14 @@ pub fn write_predictions(predictions: &[Prediction], format: Format, path: &Path
     write_all(schema, batches, format, path)
 }
 
+/// Predictions as a table: the columns of [`write_predictions`]' files.
+///
+/// # Errors
+/// There are more tokens than fit into one batch.
+pub fn predictions_to_record_batch(predictions: &[Prediction]) -> Result<RecordBatch> {
+    prediction_batch(predictions, Format::Parquet).map_err(|e| EvalError::Table { reason: e.to_string() })
+}
+
 fn prediction_batch(predictions: &[Prediction], format: Format) -> std::result::Result<RecordBatch, ArrowError> {
     let ids = |of: fn(&Prediction) -> &[u16]| -> ArrayRef {
         let item = Arc::new(Field::new_list_field(DataType::Int32, false));

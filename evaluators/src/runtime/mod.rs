@@ -1,15 +1,17 @@
 //! Where the ONNX Runtime library comes from.
 //!
 //! Nothing is downloaded while building. At run time the library is looked for in this order: `ORT_DYLIB_PATH`, the
-//! project's cache folder, an installed Python package. Where there is none, `pip` fetches one pinned wheel, checked
-//! against its hash, into the cache, once.
+//! package of the Python environment that the program is installed in, the project's cache folder, the package of the
+//! `python3` on the path. Where there is none, `pip` fetches one pinned wheel, checked against its hash, into the cache,
+//! once. Inside a Python process only the first and that process's own package count: see [`use_python_package`].
 
 mod fetch;
 mod library;
 mod nvidia;
 mod places;
+pub(crate) mod plugins;
 
-pub use places::cache_folder;
+pub use places::{cache_folder, use_python_package};
 
 use self::nvidia::preload_python_packages;
 use self::places::Places;
@@ -27,6 +29,8 @@ pub enum Source {
     EnvironmentVariable,
     /// The project's cache folder.
     Cache,
+    /// The Python package of the environment that this program is installed in.
+    OwnEnvironment,
     /// An installed Python package.
     PythonPackage,
     /// Fetched with pip just now; from now on it is in the cache.
@@ -38,6 +42,7 @@ impl std::fmt::Display for Source {
         f.write_str(match self {
             Self::EnvironmentVariable => "named by ORT_DYLIB_PATH",
             Self::Cache => "in the cache",
+            Self::OwnEnvironment => "of the Python environment that this program is installed in",
             Self::PythonPackage => "of an installed Python package",
             Self::Fetched => "fetched with pip",
         })
@@ -82,7 +87,7 @@ impl RuntimeLibrary {
                 Source::EnvironmentVariable => {
                     "point ORT_DYLIB_PATH at the file of an ONNX Runtime 1.22 or newer, or unset it".to_owned()
                 }
-                Source::PythonPackage => {
+                Source::PythonPackage | Source::OwnEnvironment => {
                     "`pip install --upgrade onnxruntime`, or set ORT_DYLIB_PATH to another copy".to_owned()
                 }
                 Source::Cache | Source::Fetched => {

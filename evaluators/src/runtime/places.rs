@@ -1,23 +1,32 @@
 //! The places where a library may be, in order, and its version.
 
-use super::fetch::{PINNED, Wheel, check_pip, fetch, last_line, pinned_folder, run};
+use super::fetch::{Package, RUNTIME, check_pip, fetch, last_line, run};
 use super::library::{cut_off, library_in, version_in_name};
 use super::{RuntimeLibrary, Source};
 use crate::{EvalError, Result};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+/// The package of the Python process that this runs in, where that was told; inside, `None` for one that has none.
+static PACKAGE: Mutex<Option<Option<PathBuf>>> = Mutex::new(None);
 
 /// The oldest version whose interface `ort` is built for here.
 const OLDEST: (u32, u32) = (1, 22);
 
-/// Prints the folder of the Python package without importing it (importing takes a second and can fail).
-const FIND_PACKAGE: &str = "import importlib.util as u; s = u.find_spec('onnxruntime'); \
+/// Prints the folders of the Python package whose name is its argument, without importing it (importing takes a second
+/// and can fail).
+const FIND_PACKAGE: &str = "import importlib.util as u, sys; s = u.find_spec(sys.argv[1]); \
                             print(*(s.submodule_search_locations or []) if s else '', sep='\\n')";
 
 /// Where to look; a value of its own, so that tests can look elsewhere.
 pub(super) struct Places {
     dylib_path: Option<OsString>,
+    /// See [`PACKAGE`].
+    package: Option<Option<PathBuf>>,
+    /// The Python of the environment that this program is installed in.
+    own_python: Option<String>,
     cache: Option<PathBuf>,
     pythons: Vec<String>,
 }
@@ -26,6 +35,8 @@ impl Places {
     pub(super) fn of_this_process() -> Self {
         Self {
             dylib_path: std::env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()),
+            package: PACKAGE.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            own_python: std::env::current_exe().ok().and_then(|program| python_beside(&program)),
             cache: cache_folder(),
             pythons: vec!["python3".into(), "python".into()],
         }
@@ -37,18 +48,36 @@ impl Places {
             Some(path) => return from_variable(Path::new(path)).map(Some),
             None => tried.push("ORT_DYLIB_PATH: not set".to_owned()),
         }
+        if let Some(package) = &self.package {
+            return match installed(package.as_deref(), Source::PythonPackage) {
+                Ok(found) => Ok(Some(found)),
+                Err(reason) => {
+                    tried.push(format!("the Python package onnxruntime of this Python: {reason}"));
+                    Ok(None)
+                }
+            };
+        }
+        if let Some(python) = &self.own_python {
+            match package_library(python, Source::OwnEnvironment) {
+                Ok(found) => return Ok(Some(found)),
+                Err(reason) => tried.push(format!("the Python package onnxruntime beside this program: {reason}")),
+            }
+        }
         match &self.cache {
-            Some(cache) => match library_in(&cache.join(pinned_folder()).join("onnxruntime"), Source::Cache) {
-                Some(found) => match cut_off(&found.path) {
-                    None => return Ok(Some(found)),
-                    Some(reason) => tried.push(format!("{}: {reason}", found.path.display())),
-                },
-                None => tried.push(format!("{}: no library", cache.join(pinned_folder()).display())),
-            },
+            Some(cache) => {
+                let folder = cache.join(RUNTIME.folder());
+                match library_in(&folder.join("onnxruntime"), Source::Cache) {
+                    Some(found) => match cut_off(&found.path) {
+                        None => return Ok(Some(found)),
+                        Some(reason) => tried.push(format!("{}: {reason}", found.path.display())),
+                    },
+                    None => tried.push(format!("{}: no library", folder.display())),
+                }
+            }
             None => tried.push("the cache: neither XDG_CACHE_HOME nor a home folder is set".to_owned()),
         }
         for python in &self.pythons {
-            match package_library(python) {
+            match package_library(python, Source::PythonPackage) {
                 Ok(found) => return Ok(Some(found)),
                 Err(reason) => tried.push(format!("the Python package onnxruntime of `{python}`: {reason}")),
             }
@@ -61,6 +90,17 @@ impl Places {
         if let Some(found) = self.search(&mut tried)? {
             return Ok(found);
         }
+        if self.package.is_some() {
+            return Err(EvalError::RuntimeNotFound { tried }); // Python's packages are its user's affair
+        }
+        let fetched = self.fetch(&RUNTIME, &mut tried)?;
+        let package = fetched.as_deref().and_then(|library| library.ancestors().nth(2));
+        let found = package.and_then(|package| library_in(package, Source::Fetched));
+        found.ok_or(EvalError::RuntimeNotFound { tried })
+    }
+
+    /// Has pip fetch a package into the cache: its library. `None` where that is impossible; `tried` says why.
+    fn fetch(&self, package: &Package, tried: &mut Vec<String>) -> Result<Option<PathBuf>> {
         let with_pip = self.pythons.iter().find(|python| match check_pip(python) {
             Ok(()) => true,
             Err(reason) => {
@@ -68,19 +108,85 @@ impl Places {
                 false
             }
         });
-        match (&self.cache, Wheel::of_this_machine(), with_pip) {
-            (Some(cache), Some(wheel), Some(python)) => match fetch(python, &wheel, cache)? {
-                Ok(found) => return Ok(found),
+        match (&self.cache, package.wheel(), with_pip) {
+            (Some(cache), Some(wheel), Some(python)) => match fetch(python, package, wheel, cache)? {
+                Ok(found) => return Ok(Some(found)),
                 Err(reason) => tried.push(format!("fetching with `{python} -m pip`: {reason}")),
             },
             (Some(_), None, _) => {
                 let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
-                tried.push(format!("fetching with pip: ONNX Runtime {PINNED} has no wheel for {os} on {arch}"));
+                let (title, version) = (package.title, package.version);
+                tried.push(format!("fetching with pip: {title} {version} has no wheel for {os} on {arch}"));
             }
             _ => {}
         }
-        Err(EvalError::RuntimeNotFound { tried })
+        Ok(None)
     }
+
+    /// The library of a plugin, which is a file of the Python package `module`; fetched where there is none.
+    ///
+    /// # Errors
+    /// The cache cannot be written, or (inside) every place that was tried.
+    pub(super) fn plugin(&self, package: &Package, module: &str) -> Result<std::result::Result<PathBuf, Vec<String>>> {
+        let mut tried = Vec::new();
+        match self.find_plugin(package, module, &mut tried) {
+            Some(found) => Ok(Ok(found)),
+            None if self.package.is_some() => Ok(Err(tried)), // Python's packages are its user's affair
+            None => Ok(self.fetch(package, &mut tried)?.ok_or(tried)),
+        }
+    }
+
+    /// [`Self::plugin`] without fetching: in this Python's packages where this runs inside one, otherwise in those beside
+    /// the program, in the cache, and in those of the `python3` on the path.
+    pub(super) fn find_plugin(&self, package: &Package, module: &str, tried: &mut Vec<String>) -> Option<PathBuf> {
+        let mut whole = |library: Option<PathBuf>, place: &str| match library.as_deref().map(cut_off) {
+            None => {
+                tried.push(format!("{place}: not installed"));
+                None
+            }
+            Some(None) => library,
+            Some(Some(reason)) => {
+                tried.push(format!("{place}: {reason}"));
+                None
+            }
+        };
+        let in_site = |folder: &Path| (package.library)(folder.parent()?);
+        if let Some(own) = &self.package {
+            return whole(own.as_deref().and_then(in_site), "this Python's packages");
+        }
+        let of_python = |python: &str| {
+            package_folders(python, module).ok().and_then(|folders| folders.iter().find_map(|folder| in_site(folder)))
+        };
+        if let Some(python) = &self.own_python
+            && let Some(found) = whole(of_python(python), "the Python packages beside this program")
+        {
+            return Some(found);
+        }
+        if let Some(folder) = self.cache.as_ref().map(|cache| cache.join(package.folder()))
+            && let Some(found) = whole((package.library)(&folder), &folder.display().to_string())
+        {
+            return Some(found);
+        }
+        self.pythons.iter().find_map(|python| whole(of_python(python), &format!("the Python packages of `{python}`")))
+    }
+}
+
+/// Tells this process which Python package its library is in: for libraries that run inside Python, which know their
+/// packages without asking. From now on nothing else is searched, but for `ORT_DYLIB_PATH`, which comes first, and
+/// nothing is fetched. `folder` is that of the package `onnxruntime`, `None` where it is not installed. A library that is
+/// loaded already stays.
+pub fn use_python_package(folder: Option<&Path>) {
+    *PACKAGE.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder.map(Path::to_owned));
+}
+
+/// The Python in the folder of a program, or above it: where a wheel with the program was installed.
+fn python_beside(program: &Path) -> Option<String> {
+    let folder = program.parent()?;
+    let places = match cfg!(windows) {
+        true => [folder.join("python.exe"), folder.join("../python.exe")], // of an environment, and of an installation
+        false => [folder.join("python3"), folder.join("python")],
+    };
+    places.into_iter().find(|python| python.is_file())?.into_os_string().into_string().ok()
 }
 
 /// `$XDG_CACHE_HOME` (where absolute, as its specification wants), Windows' local application data, or `~/.cache`.
@@ -124,14 +230,25 @@ fn new_enough(version: &str) -> bool {
 }
 
 /// The library of the package that `python` would import, or the reason why there is none.
-fn package_library(python: &str) -> std::result::Result<RuntimeLibrary, String> {
-    let output = run(Command::new(python).args(["-c", FIND_PACKAGE]))?;
+fn package_library(python: &str, source: Source) -> std::result::Result<RuntimeLibrary, String> {
+    let folders = package_folders(python, "onnxruntime")?;
+    installed(folders.iter().map(PathBuf::as_path).find(|folder| library_in(folder, source).is_some()), source)
+}
+
+/// The folders of a package as `python` would import it: none, one, or, of a namespace package (a folder that has this name
+/// by chance), several.
+fn package_folders(python: &str, module: &str) -> std::result::Result<Vec<PathBuf>, String> {
+    let output = run(Command::new(python).args(["-c", FIND_PACKAGE, module]))?;
     if !output.status.success() {
         return Err(last_line(&output.stderr));
     }
     let folders = String::from_utf8_lossy(&output.stdout).into_owned();
-    let found = folders.lines().filter(|l| !l.is_empty()).find_map(|l| library_in(Path::new(l), Source::PythonPackage));
-    let found = found.ok_or("not installed")?;
+    Ok(folders.lines().filter(|line| !line.is_empty()).map(PathBuf::from).collect())
+}
+
+/// The library of an installed package, or the reason why it cannot be used.
+fn installed(package: Option<&Path>, source: Source) -> std::result::Result<RuntimeLibrary, String> {
+    let found = package.and_then(|folder| library_in(folder, source)).ok_or("not installed")?;
     if let Some(reason) = cut_off(&found.path) {
         return Err(format!("{}: {reason}", found.path.display()));
     }
@@ -150,7 +267,8 @@ mod tests {
     fn nowhere() -> (tempfile::TempDir, Places) {
         let dir = tempfile::tempdir().unwrap();
         let cache = Some(dir.path().join("cache"));
-        (dir, Places { dylib_path: None, cache, pythons: vec!["no-such-python".into()] })
+        let pythons = vec!["no-such-python".into()];
+        (dir, Places { dylib_path: None, package: None, own_python: None, cache, pythons })
     }
 
     #[test]
@@ -199,6 +317,52 @@ mod tests {
         std::fs::write(capi.join("libonnxruntime.so.1.31.1"), "a library").unwrap();
         let found = places.search(&mut Vec::new()).unwrap().unwrap();
         assert_eq!((found.version.as_deref(), found.source), (Some("1.31.1"), Source::Cache));
+    }
+
+    /// A package with something that passes for a library.
+    fn package(site_packages: &Path, version: &str) -> PathBuf {
+        let package = site_packages.join("onnxruntime");
+        std::fs::create_dir_all(package.join("capi")).unwrap();
+        std::fs::write(package.join("capi").join(format!("libonnxruntime.so.{version}")), "a library").unwrap();
+        package
+    }
+
+    #[test]
+    fn inside_python_only_its_own_package_counts_and_nothing_is_fetched() {
+        let (dir, mut places) = nowhere();
+        package(&places.cache.as_ref().unwrap().join("onnxruntime-1.31.1"), "1.31.1"); // not to be taken
+        places.package = Some(Some(package(dir.path(), "1.30.0")));
+        let found = places.search_or_fetch().unwrap();
+        assert_eq!((found.version.as_deref(), found.source), (Some("1.30.0"), Source::PythonPackage));
+        for (told, reason) in
+            [(None, "not installed"), (Some(package(&dir.path().join("old"), "1.20.1")), "older than")]
+        {
+            places.package = Some(told);
+            let message = places.search_or_fetch().unwrap_err().to_string();
+            assert!(message.contains("onnxruntime of this Python: ") && message.contains(reason), "{message}");
+            assert!(!message.contains("fetching") && !message.contains("cache"), "{message}");
+        }
+    }
+
+    /// A stand-in for the Python of an environment, which finds its package.
+    #[cfg(unix)]
+    #[test]
+    fn a_program_in_a_python_environment_prefers_the_library_of_that() {
+        use std::os::unix::fs::PermissionsExt;
+        let (dir, mut places) = nowhere();
+        let bin = dir.path().join("bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        assert_eq!(python_beside(&bin.join("pipeline")), None);
+        let python = bin.join("python3");
+        std::fs::write(&python, format!("#!/bin/sh\necho {}\n", package(dir.path(), "1.30.0").display())).unwrap();
+        std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+        places.own_python = python_beside(&bin.join("pipeline"));
+        assert_eq!(places.own_python.as_deref(), python.to_str());
+        package(&places.cache.as_ref().unwrap().join("onnxruntime-1.31.1"), "1.31.1");
+        let found = places.search(&mut Vec::new()).unwrap().unwrap();
+        assert_eq!((found.version.as_deref(), found.source), (Some("1.30.0"), Source::OwnEnvironment));
+        places.own_python = Some("no-such-python".into()); // one that does not start is passed over
+        assert_eq!(places.search(&mut Vec::new()).unwrap().unwrap().source, Source::Cache);
     }
 
     /// A file that begins as a library of 4096 bytes does, with a segment and a table of sections at the end.

@@ -23,7 +23,7 @@ use crate::sweep::rounds::{Furthest, Round, Tests, items};
 use crate::sweep::setting::{Course, Setting};
 use crate::sweep::tally::Tally;
 use crate::sweep::work::{BatchScore, Work};
-use crate::{EvalError, LengthResult, Lengths, Model, Probe, Progress, Provider, Result, SweepFacts, SweepResult};
+use crate::{EvalError, LengthResult, Lengths, Model, Probe, Progress, Result, SweepFacts, SweepResult};
 use arrow::record_batch::RecordBatch;
 use data::{Augmentation, Task};
 use serde_json::json;
@@ -65,6 +65,7 @@ pub struct Sweep<'a> {
     probe_tokens: usize,
     augmentation: Option<Augmentation>,
     loops: Option<u32>,
+    train_max_length: Option<u32>,
     max_tokens: Option<usize>,
     workers: Option<usize>,
     keep_predictions: bool,
@@ -89,6 +90,7 @@ impl<'a> Sweep<'a> {
             probe_tokens: 0,
             augmentation: None,
             loops: None,
+            train_max_length: None,
             max_tokens: None,
             workers: None,
             keep_predictions: false,
@@ -153,6 +155,13 @@ impl<'a> Sweep<'a> {
     /// How positions are made, overriding the model's metadata.
     pub fn augmentation(mut self, augmentation: Option<Augmentation>) -> Self {
         self.augmentation = augmentation;
+        self
+    }
+
+    /// The longest length in training, which the column `in_distribution` follows, instead of what the model's metadata
+    /// says, or else the task's settings.
+    pub fn train_max_length(mut self, length: Option<u32>) -> Self {
+        self.train_max_length = length;
         self
     }
 
@@ -330,6 +339,7 @@ impl<'a> Sweep<'a> {
 
     /// With the properties of the model on sequences of so many tokens, as given or probed now.
     fn prepared<'s>(&mut self, mut setting: Setting<'s>, longest: usize) -> Result<Setting<'s>> {
+        setting.train_max_length = self.train_max_length.unwrap_or(setting.train_max_length);
         let tokens = longest.max(self.probe_tokens);
         let asked = Asked { tokens, rows: self.samples, max_tokens: self.max_tokens };
         let known = self.probed.take().filter(|known| known.tokens >= longest);
@@ -423,10 +433,10 @@ fn run_batches(
 ) -> Result<()> {
     let (most, each) = match (workers, work.provider) {
         (Some(workers), _) => (workers, 1),
-        (None, Provider::Auto | Provider::Cpu) => {
+        (None, provider) if provider.is_cpu() => {
             (model.threads().min(SESSION_BYTES / model.bytes().max(1)), BATCHES_PER_SESSION)
         }
-        (None, Provider::Cuda | Provider::TensorRt) => (1, 1),
+        (None, _) => (1, 1),
     };
     let first: Vec<_> = batches.by_ref().take(most.max(1) * each).collect();
     if first.is_empty() {

@@ -172,10 +172,10 @@ impl Work<'_> {
         }
         if !last {
             let device = match self.provider {
-                Provider::Auto | Provider::Cpu => cpu()?,
                 Provider::Cuda | Provider::TensorRt => {
                     MemoryInfo::new(AllocationDevice::CUDA, 0, AllocatorType::Device, MemoryType::Default)?
                 }
+                _ => cpu()?,
             };
             for state in &self.interface.states {
                 binding.bind_output_to_device(&state.output, &device)?;

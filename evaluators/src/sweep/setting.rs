@@ -94,7 +94,7 @@ impl<'a> Setting<'a> {
         };
         let quadratic = interface.attention_mask || info.arch.as_deref() == Some("transformer");
         let free = match model.provider() {
-            Provider::Auto | Provider::Cpu if quadratic => memory::available(),
+            provider if provider.is_cpu() && quadratic => memory::available(),
             _ => None,
         };
         Ok(Self {
@@ -142,7 +142,7 @@ impl Setting<'_> {
 
     /// `total` tokens are to run, in sequences of at most `longest` main tokens.
     pub fn budget(&self, course: Course, max_tokens: Option<usize>, total: usize, longest: usize) -> Budget {
-        let cpu = matches!(self.provider, Provider::Auto | Provider::Cpu);
+        let cpu = self.provider.is_cpu();
         let stateful = self.interface.is_stateful() && course.pieces;
         // On a CPU the best batches are those whose intermediate results stay in a core's own cache, but for models
         // that first make a filter of the batch's length.

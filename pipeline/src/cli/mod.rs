@@ -333,9 +333,12 @@ pub struct EvalArgs {
     /// How positions are drawn, where the model's metadata does not say: none, shift, randomized, scaler+shift or zooming
     #[arg(long, value_name = "NAME")]
     pub augmentation: Option<Augmentation>,
-    /// Execution provider of ONNX Runtime: auto, cpu, cuda or tensorrt
+    /// Execution provider of ONNX Runtime: auto, cpu, cuda, tensorrt, tensorrt-rtx or openvino
     #[arg(long, default_value = "auto")]
     pub provider: Provider,
+    /// Library of another provider: a plugin of ONNX Runtime 1.24 or later
+    #[arg(long, value_name = "FILE", conflicts_with = "provider")]
+    pub provider_library: Option<PathBuf>,
     /// Output of the model with the logits [default: `logits`, or the only output with three dimensions]
     #[arg(long, value_name = "NAME")]
     pub logits: Option<String>,

@@ -2,6 +2,7 @@
 //! Standard output is for results.
 
 use crate::cli::table;
+use crate::watch::Watched;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle, TermLike};
 use std::borrow::Cow;
 use std::fmt::{Display, Write};
@@ -21,6 +22,8 @@ pub struct Progress {
     verbose: bool,
     /// Whether bars are written as lines of a log.
     log: bool,
+    /// The program that is told as well.
+    watched: Watched,
 }
 
 impl Progress {
@@ -34,11 +37,25 @@ impl Progress {
             (false, false) => terminal,
         };
         let bars = MultiProgress::with_draw_target(target);
-        Self { bars, quiet, verbose, log }
+        Self { bars, quiet, verbose, log, watched: Watched::default() }
+    }
+
+    /// The same, and a program that is told as well.
+    pub fn watched(self, watched: Watched) -> Self {
+        Self { watched, ..self }
+    }
+
+    /// The program that is told as well.
+    #[cfg(feature = "train")]
+    pub fn watcher(&self) -> Option<&dyn crate::Watcher> {
+        self.watched.0.as_deref()
     }
 
     /// A line for a person, above any bar.
     pub fn note(&self, line: impl Display) {
+        if let Watched(Some(watcher)) = &self.watched {
+            watcher.note(&line.to_string());
+        }
         if !self.quiet {
             let line = line.to_string();
             let line = table::error_screen_width().map_or_else(|| line.clone(), |width| table::prose(&line, width));
@@ -168,7 +185,7 @@ mod tests {
         let write = move |line: &dyn Display| kept.lock().unwrap().push(line.to_string());
         let target = ProgressDrawTarget::term_like(Box::new(Log::new(interval, Box::new(write))));
         let bars = MultiProgress::with_draw_target(target);
-        let progress = Progress { bars, quiet: false, verbose: false, log: true };
+        let progress = Progress { bars, quiet: false, verbose: false, log: true, watched: Watched::default() };
         let bar = progress.bar("lstm", 100, "steps");
         for step in 1..=100 {
             bar.set_message(format!("loss 0.{step}"));

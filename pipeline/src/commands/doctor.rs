@@ -15,6 +15,7 @@ pub fn run(context: &Context) -> Result<()> {
         Ok(None) => Err("ONNX Runtime is not there yet".to_owned()),
         Err(e) => Err(e.to_string()),
     };
+    let plugins = evaluators::provider_plugins();
     let gpu = cuda::driver();
     let compiler = cuda::compiler();
     let trials: Vec<Result<(), String>> = match (&gpu, &compiler) {
@@ -41,6 +42,7 @@ pub fn run(context: &Context) -> Result<()> {
             "training": training,
             "onnx_runtime": runtime,
             "providers": providers.as_ref().ok(),
+            "provider_plugins": plugins.iter().map(|(name, library)| (name.to_string(), json!(library))).collect::<serde_json::Map<_, _>>(),
             "cuda": cuda_document(&gpu, &compiler, &trials),
             "cpu": { "arch": std::env::consts::ARCH, "cores": cores, "features": features },
         })
@@ -63,12 +65,21 @@ pub fn run(context: &Context) -> Result<()> {
             ("training", training.to_owned()),
             ("ONNX Runtime", runtime),
             ("providers", providers),
+            ("plugins", plugins.iter().map(plugin_text).collect::<Vec<_>>().join("\n")),
             ("CUDA", cuda_text(&gpu, &compiler, &trials)),
             ("CPU", format!("{cores} core(s); {}", features.join(" "))),
         ];
         lines.map(|(label, value)| table::labelled(label, &value, 14)).join("\n")
     };
     context.print(as_json, as_text)
+}
+
+/// A provider that is a library of its own, and where that is.
+fn plugin_text((provider, library): &(evaluators::Provider, Option<PathBuf>)) -> String {
+    match library {
+        Some(library) => format!("{provider} in {}", library.parent().unwrap_or(library).display()),
+        None => format!("{provider}: not there; pip fetches it when it is asked for"),
+    }
 }
 
 /// `cuda` in the document.

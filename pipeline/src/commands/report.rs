@@ -2,117 +2,22 @@
 
 use super::Context;
 use crate::cli::ReportArgs;
-use crate::cli::outputs::Outputs;
-use crate::report::{Report, figures, html, markdown};
-use anyhow::{Result, bail};
-use data::files;
+use crate::report::write::{ReportPlan, write_report};
+use anyhow::Result;
 use serde_json::json;
-use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
 pub fn run(context: &Context, args: ReportArgs) -> Result<()> {
     let start = Instant::now();
-    let folder = &context.runs;
-    let extension = args.output.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    if !matches!(extension.as_str(), "html" | "md") {
-        bail!("-o {}: a report is HTML or Markdown\n  hint: let the name end in .html or .md", args.output.display());
-    }
-    // Markdown shows its figures from files beside it.
-    let beside = || args.output.with_extension("").to_string_lossy().into_owned() + "-figures";
-    let into = args.figures.clone().or_else(|| (extension == "md").then(|| PathBuf::from(beside())));
-    let mut outputs = Outputs::default();
-    outputs.spares_runs(folder);
-    outputs.spares_datasets(&context.datasets);
-    for result in results(folder) {
-        outputs.reads("a result", &result);
-    }
-    if let Some(reference) = &args.reference {
-        outputs.reads("the file of published values", reference);
-    }
-    outputs.writes("the report", &args.output);
-    if let Some(folder) = &into {
-        outputs.writes_into(folder);
-    }
-    outputs.check()?;
-    let report = Report::read(folder, args.reference.as_deref())?;
-    for notice in report.shown_notices() {
-        let line = if notice.starts_with("warning: ") { notice } else { format!("note: {notice}") };
-        context.progress.note(line);
-    }
-    if report.entries.is_empty() {
-        bail!(
-            "there are no results under {}\n  hint: `pipeline train --config <C>`, `pipeline export` and `pipeline eval` make some",
-            folder.display()
-        );
-    }
-    let runs = folder.to_string_lossy();
-    let drawn = if into.is_some() { figures::all(&report) } else { vec![] };
-    let mut pictures = Vec::new();
-    if let Some(folder) = &into {
-        drawn.iter().flat_map(|figure| figure.files(folder)).for_each(|path| outputs.writes("a picture", &path));
-        outputs.check()?;
-        pictures = figures::write(&drawn, folder, &outputs)?;
-    }
-    let text = match &into {
-        Some(figures) if extension == "md" => {
-            markdown::document(&report, &runs, &drawn, &link(files::folder_of(&args.output), figures))
-        }
-        _ => html::page(&report, &runs),
-    };
-    outputs.write(&args.output, |path| Ok(files::write_bytes(path, text.as_bytes())?))?;
-    let written: Vec<&PathBuf> = [&args.output].into_iter().chain(&pictures).collect();
+    let plan = ReportPlan { output: args.output, reference: args.reference, figures: args.figures };
+    let written = write_report(context, &plan)?;
     let seconds = start.elapsed().as_secs_f64();
     let as_json = || {
         json!({
-            "report": args.output, "files": written, "runs": report.runs(), "results": report.files,
-            "cells": report.entries.len(), "notices": report.notices, "seconds": seconds,
+            "report": plan.output, "files": written.files, "runs": written.runs, "results": written.results,
+            "cells": written.entries, "notices": written.notices, "seconds": seconds,
         })
     };
-    let as_text = || format!("{} · {} in {seconds:.1} s", args.output.display(), report.summary());
+    let as_text = || format!("{} · {} in {seconds:.1} s", plan.output.display(), written.summary);
     context.print(as_json, as_text)
-}
-
-/// The files of runs that a report reads.
-fn results(runs: &Path) -> Vec<PathBuf> {
-    let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let of_run = |run: PathBuf| {
-        let beside = ["config.toml", "metrics.parquet"].map(|name| run.join(name));
-        entries(&run.join("eval")).chain(beside).collect::<Vec<_>>()
-    };
-    entries(runs).flat_map(of_run).collect()
-}
-
-/// How a page in `from` links to the folder `to`: the way there, in the spelling of URLs.
-fn link(from: &Path, to: &Path) -> String {
-    let (from, to) = (files::place(from), files::place(to));
-    let shared = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();
-    let up = from.components().skip(shared).map(|_| "..".to_owned());
-    let down = to.components().skip(shared).filter_map(|part| match part {
-        Component::Normal(name) => Some(encoded(&name.to_string_lossy())),
-        _ => None,
-    });
-    let parts: Vec<String> = up.chain(down).collect();
-    if parts.is_empty() { ".".to_owned() } else { parts.join("/") }
-}
-
-/// A name within a URL.
-fn encoded(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~,=+@".contains(&byte);
-    let bytes = name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") });
-    bytes.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn links_lead_from_the_page_to_its_figures() {
-        let way = |from: &str, to: &str| link(Path::new(from), Path::new(to));
-        assert_eq!(way("/a/b", "/a/b/report-figures"), "report-figures");
-        assert_eq!(way("/a/b/c", "/a/figures (1)"), "../../figures%20%281%29");
-        assert_eq!(way("out", "figs/50%"), "../figs/50%25");
-        assert_eq!(way(".", "figs"), "figs");
-        assert_eq!(way("/a", "/a"), ".");
-    }
 }

@@ -14,6 +14,7 @@ pub mod read;
 pub mod reference;
 pub mod repeat;
 pub mod statistics;
+pub mod write;
 
 use anyhow::Result;
 use entries::Entry;

@@ -39,7 +39,8 @@ pub use self::trainer::Outcome;
 /// Trains a new run and returns it with its scores. The same config gives the same weights, on a CPU to the last bit.
 ///
 /// From the first call on, SIGINT, SIGTERM and the signals of batch systems no longer end the process: they ask training to
-/// save a checkpoint and stop, and a second one ends it. To train several runs in one process, call this once for each, one
+/// save a checkpoint and stop, and a second one ends it. A [`Watcher`](crate::Watcher) has that decision instead of signals,
+/// which are then left alone. To train several runs in one process, call this once for each, one
 /// after the other, or from a thread for each on a CPU.
 ///
 /// # Errors
@@ -82,6 +83,7 @@ pub(crate) fn train_and_tell(
     run.set_progress(&RunProgress { status: Status::Running, step: 0, total_steps })?;
     data::files::write_bytes(&run.config(), config.to_toml()?.as_bytes())?;
     started(&run)?;
+    workspace.progress.watcher().into_iter().for_each(|watcher| watcher.started(&run));
     workspace.progress.note(format!("run {} · task {} · {device}", run.handle(), task.name));
     let progress = &workspace.progress;
     let setup = Setup { run: &run, config: &config, task: &task, splits: &splits, initial, resume: None, progress };
@@ -142,6 +144,7 @@ pub(crate) fn resume_as(
     run.set_progress(&RunProgress { status, step: done, total_steps: total })?;
     data::files::write_bytes(&run.config(), config.to_toml()?.as_bytes())?;
     started(run)?;
+    workspace.progress.watcher().into_iter().for_each(|watcher| watcher.started(run));
     workspace.progress.note(format!("run {} · task {} · {device}", run.handle(), task.name));
     let progress = &workspace.progress;
     on_device(&Setup { run, config: &config, task: &task, splits: &splits, initial, resume, progress }, device)
@@ -156,7 +159,9 @@ fn initial_weights(config: &Config, task: &Task) -> Result<Option<Weights>> {
 }
 
 fn on_device(setup: &Setup<'_>, device: Device) -> Result<Outcome> {
-    stop::listen(stop::Second::Ends)?;
+    if setup.progress.watcher().is_none() {
+        stop::listen(stop::Second::Ends)?;
+    }
     let trained = match device {
         Device::Cpu => {
             keep_freed_memory();

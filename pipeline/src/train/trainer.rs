@@ -1,5 +1,6 @@
 //! The training loop: [`train`] reads from top to bottom, and [`Trainer`] has its parts.
 
+use crate::StepReport;
 use crate::run::{RunProgress, Status};
 use crate::stop;
 use crate::train::batches::{Folding, batch_of, collation, pieces};
@@ -126,7 +127,7 @@ struct Trainer<'a, B: AutodiffBackend> {
     /// Tokens since the last log entry, and its time, put off by the pauses since then.
     tokens: usize,
     since: Instant,
-    /// Whether a signal asked to stop.
+    /// Whether a signal, or the program that watches, asked to stop.
     stopped: bool,
 }
 
@@ -215,8 +216,19 @@ where
         self.recent.push(loss, grad_norm);
         self.step += 1;
         self.bar.set_position(self.step);
-        self.stopped = stop::requested();
+        self.stopped =
+            stop::requested() || !self.setup.progress.watcher().is_none_or(|it| it.step(&self.report_of_step()));
         Ok(model)
+    }
+
+    /// How far training is, for a program that wants to know.
+    fn report_of_step(&self) -> StepReport {
+        StepReport {
+            step: self.step,
+            total_steps: self.total,
+            loss: Some(self.loss).filter(|loss| !loss.is_nan()),
+            val_accuracy: self.evaluations.first().and_then(|(_, val)| val.score.accuracy()),
+        }
     }
 
     /// The actions that the settings ask for after the last step. The end of an epoch has an evaluation and a checkpoint.

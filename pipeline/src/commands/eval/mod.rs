@@ -222,7 +222,11 @@ fn evaluate(
     journal: Option<PathBuf>,
     mut scored: impl FnMut(Scored<'_>) -> Result<()>,
 ) -> Result<Evaluated> {
-    let options = LoadOptions { provider: args.provider, threads: args.threads.map(usize::from) };
+    let provider = match &args.provider_library {
+        Some(library) => evaluators::load_provider_library(library)?,
+        None => args.provider,
+    };
+    let options = LoadOptions { provider, threads: args.threads.map(usize::from) };
     let mut model = Model::load_with_logits(&target.model, options, args.logits.as_deref())?;
     model.notes().iter().for_each(|note| context.progress.note(format!("{}: {note}", target.model.display())));
     if let Some(reason) = model.fallback() {

@@ -1,0 +1,271 @@
+"""Modules of PyTorch: exported to ONNX in memory, and compared with the file before it is trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import _native
+from ._errors import ArgumentError, Error, ModelError
+from ._models import of_function
+from ._tasks import Task
+
+log = logging.getLogger("inductive_counting")
+
+#: The names of ``exporter=``, and in which order they are tried.
+EXPORTERS = ("torchscript", "dynamo")
+#: Sequences of up to this many tokens are compared.
+MOST_TOKENS = 1024
+#: Logits may differ by this much, or by this part of the largest one.
+TOLERANCE = 1e-3
+#: Exporters change state of the whole process, as the filters of warnings are.
+_EXPORTING = threading.Lock()
+
+
+class _Logits(torch.nn.Module):
+    """The module with nothing but its logits, float32 ``[batch, seq, vocab]``."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return _logits(self.module(input_ids)).float()
+
+
+def _logits(found: Any) -> torch.Tensor:
+    """The logits in what a module returns: a tensor, a tuple that begins with them, or an object that has ``logits``."""
+    found = getattr(found, "logits", found)
+    found = found[0] if isinstance(found, (tuple, list)) else found
+    if not isinstance(found, torch.Tensor):
+        raise ModelError(
+            f"the module returned a {type(found).__name__}\n  hint: logits are a tensor [batch, seq, vocab], the first of a "
+            "tuple, or the attribute `logits`"
+        )
+    return found
+
+
+class _Differs(ModelError):
+    """The exported file computes something else."""
+
+
+def load(
+    module: torch.nn.Module,
+    task: Task,
+    exporter: str,
+    longest: int,
+    train_max_length: int | None,
+    options: dict[str, Any],
+) -> _native.Model:
+    """The module as ONNX; or, with a warning, as a function, where it cannot be exported.
+
+    Raises:
+        ModelError: the file differs from the module, or the module does not run.
+    """
+    if exporter not in ("auto", "none", *EXPORTERS):
+        raise ArgumentError(f"there is no exporter `{exporter}`\n  hint: auto, torchscript, dynamo, or none")
+    name = type(module).__name__
+    facts = {"task": task.name, "arch": name}
+    if train_max_length is not None:
+        facts["train_max_length"] = str(train_max_length)
+    with _evaluating(module) as run:
+        tests = _tests(run, task, longest)
+        reasons: list[str] = []
+        differs: _Differs | None = None
+        for kind in EXPORTERS if exporter == "auto" else () if exporter == "none" else (exporter,):
+            try:
+                model = _export(module, kind, tests[-1][0])
+            except Exception as error:  # exporters fail with exceptions of every kind
+                reasons.append(f"{kind}: {_first_line(error)}")
+                continue
+            try:
+                loaded = _native.Model.from_bytes(name, with_metadata(model, facts), **options)
+                _compare(loaded, tests, name, kind)
+            except _Differs as error:
+                differs = error
+            except Error as error:
+                reasons.append(f"{kind}: {_first_line(error)}")
+            else:
+                for note in loaded.notes:
+                    log.info(note)
+                return loaded
+        if differs is not None:
+            raise differs
+        if exporter != "none":
+            warnings.warn(
+                f"{name} cannot be exported to ONNX, so that PyTorch runs it, which is slower ({'; '.join(reasons)})",
+                stacklevel=4,
+            )
+        # Its sweep takes place later, outside of this context.
+        return of_function(_in_evaluation(module), task, train_max_length, lenient=True, name=name)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]]:
+    """Within, every part of the module is in evaluation mode, and without gradients; afterwards each is as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+
+    def run(ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        found = _logits(module(torch.from_numpy(ids).to(device)))
+        return found.float().cpu().numpy()
+
+    try:
+        with torch.no_grad():
+            yield run
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _in_evaluation(module: torch.nn.Module) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    def run(ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        with _evaluating(module) as logits:
+            return logits(ids)
+
+    return run
+
+
+def _tests(
+    run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], task: Task, longest: int
+) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Ids ``[3, seq]`` of three lengths, a test of the task and two rows at random, with the module's logits of them.
+
+    The longest is the sweep's, but for modules that do not take as much: then the longest that runs of its halves.
+    """
+    draw = np.random.default_rng(0)
+
+    def ids(length: int) -> np.ndarray[Any, Any]:
+        try:
+            test = np.array(task.test(length)[0], np.int64)
+        except ArgumentError:  # the task has no test of that length
+            test = draw.integers(0, len(task.vocabulary), length)
+        others = draw.integers(0, len(task.vocabulary), (2, len(test)))
+        return np.concatenate([test[None], others])[:, :MOST_TOKENS]
+
+    length = max(1, min(longest, MOST_TOKENS))
+    while True:
+        given = ids(length)
+        try:
+            last = (given, run(given))
+            break
+        except Exception as error:
+            if length == 1:
+                name = f"the module refused ids of the shape {given.shape}"
+                raise ModelError(f"{name}: {_first_line(error)}\n  hint: it is called with int64 ids [batch, seq]") from error
+            length //= 2
+    shorter = sorted({1, (length + 1) // 2} - {length})
+    tests = [(given, run(given)) for given in map(ids, shorter)] + [last]
+    width = len(task.vocabulary)
+    for given, logits in tests:
+        if logits.shape[:2] != given.shape or logits.ndim != 3 or logits.shape[2] != width:
+            raise ModelError(
+                f"the module's logits have the shape {logits.shape} for ids of the shape {given.shape}\n  hint: they are [batch, "
+                f"seq, vocab], and the task {task.name} has {width} tokens"
+            )
+    return tests
+
+
+def _export(module: torch.nn.Module, exporter: str, ids: np.ndarray[Any, Any]) -> bytes:
+    """The module as a serialised ``ModelProto``, with symbolic batch and seq."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    # An even number of tokens, and not the only one that is compared: what is fixed to it by mistake shows.
+    example = torch.from_numpy(np.ascontiguousarray(ids[:2, : max(2, min(6, ids.shape[1]))])).to(device)
+    wrapped = _Logits(module).eval()
+    names: dict[str, Any] = {"input_names": ["input_ids"], "output_names": ["logits"]}
+    with _EXPORTING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what is compared afterwards, and about the exporters' own future
+        if exporter == "torchscript":
+            file = io.BytesIO()
+            axes = {name: {0: "batch", 1: "seq"} for name in ("input_ids", "logits")}
+            torch.onnx.export(wrapped, (example,), file, dynamo=False, dynamic_axes=axes, **names)
+            return file.getvalue()
+        for needed in ("onnx", "onnxscript"):
+            if importlib.util.find_spec(needed) is None:
+                raise ModuleNotFoundError(f"it needs the package {needed}")
+        dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq")}
+        with _quiet("torch.onnx"):
+            program = torch.onnx.export(wrapped, (example,), dynamo=True, dynamic_shapes=(dims,), verbose=False, **names)
+        assert program is not None
+        return program.model_proto.SerializeToString()
+
+
+@contextlib.contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Without the log of a library that speaks of what nobody asked for."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _compare(
+    loaded: _native.Model, tests: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]], name: str, exporter: str
+) -> None:
+    """Sees whether the file computes what the module does.
+
+    Raises:
+        _Differs: it does not, and where.
+    """
+    said = []
+    for ids, wanted in tests:
+        batch, seq = ids.shape
+        try:
+            memory, vocab = loaded.logits(ids.ravel().tolist(), batch, seq)
+        except ModelError as error:
+            raise _Differs(
+                f"the ONNX export of {name} ({exporter}) does not run on {seq} tokens, on which the module does: "
+                f"{_first_line(error)}\n  hint: {_other(exporter)}"
+            ) from error
+        found = np.frombuffer(memory, np.float32).reshape(batch, seq, vocab)
+        scale = TOLERANCE * max(1.0, float(np.abs(wanted).max(initial=0.0)))
+        apart = np.abs(found - wanted)
+        same = float((found.argmax(-1) == wanted.argmax(-1)).mean())
+        worst = float(apart.max(initial=0.0))
+        if not worst <= scale:  # also where something is NaN
+            raise _Differs(
+                f"the ONNX export of {name} ({exporter}) differs from the module: on {seq} tokens by {worst:.1g} in a logit, with "
+                f"the same argmax at {100 * same:.1f} % of them\n  hint: {_other(exporter)}"
+            )
+        said.append(f"{seq} tokens: by {worst:.0e}, {100 * same:.1f} % of argmaxes")
+    log.info("%s agrees with its ONNX export (%s) on %s", name, exporter, "; ".join(said))
+
+
+def _other(exporter: str) -> str:
+    other = next(kind for kind in EXPORTERS if kind != exporter)
+    return f"try exporter={other!r}; exporter='none' has PyTorch run the module, which is slower"
+
+
+def with_metadata(model: bytes, entries: dict[str, str]) -> bytes:
+    """A serialised ``ModelProto`` with these entries in its metadata. Protobuf allows further ones at the end."""
+
+    def varint(number: int) -> bytes:
+        out = bytearray()
+        while number > 0x7F:
+            out.append(number & 0x7F | 0x80)
+            number >>= 7
+        return bytes([*out, number])
+
+    def field(number: int, content: bytes) -> bytes:
+        return varint(number << 3 | 2) + varint(len(content)) + content
+
+    props = (field(1, key.encode()) + field(2, value.encode()) for key, value in entries.items())
+    return model + b"".join(field(14, entry) for entry in props)  # ModelProto.metadata_props
