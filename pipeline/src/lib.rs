@@ -69,9 +69,9 @@ mod stop;
 #[cfg(feature = "train")]
 pub mod train;
 
-pub use run::RunDir;
 #[cfg(feature = "train")]
 pub use report::write::{ReportPlan, WrittenReport, write_report};
+pub use run::RunDir;
 #[cfg(feature = "train")]
 pub use run::{RunProgress, Status};
 pub use split::read_split;

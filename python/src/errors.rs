@@ -113,7 +113,10 @@ impl Failure {
     pub fn of_panic(payload: &(dyn std::any::Any + Send)) -> Self {
         let said = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
         let said = said.unwrap_or("it did not say why");
-        Self::new(Kind::Other, format!("something failed that cannot: {said}\n  hint: this is a defect; please report it"))
+        Self::new(
+            Kind::Other,
+            format!("something failed that cannot: {said}\n  hint: this is a defect; please report it"),
+        )
     }
 }
 

@@ -20,7 +20,9 @@ fn rows_of(task: &data::Task, split: Split, rows: Option<usize>) -> Result<usize
         Some(rows) if split == Split::Train || rows <= own => Ok(rows),
         Some(rows) => {
             let (task, split) = (&task.name, split.name());
-            let text = format!("task `{task}` has {own} examples in {split}, and {rows} were asked for\n  hint: train has no end");
+            let text = format!(
+                "task `{task}` has {own} examples in {split}, and {rows} were asked for\n  hint: train has no end"
+            );
             Err(Failure::new(Kind::Argument, text))
         }
     }
@@ -57,7 +59,11 @@ pub fn examples(py: Python<'_>, task: &Task, split: &str, rows: Option<usize>, s
 }
 
 /// Memory that NumPy takes as it is, and may write to.
-pub fn memory<'py, const N: usize, T: Copy>(py: Python<'py>, values: &[T], bytes: fn(T) -> [u8; N]) -> PyResult<Bound<'py, PyByteArray>> {
+pub fn memory<'py, const N: usize, T: Copy>(
+    py: Python<'py>,
+    values: &[T],
+    bytes: fn(T) -> [u8; N],
+) -> PyResult<Bound<'py, PyByteArray>> {
     PyByteArray::new_with(py, values.len() * N, |out| {
         out.chunks_exact_mut(N).zip(values).for_each(|(out, value)| out.copy_from_slice(&bytes(*value)));
         Ok(())
@@ -103,7 +109,8 @@ pub fn batch<'py>(
         let max_position_embeddings = task.max_position_embeddings;
         let positions = PositionSampling { augmentation, max_position_embeddings, seed: position_seed, draw };
         let collation = Collation { positions, pad_to };
-        let rows = indices.iter().zip(&made).map(|(index, example)| (*index as u64 & u64::from(u32::MAX), example.as_ref()));
+        let rows =
+            indices.iter().zip(&made).map(|(index, example)| (*index as u64 & u64::from(u32::MAX), example.as_ref()));
         Ok(Batch::collate_rows(rows, &task.vocabulary, &collation)?)
     })?;
     let arrays = PyDict::new(py);

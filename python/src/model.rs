@@ -44,7 +44,13 @@ impl Model {
     /// Loads a file.
     #[staticmethod]
     #[pyo3(signature = (path, provider="auto", threads=None, logits=None))]
-    fn load(py: Python<'_>, path: PathBuf, provider: &str, threads: Option<usize>, logits: Option<&str>) -> PyResult<Self> {
+    fn load(
+        py: Python<'_>,
+        path: PathBuf,
+        provider: &str,
+        threads: Option<usize>,
+        logits: Option<&str>,
+    ) -> PyResult<Self> {
         let load = || {
             let options = options(provider, threads)?;
             Ok::<_, Failure>(evaluators::Model::load_with_logits(&path, options, logits)?)
@@ -93,7 +99,8 @@ impl Model {
         let run = move |batch: &Batch| -> Result<Vec<f32>, String> {
             Python::attach(|py| logits(py, &function, batch)).map_err(|error| {
                 let text = Python::attach(|py| error.value(py).to_string());
-                let is_status = lenient && Python::attach(|py| error.is_instance_of::<pyo3::exceptions::PyException>(py));
+                let is_status =
+                    lenient && Python::attach(|py| error.is_instance_of::<pyo3::exceptions::PyException>(py));
                 if !is_status {
                     keep.put(error);
                 }

@@ -151,7 +151,10 @@ impl LengthList {
                     return Err(wrong("there are none".into()));
                 }
                 let length = |number: &i64| {
-                    u32::try_from(*number).ok().filter(|n| *n > 0).ok_or_else(|| wrong(format!("{number} is no length")))
+                    u32::try_from(*number)
+                        .ok()
+                        .filter(|n| *n > 0)
+                        .ok_or_else(|| wrong(format!("{number} is no length")))
                 };
                 Ok(Lengths::from_values(numbers.iter().map(length).collect::<Result<Vec<u32>, _>>()?))
             }

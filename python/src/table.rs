@@ -21,7 +21,10 @@ impl Table {
     pub fn of(batches: Vec<RecordBatch>) -> PyResult<Self> {
         match batches.first() {
             Some(first) => Ok(Self { schema: first.schema(), batches }),
-            None => Err(Failure::new(Kind::Other, "a table has no batch\n  hint: this is a defect; please report it").into()),
+            None => {
+                Err(Failure::new(Kind::Other, "a table has no batch\n  hint: this is a defect; please report it")
+                    .into())
+            }
         }
     }
 }

@@ -45,9 +45,11 @@ impl Task {
     fn ids(&self, tokens: &Tokens) -> Result<Vec<u16>, Failure> {
         let (task, vocabulary) = (&self.task.name, &self.task.vocabulary);
         let has = || format!("hint: its tokens are {}", vocabulary.tokens().join(" "));
-        let wrong = |found: String| Failure::new(Kind::Argument, format!("task `{task}` has no token {found}\n  {}", has()));
+        let wrong =
+            |found: String| Failure::new(Kind::Argument, format!("task `{task}` has no token {found}\n  {}", has()));
         let of_id = |id: &i64| {
-            let id = usize::try_from(*id).ok().filter(|id| *id < vocabulary.len()).ok_or_else(|| wrong(id.to_string()))?;
+            let id =
+                usize::try_from(*id).ok().filter(|id| *id < vocabulary.len()).ok_or_else(|| wrong(id.to_string()))?;
             Ok(id as u16) // ids have 16 bits
         };
         match tokens {
@@ -172,14 +174,24 @@ impl Task {
         let task = &self.task;
         let test = released(py, || {
             task.family.outside().map_or(Ok(()), |outside| outside.ready())?;
-            let none = |limit: data::LengthLimit| Failure::new(Kind::Argument, format!("task `{}` has no test of length {length}: {}", task.name, limit.reason));
+            let none = |limit: data::LengthLimit| {
+                Failure::new(
+                    Kind::Argument,
+                    format!("task `{}` has no test of length {length}: {}", task.name, limit.reason),
+                )
+            };
             task.family.test(seed, index, length).map_err(none)
         })?;
         Ok((test.input_ids, test.labels))
     }
 
     fn __repr__(&self) -> String {
-        format!("<Task {}: {} tokens, lengths 1..{} in training>", self.name(), self.task.vocabulary.len(), self.train_max_length())
+        format!(
+            "<Task {}: {} tokens, lengths 1..{} in training>",
+            self.name(),
+            self.task.vocabulary.len(),
+            self.train_max_length()
+        )
     }
 
     fn __eq__(&self, other: &Self) -> bool {

@@ -48,7 +48,7 @@ def test_the_page_about_python_runs(tmp_path: Path) -> None:
     execute(parity + "import numpy\n" + functions.replace("1000]", "100]"), tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/lstm.toml").write_text((ROOT / "configs/lstm.toml").read_text())
-    small = training.replace("2000", "20").replace("501", "21")
+    small = training.replace("2000", '20, "model.hidden_size": 16, "task.train_examples": 500').replace("501", "21")
     execute("import pyarrow.parquet, os\n" + parity + small + "os.makedirs(run.path / 'eval')\n" + written, tmp_path)
 
 

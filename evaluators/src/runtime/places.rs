@@ -269,7 +269,9 @@ mod tests {
         places.package = Some(Some(package(dir.path(), "1.30.0")));
         let found = places.search_or_fetch().unwrap();
         assert_eq!((found.version.as_deref(), found.source), (Some("1.30.0"), Source::PythonPackage));
-        for (told, reason) in [(None, "not installed"), (Some(package(&dir.path().join("old"), "1.20.1")), "older than")] {
+        for (told, reason) in
+            [(None, "not installed"), (Some(package(&dir.path().join("old"), "1.20.1")), "older than")]
+        {
             places.package = Some(told);
             let message = places.search_or_fetch().unwrap_err().to_string();
             assert!(message.contains("onnxruntime of this Python: ") && message.contains(reason), "{message}");

@@ -1,8 +1,8 @@
 //! The training loop: [`train`] reads from top to bottom, and [`Trainer`] has its parts.
 
+use crate::StepReport;
 use crate::run::{RunProgress, Status};
 use crate::stop;
-use crate::StepReport;
 use crate::train::batches::{Folding, batch_of, collation, pieces};
 use crate::train::checkpoint::{Checkpoint, State};
 use crate::train::curve::{Curve, evaluation_row};
@@ -216,7 +216,8 @@ where
         self.recent.push(loss, grad_norm);
         self.step += 1;
         self.bar.set_position(self.step);
-        self.stopped = stop::requested() || !self.setup.progress.watcher().is_none_or(|it| it.step(&self.report_of_step()));
+        self.stopped =
+            stop::requested() || !self.setup.progress.watcher().is_none_or(|it| it.step(&self.report_of_step()));
         Ok(model)
     }
 
