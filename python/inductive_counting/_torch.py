@@ -27,7 +27,7 @@ EXPORTERS = ("torchscript", "dynamo")
 MOST_TOKENS = 1024
 #: Logits may differ by this much, or by this part of the largest one.
 TOLERANCE = 1e-3
-#: Exporters change state of the whole process, as the filters of warnings are.
+#: Exporters change state of the whole process, as the filters of warnings are; a failing one prints its graph.
 _EXPORTING = threading.Lock()
 
 
@@ -188,12 +188,13 @@ def _export(module: torch.nn.Module, exporter: str, ids: np.ndarray[Any, Any]) -
     example = torch.from_numpy(np.ascontiguousarray(ids[:2, : max(2, min(6, ids.shape[1]))])).to(device)
     wrapped = _Logits(module).eval()
     names: dict[str, Any] = {"input_names": ["input_ids"], "output_names": ["logits"]}
-    with _EXPORTING, warnings.catch_warnings():
+    with _EXPORTING, _unfused(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # about what is compared afterwards, and about the exporters' own future
         if exporter == "torchscript":
             file = io.BytesIO()
             axes = {name: {0: "batch", 1: "seq"} for name in ("input_ids", "logits")}
-            torch.onnx.export(wrapped, (example,), file, dynamo=False, dynamic_axes=axes, **names)
+            to: Any = file  # PyTorch's annotations forget that it takes one
+            torch.onnx.export(wrapped, (example,), to, dynamo=False, dynamic_axes=axes, **names)
             return file.getvalue()
         for needed in ("onnx", "onnxscript"):
             if importlib.util.find_spec(needed) is None:
@@ -202,7 +203,19 @@ def _export(module: torch.nn.Module, exporter: str, ids: np.ndarray[Any, Any]) -
         with _quiet("torch.onnx"):
             program = torch.onnx.export(wrapped, (example,), dynamo=True, dynamic_shapes=(dims,), verbose=False, **names)
         assert program is not None
-        return program.model_proto.SerializeToString()
+        model: bytes = program.model_proto.SerializeToString()
+        return model
+
+
+@contextlib.contextmanager
+def _unfused() -> Iterator[None]:
+    """Without the fused operator of `nn.TransformerEncoderLayer` in evaluation mode, which ONNX does not have."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager
