@@ -69,7 +69,7 @@ def load(
     """The module as ONNX; or, with a warning, as a function, where it cannot be exported.
 
     Raises:
-        ModelError: the file differs from the module, or the module does not run.
+        ModelError: the module does not run, or the file of the only exporter that may be used differs from it.
     """
     if exporter not in ("auto", "none", *EXPORTERS):
         raise ArgumentError(f"there is no exporter `{exporter}`\n  hint: auto, torchscript, dynamo, or none")
@@ -80,7 +80,6 @@ def load(
     with _evaluating(module) as run:
         tests = _tests(run, task, longest)
         reasons: list[str] = []
-        differs: _Differs | None = None
         for kind in EXPORTERS if exporter == "auto" else () if exporter == "none" else (exporter,):
             try:
                 model = _export(module, kind, tests[-1][0])
@@ -91,25 +90,27 @@ def load(
                 loaded = _native.Model.from_bytes(name, with_metadata(model, facts), **options)
                 _compare(loaded, tests, name, kind)
             except _Differs as error:
-                differs = error
+                if exporter != "auto":
+                    raise
+                reasons.append(f"{kind}: {_first_line(error)}")
             except Error as error:
                 reasons.append(f"{kind}: {_first_line(error)}")
             else:
                 for note in loaded.notes:
                     log.info(note)
                 return loaded
-        if differs is not None:
-            raise differs
         if exporter != "none":
             warnings.warn(
-                f"{name} cannot be exported to ONNX, so that PyTorch runs it, which is slower ({'; '.join(reasons)})",
+                f"{name} cannot be exported to ONNX as it is, so that PyTorch runs it, which is slower ({'; '.join(reasons)})",
                 stacklevel=4,
             )
         # Its sweep takes place later, outside of this context.
         return of_function(_in_evaluation(module), task, train_max_length, lenient=True, name=name)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None and not isinstance(error, Error):
+        error = error.__cause__  # exporters say last what was wrong
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
