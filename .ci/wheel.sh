@@ -34,4 +34,4 @@ python3 -m venv "$folder/tests"
 "$folder/tests/bin/python" -m pytest -q python/tests
 (cd "$folder/empty" && "$folder/tests/bin/python" -m mypy --config-file "$root/python/pyproject.toml" -p inductive_counting)
 mkdir "$folder/notebook"
-"$folder/tests/bin/python" .ci/notebook.py docs/python.ipynb "$folder/notebook"
+OMP_NUM_THREADS=1 "$folder/tests/bin/python" .ci/notebook.py docs/python.ipynb "$folder/notebook"
