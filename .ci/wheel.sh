@@ -32,6 +32,6 @@ fi
 python3 -m venv "$folder/tests"
 "$folder/tests/bin/pip" install --quiet --disable-pip-version-check "$wheel" -r python/tests/requirements.txt
 "$folder/tests/bin/python" -m pytest -q python/tests
-"$folder/tests/bin/python" -m mypy --config-file python/pyproject.toml "$("$folder/tests/bin/python" -c 'import inductive_counting as ic; print(ic.__path__[0])')"
+(cd "$folder/empty" && "$folder/tests/bin/python" -m mypy --config-file "$root/python/pyproject.toml" -p inductive_counting)
 mkdir "$folder/notebook"
-"$folder/tests/bin/python" .ci/notebook.py docs/python.ipynb "$folder/notebook"
+OMP_NUM_THREADS=1 "$folder/tests/bin/python" .ci/notebook.py docs/python.ipynb "$folder/notebook"

@@ -58,7 +58,8 @@ def load(
     elif is_torch(model):
         from . import _torch
 
-        return _torch.load(model, _needed(task, model), exporter, longest, train_max_length, options)
+        module: Any = model
+        return _torch.load(module, _needed(task, model), exporter, longest, train_max_length, options)
     elif callable(model):
         return of_function(model, _needed(task, model), train_max_length)
     else:

@@ -53,7 +53,7 @@ def sweep(
     exporter: str = "auto",
     progress: Progress = None,
 ) -> pa.Table: ...
-def sweep(
+def sweep(  # type: ignore[misc]  # the first signature leaves its options to the second
     model: ModelLike,
     *,
     task: TaskLike | None = None,

@@ -244,7 +244,7 @@ def _batches(
                 order, ordered = _native.epoch_order(options["seed"], epoch, n), epoch
             indices = order[at * batch_size : (at + 1) * batch_size]
         batch, seq, memory = _native.batch(task._native, split, list(indices), draw=number, **options)
-        kinds = {name: np.int64 for name in memory}
+        kinds: dict[str, Any] = {name: np.int64 for name in memory}
         if options["augmentation"] in ("scaler+shift", "zooming"):
             kinds["position_ids"] = np.float32
         yield {name: np.frombuffer(memory[name], kinds[name]).reshape(batch, seq) for name in memory}

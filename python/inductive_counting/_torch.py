@@ -27,7 +27,7 @@ EXPORTERS = ("torchscript", "dynamo")
 MOST_TOKENS = 1024
 #: Logits may differ by this much, or by this part of the largest one.
 TOLERANCE = 1e-3
-#: Exporters change state of the whole process, as the filters of warnings are.
+#: Exporters change state of the whole process, as the filters of warnings are; a failing one prints its graph.
 _EXPORTING = threading.Lock()
 
 
@@ -69,7 +69,7 @@ def load(
     """The module as ONNX; or, with a warning, as a function, where it cannot be exported.
 
     Raises:
-        ModelError: the file differs from the module, or the module does not run.
+        ModelError: the module does not run, or the file of the only exporter that may be used differs from it.
     """
     if exporter not in ("auto", "none", *EXPORTERS):
         raise ArgumentError(f"there is no exporter `{exporter}`\n  hint: auto, torchscript, dynamo, or none")
@@ -80,7 +80,6 @@ def load(
     with _evaluating(module) as run:
         tests = _tests(run, task, longest)
         reasons: list[str] = []
-        differs: _Differs | None = None
         for kind in EXPORTERS if exporter == "auto" else () if exporter == "none" else (exporter,):
             try:
                 model = _export(module, kind, tests[-1][0])
@@ -91,25 +90,27 @@ def load(
                 loaded = _native.Model.from_bytes(name, with_metadata(model, facts), **options)
                 _compare(loaded, tests, name, kind)
             except _Differs as error:
-                differs = error
+                if exporter != "auto":
+                    raise
+                reasons.append(f"{kind}: {_first_line(error)}")
             except Error as error:
                 reasons.append(f"{kind}: {_first_line(error)}")
             else:
                 for note in loaded.notes:
                     log.info(note)
                 return loaded
-        if differs is not None:
-            raise differs
         if exporter != "none":
             warnings.warn(
-                f"{name} cannot be exported to ONNX, so that PyTorch runs it, which is slower ({'; '.join(reasons)})",
+                f"{name} cannot be exported to ONNX as it is, so that PyTorch runs it, which is slower ({'; '.join(reasons)})",
                 stacklevel=4,
             )
         # Its sweep takes place later, outside of this context.
         return of_function(_in_evaluation(module), task, train_max_length, lenient=True, name=name)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None and not isinstance(error, Error):
+        error = error.__cause__  # exporters say last what was wrong
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -188,12 +189,13 @@ def _export(module: torch.nn.Module, exporter: str, ids: np.ndarray[Any, Any]) -
     example = torch.from_numpy(np.ascontiguousarray(ids[:2, : max(2, min(6, ids.shape[1]))])).to(device)
     wrapped = _Logits(module).eval()
     names: dict[str, Any] = {"input_names": ["input_ids"], "output_names": ["logits"]}
-    with _EXPORTING, warnings.catch_warnings():
+    with _EXPORTING, _unfused(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # about what is compared afterwards, and about the exporters' own future
         if exporter == "torchscript":
             file = io.BytesIO()
             axes = {name: {0: "batch", 1: "seq"} for name in ("input_ids", "logits")}
-            torch.onnx.export(wrapped, (example,), file, dynamo=False, dynamic_axes=axes, **names)
+            to: Any = file  # PyTorch's annotations forget that it takes one
+            torch.onnx.export(wrapped, (example,), to, dynamo=False, dynamic_axes=axes, **names)
             return file.getvalue()
         for needed in ("onnx", "onnxscript"):
             if importlib.util.find_spec(needed) is None:
@@ -202,7 +204,19 @@ def _export(module: torch.nn.Module, exporter: str, ids: np.ndarray[Any, Any]) -
         with _quiet("torch.onnx"):
             program = torch.onnx.export(wrapped, (example,), dynamo=True, dynamic_shapes=(dims,), verbose=False, **names)
         assert program is not None
-        return program.model_proto.SerializeToString()
+        model: bytes = program.model_proto.SerializeToString()
+        return model
+
+
+@contextlib.contextmanager
+def _unfused() -> Iterator[None]:
+    """Without the fused operator of `nn.TransformerEncoderLayer` in evaluation mode, which ONNX does not have."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

@@ -248,8 +248,8 @@ def report(
         reference: A CSV file of published values to compare with.
         figures: A folder for the figures as files.
     """
-    optional = [None if path is None else Path(path) for path in (reference, figures)]
-    files, summary = _native.report(Path(runs), Path(output), *optional, _note)
+    published, folder = (None if path is None else Path(path) for path in (reference, figures))
+    files, summary = _native.report(Path(runs), Path(output), published, folder, _note)
     log.info("%s: %s", output, summary)
     return Path(files[0])
 

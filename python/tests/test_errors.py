@@ -15,6 +15,7 @@ from conftest import TASK, exact_counter
 from program import path
 
 Argument, Model, File, Missing = ic.ArgumentError, ic.ModelError, ic.FileError, ic.MissingFileError
+BARE = f"[task]\nname = '{TASK}'\n[model]\narch = 'lstm'\n"
 SWEEP: dict[str, Any] = {"task": TASK, "lengths": [1, 2], "samples": 2}
 
 
@@ -55,8 +56,8 @@ CASES: list[tuple[type[Exception], str, Callable[[Path], object]]] = [
     (Argument, "provider `gpu`", lambda _: ic.sweep(b"", provider="gpu", **SWEEP)),
     (Missing, "nowhere.parquet", lambda _: ic.score(exact_counter, "nowhere.parquet", task=TASK)),
     (File, "x.parquet", lambda folder: ic.score(exact_counter, written(folder / "x.parquet", "x"), task=TASK)),
-    (Argument, "unknown key train.epoch", lambda _: ic.train({"train": {"epoch": 3}})),
-    (Argument, "unknown model.arch `lsmt`", lambda _: ic.train(f"[task]\nname='{TASK}'\n[model]\narch='lsmt'")),
+    (Argument, "unknown key train.epoch", lambda _: ic.train(f"{BARE}[train]\nepoch = 3")),
+    (Argument, "unknown model.arch `lsmt`", lambda _: ic.train(BARE.replace("lstm", "lsmt"))),
     (Argument, "optimizer.lr is None", lambda _: ic.train("[task]\n", overrides={"optimizer.lr": None})),
     (Argument, "holds no set", lambda _: ic.train({"task": {"name": {1, 2}}})),
     (Argument, "is no config", lambda _: ic.train(3)),

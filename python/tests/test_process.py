@@ -206,9 +206,11 @@ def test_a_thousand_sweeps_leave_nothing_behind(onnx_path: Path) -> None:
 def test_the_program_is_the_whole_one(tmp_path: Path) -> None:
     assert "quickstart" in pipeline("--help").stdout
     grid = tmp_path / "grid.toml"
-    config = f"[task]\nname = '{TASK}'\ntrain_examples = 64\n[model]\narch = 'rnn'\nhidden_size = 8\n[train]\nepochs = 1\n"
-    (tmp_path / "rnn.toml").write_text(config)
-    grid.write_text("configs = ['rnn.toml']\nseeds = [1, 2]\nlengths = '1..10'\nsamples = 2\n")
+    (tmp_path / "rnn.toml").write_text(f"[task]\nname = '{TASK}'\n[model]\narch = 'rnn'\nhidden_size = 8\n")
+    grid.write_text(
+        f"tasks = ['{TASK}']\nseeds = [1, 2]\n[set.task]\ntrain_examples = 64\n[set.train]\nepochs = 1\n"
+        "[eval]\nlengths = '1..10'\n[[architecture]]\nconfig = 'rnn.toml'\n"
+    )
     done = subprocess.run([path(), "grid", str(grid), "--workers", "2"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs").glob("*/eval/sweep.parquet"))) == 2
