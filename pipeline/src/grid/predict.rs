@@ -63,6 +63,16 @@ impl Pace {
         let nearest = related.min_by(|a, b| factor(&a.1).ln().abs().total_cmp(&factor(&b.1).ln().abs()))?;
         Some(made(nearest, factor(&nearest.1), true))
     }
+
+    /// The time of `steps` steps where no run says anything: 2 ms and the arithmetic of a step at 20 GFLOP/s. Two cores of an
+    /// "Intel(R) Xeon(R) Processor" (Sapphire Rapids) are within a factor of three of that.
+    pub fn by_arithmetic(job: &Job, steps: u64) -> Prediction {
+        const OVERHEAD: f64 = 2e-3;
+        const PER_SECOND: f64 = 20e9;
+        // Per token and layer 12·width² weights at most, six operations each, forward and backward; half of the longest.
+        let seconds = OVERHEAD + 0.5 * 6.0 * 12.0 * work(&job.config) / PER_SECOND;
+        Prediction { seconds: seconds * steps as f64, from: "arithmetic".into(), scaled: false }
+    }
 }
 
 /// The arithmetic in a step, up to a factor: tokens × layers × width².

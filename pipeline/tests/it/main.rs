@@ -13,6 +13,7 @@ mod grids;
 mod import;
 mod outputs;
 mod own;
+mod reproduce;
 mod sweeps;
 mod tables;
 mod together;
