@@ -223,7 +223,8 @@ impl Work<'_> {
             ]);
             for (job, state, steps, prediction) in &rows {
                 let from = format!("{}{}", prediction.from, if prediction.scaled { ", scaled" } else { "" });
-                let time = format!("≤ {}", duration(prediction.seconds));
+                let sign = if job.config.train.stop_at.is_some() { "≤" } else { "≈" };
+                let time = format!("{sign} {}", duration(prediction.seconds));
                 printed.row([job.name.clone(), state.name().into(), steps.to_string(), time, from]);
             }
             let more = match (&self.table.selection.fit, self.table.selection.most()) {

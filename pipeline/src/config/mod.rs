@@ -403,7 +403,7 @@ mod tests {
             (vec!["train.stop_at={ split = 'vall' }"], "train.stop_at.split `vall` is not evaluated while training"),
             (vec!["train.stop_at={ metric = 'loss' }"], "train.stop_at.metric `loss` is no accuracy"),
             (vec!["train.stop_at={ evaluations = 0 }"], "train.stop_at.evaluations must be at least 1"),
-            (vec!["train.stop_at={ values = 1.0 }"], "unknown field `values`"),
+            (vec!["train.stop_at={ values = 1.0 }"], "unknown key train.values"),
             (vec!["train.seed=-1"], "train.seed -1: seeds go up to 9223372036854775807"),
             (vec!["train.seed=1.5"], "train.seed 1.5: seeds go up to"),
             (vec!["train.seed=seven"], "train.seed \"seven\": seeds go up to"),

@@ -257,6 +257,6 @@ fn batch(table: &Table, rows: &[FileRow]) -> Result<RecordBatch> {
         ("source", texts(&|r| r.source.map(str::to_owned))),
     ])?;
     let metadata = [(TABLE_VERSION_KEY.to_owned(), TABLE_VERSION.to_string())];
-    let schema = Schema::new_with_metadata(batch.schema().fields().clone(), metadata.into());
+    let schema = Schema::new_with_metadata(batch.schema().fields().clone(), metadata);
     Ok(batch.with_schema(Arc::new(schema))?)
 }

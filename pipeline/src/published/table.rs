@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use data::suggest::nearest;
 use evaluators::Lengths;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use toml::{Table as Settings, Value};
 
@@ -371,11 +371,13 @@ impl TableFile {
         if cells.is_empty() {
             bail!("there is no cell: values.csv has no line of a row and a column of table.toml");
         }
-        for (kind, names) in [("row", self.row.keys()), ("column", self.column.keys())] {
-            let is_used =
-                |name: &String| cells.iter().any(|c| *name == if kind == "row" { &c.row } else { &c.column }[..]);
-            if let Some(unused) = names.clone().find(|name| !is_used(name)) {
-                bail!("table.toml has [{kind}.{unused}], but values.csv has no value of it");
+        let used = |of: fn(&Cell) -> &String| cells.iter().map(of).collect::<BTreeSet<_>>();
+        let (rows, columns) = (used(|cell| &cell.row), used(|cell| &cell.column));
+        for (kind, names, used) in [("row", self.row.keys(), rows), ("column", self.column.keys(), columns)] {
+            for name in names {
+                if !used.contains(name) {
+                    bail!("table.toml has [{kind}.{name}], but values.csv has no value of it");
+                }
             }
         }
         Ok(cells)
@@ -396,7 +398,7 @@ mod tests {
                 let table = Table::find(shipped.name, &Changes { quick, ..Default::default() }).unwrap();
                 assert!(!table.cells.is_empty() && !table.title.is_empty() && !table.source.is_empty());
                 assert!(!table.differs.is_empty(), "{}: what differs is said", table.name);
-                let mut names = std::collections::BTreeSet::new();
+                let mut names = BTreeSet::new();
                 for cell in &table.cells {
                     for rate in &cell.learning_rates {
                         let seed = table.selection.first_seed;
