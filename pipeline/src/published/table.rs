@@ -440,7 +440,7 @@ mod tests {
             ("rnn", 2, 8)
         );
         assert_eq!((job.config.optimizer.lr, job.config.train.seed, job.config.train.max_steps), (1e-2, 7, Some(5)));
-        assert_eq!(job.name, "mod10-RNN-lr0.01-s7");
+        assert_eq!(job.name, "mod10-RNN-lr0-01-s7");
         assert_eq!(table.cells[1].learning_rates, [Some(2e-3)]);
 
         let set = vec![("train.max_steps".to_owned(), Value::from(3))];

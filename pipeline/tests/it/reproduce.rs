@@ -145,7 +145,7 @@ fn training_ends_where_it_is_good_enough_and_the_run_is_finished() {
     assert_eq!(trained["steps"], 4, "{trained}");
     let handle = trained["handle"].as_str().unwrap();
     let runs = document(&ok(dir.path(), &["runs", "--json"]));
-    assert_eq!((&runs[0]["status"], &runs[0]["step"]), (&"finished".into(), &4.into()), "{runs}");
+    assert_eq!((&runs[0]["status"], &runs[0]["steps"]), (&"finished".into(), &4.into()), "{runs}");
     fails(dir.path(), &["train", "--resume", handle], 1, &["is finished: 4 of 6 steps", "train.stop_at was reached"]);
     ok(dir.path(), &["export", "--handle", handle, "--quiet"]);
 
@@ -156,7 +156,7 @@ fn training_ends_where_it_is_good_enough_and_the_run_is_finished() {
     assert_ne!(fs::read_to_string(&status).unwrap(), told);
     ok(dir.path(), &["train", "--resume", handle, "--quiet"]);
     let runs = document(&ok(dir.path(), &["runs", "--json"]));
-    assert_eq!((&runs[0]["status"], &runs[0]["step"]), (&"finished".into(), &4.into()), "{runs}");
+    assert_eq!((&runs[0]["status"], &runs[0]["steps"]), (&"finished".into(), &4.into()), "{runs}");
 
     // With a higher aim it goes on, and ends as a run that had that aim from the start.
     let higher = "train.stop_at={ metric = 'accuracy', value = 1.0 }";
