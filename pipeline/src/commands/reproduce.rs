@@ -103,6 +103,9 @@ struct Found {
     failed: Vec<String>,
 }
 
+/// A run that is missing: how far it is, its steps, and the time of those that are left.
+type Planned<'a> = (&'a Job, State, u64, Prediction);
+
 impl Work<'_> {
     /// What there is, and what is missing.
     fn collect(&self) -> Result<Found> {
@@ -199,7 +202,7 @@ impl Work<'_> {
         }
         let seconds: f64 = rows.iter().map(|(_, _, _, prediction)| prediction.seconds).sum();
         let document = || {
-            let entry = |(job, state, steps, prediction): &(&Job, State, u64, Prediction)| {
+            let entry = |(job, state, steps, prediction): &Planned| {
                 json!({
                     "job": job.name,
                     "status": state.name(),
@@ -213,36 +216,43 @@ impl Work<'_> {
             document["predicted_seconds"] = seconds.into();
             document
         };
-        let text = || {
-            let mut printed = Printed::new([
-                column("run").wrap(20),
-                column("status").wrap(10),
-                column("steps").right(),
-                column("time").right(),
-                column("from").shorten(20, 60).optional(),
-            ]);
-            for (job, state, steps, prediction) in &rows {
-                let from = format!("{}{}", prediction.from, if prediction.scaled { ", scaled" } else { "" });
-                let sign = if job.config.train.stop_at.is_some() { "≤" } else { "≈" };
-                let time = format!("{sign} {}", duration(prediction.seconds));
-                printed.row([job.name.clone(), state.name().into(), steps.to_string(), time, from]);
+        self.context.print(document, || self.plan_text(&found, &rows, workers))
+    }
+
+    /// What is known so far, and what is missing.
+    fn plan_text(&self, found: &Found, rows: &[Planned], workers: &Workers) -> String {
+        let mut printed = Printed::new([
+            column("run").wrap(20),
+            column("status").wrap(10),
+            column("steps").right(),
+            column("time").right(),
+            column("from").shorten(20, 60).optional(),
+        ]);
+        for (job, state, steps, prediction) in rows {
+            let from = format!("{}{}", prediction.from, if prediction.scaled { ", scaled" } else { "" });
+            let sign = if job.config.train.stop_at.is_some() { "≤" } else { "≈" };
+            let time = format!("{sign} {}", duration(prediction.seconds));
+            printed.row([job.name.clone(), state.name().into(), steps.to_string(), time, from]);
+        }
+        let more = match (&self.table.selection.fit, self.table.selection.most()) {
+            (Some(_), most) if most > self.table.selection.runs => {
+                format!("; runs that do not fit are made up for, up to {most} of a cell")
             }
-            let more = match (&self.table.selection.fit, self.table.selection.most()) {
-                (Some(_), most) if most > self.table.selection.runs => {
-                    format!("; runs that do not fit are made up for, up to {most} of a cell")
-                }
-                _ => String::new(),
-            };
-            let ends_early = rows.iter().any(|(job, ..)| job.config.train.stop_at.is_some());
-            let early = if ends_early { "; runs that stop early take less" } else { "" };
-            format!(
-                "{printed}\n{} runs are missing · training: ≈ {} of one worker, {} at a time{more}{early}",
-                rows.len(),
-                duration(seconds),
-                workers.number
-            )
+            _ => String::new(),
         };
-        self.context.print(document, text)
+        let ends_early = rows.iter().any(|(job, ..)| job.config.train.stop_at.is_some());
+        let early = if ends_early { "; runs that stop early take less" } else { "" };
+        let has_runs = found.tried.iter().flatten().any(|tried| !tried.runs.is_empty());
+        let known = if has_runs { format!("{}\n", self.text(found, None)) } else { String::new() };
+        if rows.is_empty() {
+            return format!("{known}no run is missing");
+        }
+        format!(
+            "{known}{printed}\n{} runs are missing · training: ≈ {} of one worker, {} at a time{more}{early}",
+            rows.len(),
+            duration(rows.iter().map(|(_, _, _, prediction)| prediction.seconds).sum()),
+            workers.number
+        )
     }
 
     fn lines<'b>(&'b self, found: &Found) -> Vec<Line<'b>> {

@@ -198,7 +198,7 @@ impl Table {
             let Some(quick) = file.quick.take() else {
                 bail!("it has no quick version\n  hint: leave out --quick; --only and --seeds make it smaller");
             };
-            file.become_quick(quick);
+            file.become_quick(quick).context("in table.toml")?;
         }
         if let Some(runs) = changes.runs {
             file.selection.runs = runs;
@@ -295,7 +295,7 @@ impl Table {
 }
 
 impl TableFile {
-    fn become_quick(&mut self, quick: Quick) {
+    fn become_quick(&mut self, quick: Quick) -> Result<()> {
         self.differs.extend(quick.differs);
         self.selection.runs = quick.runs.unwrap_or(self.selection.runs);
         self.selection.tries = quick.tries.or(self.selection.tries);
@@ -306,12 +306,15 @@ impl TableFile {
             }
         }
         self.eval = quick.eval.unwrap_or_else(|| self.eval.clone());
-        let keep = |parts: &mut BTreeMap<String, Part>, names: Option<Vec<String>>| {
-            parts.retain(|name, _| names.as_ref().is_none_or(|names| names.contains(name)));
-        };
-        keep(&mut self.row, quick.rows);
-        keep(&mut self.column, quick.columns);
+        for (kind, parts, names) in [("row", &mut self.row, quick.rows), ("column", &mut self.column, quick.columns)] {
+            let Some(names) = names else { continue };
+            if let Some(unknown) = names.iter().find(|name| !parts.contains_key(*name)) {
+                bail!("quick.{kind}s has `{unknown}`, but there is no [{kind}.{unknown}]");
+            }
+            parts.retain(|name, _| names.contains(name));
+        }
         self.last = quick.set;
+        Ok(())
     }
 
     fn slices(&self) -> Result<Vec<Slice>> {
@@ -479,6 +482,9 @@ mod tests {
         assert!(error(&only).contains("did you mean `mod10`?"), "{}", error(&only));
         let unknown = Table::find("huang2023", &Changes::default()).unwrap_err().to_string();
         assert!(unknown.contains("did you mean `huang2024`?"), "{unknown}");
+        let typo = TABLE.replace("columns = ['RNN']", "columns = ['RMN']");
+        let typo = parse(&typo, VALUES, &Changes { quick: true, ..Default::default() }).unwrap_err();
+        assert!(format!("{typo:#}").contains("quick.columns has `RMN`"), "{typo:#}");
         let without = TABLE.split("[quick]").next().unwrap();
         let quick = parse(without, VALUES, &Changes { quick: true, ..Default::default() }).unwrap_err();
         assert!(quick.to_string().contains("no quick version"));
