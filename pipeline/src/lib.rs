@@ -63,6 +63,8 @@ pub mod export;
 #[cfg(feature = "train")]
 mod grid;
 #[cfg(feature = "train")]
+mod published;
+#[cfg(feature = "train")]
 mod report;
 #[cfg(feature = "train")]
 mod stop;

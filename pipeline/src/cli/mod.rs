@@ -4,6 +4,8 @@ pub mod contents;
 pub mod endings;
 pub mod outputs;
 pub mod progress;
+#[cfg(feature = "train")]
+mod reproduce;
 pub mod shell;
 pub mod summary;
 pub mod table;
@@ -102,6 +104,9 @@ pub enum Command {
     #[cfg(feature = "train")]
     #[command(visible_alias = "sweep")]
     Grid(GridArgs),
+    /// Reproduce a published table: train, export and sweep its cells, and print theirs beside ours, with a verdict for each
+    #[cfg(feature = "train")]
+    Reproduce(ReproduceArgs),
     /// Write one page with the results of all runs: curves, tables, published values beside them
     #[cfg(feature = "train")]
     Report(ReportArgs),
@@ -120,7 +125,9 @@ impl Command {
         match self {
             Self::Quickstart | Self::Train(_) | Self::Import(_) | Self::Export(_) | Self::Bench(_) => true,
             Self::Eval(args) => args.checkpoints.is_some(), // exports those that are missing
-            Self::Data(_) | Self::Runs(_) | Self::Grid(_) | Self::Report(_) | Self::Doctor => false,
+            Self::Data(_) | Self::Runs(_) | Self::Grid(_) | Self::Reproduce(_) | Self::Report(_) | Self::Doctor => {
+                false
+            }
         }
     }
 }
@@ -417,6 +424,9 @@ pub struct GridArgs {
     #[arg(allow_hyphen_values = true, value_parser = whole::<usize>(0, u64::MAX))]
     pub job: Option<usize>,
 }
+
+#[cfg(feature = "train")]
+pub use self::reproduce::ReproduceArgs;
 
 /// Where the jobs of a grid are executed.
 #[cfg(feature = "train")]

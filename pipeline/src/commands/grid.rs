@@ -9,6 +9,7 @@ use crate::cli::{GridArgs, Launcher};
 use crate::config::parse_override;
 use crate::grid::file::{Grid, Job};
 use crate::grid::job::{KnownRuns, Runner, Share, State, check_datasets};
+use crate::grid::local::{Workers, run_all};
 use crate::grid::predict::{Pace, Prediction};
 use crate::grid::slurm::{self, Resources, Task};
 use crate::run::checksum::crc32c;
@@ -17,8 +18,6 @@ use crate::train::prepare_dataset;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// A line of the table of progress.
@@ -69,7 +68,7 @@ pub fn run(context: &Context, args: GridArgs) -> Result<()> {
         rows.push(Row { job, state, steps, prediction, spent: None });
     }
     if args.dry_run {
-        let plan = plan(&rows, workers(&args).0);
+        let plan = plan(&rows, Workers::of(args.workers).number);
         return context.print(|| document(&grid, &runner, &rows), || format!("{}\n{plan}", table(&runner, &rows)));
     }
     data::files::probe_folder(&runner.folder)?;
@@ -82,7 +81,7 @@ pub fn run(context: &Context, args: GridArgs) -> Result<()> {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("cannot tell where {} is", path.display()))
 }
 
@@ -109,31 +108,6 @@ fn one_job(context: &Context, runner: &Runner, grid: &Grid, index: usize) -> Res
     }
 }
 
-/// How many jobs run at the same time, and the GPUs that they share.
-fn workers(args: &GridArgs) -> (usize, Vec<String>) {
-    let found = || crate::cuda::driver().map_or(0, |driver| driver.devices.len());
-    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-    let gpus = if cfg!(feature = "cuda") { gpus(visible.as_deref(), found()) } else { vec![] };
-    (args.workers.map_or(gpus.len().max(1), usize::from), gpus)
-}
-
-/// The values of `CUDA_VISIBLE_DEVICES` that give a worker a GPU of its own, of a list and the number of devices that the
-/// driver shows for it. A list ends, as for CUDA, at the first entry that is no device: a number that is too large or -1,
-/// nothing, or a device that was named already.
-fn gpus(list: Option<&str>, found: usize) -> Vec<String> {
-    let Some(list) = list else { return (0..found).map(|gpu| gpu.to_string()).collect() };
-    let mut gpus: Vec<String> = Vec::new();
-    for gpu in list.split(',').map(str::trim).take(found) {
-        let is_named = |prefix: &str| gpu.len() > prefix.len() && gpu.starts_with(prefix);
-        let is_number = !gpu.is_empty() && gpu.bytes().all(|byte| byte.is_ascii_digit());
-        if !(is_number || is_named("GPU-") || is_named("MIG-")) || gpus.iter().any(|other| other == gpu) {
-            break;
-        }
-        gpus.push(gpu.to_owned());
-    }
-    gpus
-}
-
 fn local<'a>(
     context: &Context,
     args: &GridArgs,
@@ -143,9 +117,7 @@ fn local<'a>(
     mut rows: Vec<Row<'a>>,
 ) -> Result<()> {
     stop::listen(Second::IsTold)?;
-    let (workers, gpus) = workers(args);
-    let cores = data::threads::available();
-    let threads = (workers > 1).then(|| (cores / workers).max(1));
+    let Workers { number: workers, gpus } = Workers::of(args.workers);
     let open = |row: &Row| !matches!(row.state, State::Done { .. } | State::Failed(_));
     let todo: Vec<usize> = (0..rows.len()).filter(|i| open(&rows[*i])).collect();
     context.progress.note(format!(
@@ -154,27 +126,11 @@ fn local<'a>(
         rows.len(),
         runner.folder.join("logs").display()
     ));
-    let bar = context.progress.bar(grid.name.clone(), todo.len() as u64, "jobs");
-    let (next, finished) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = |worker: usize| -> Result<()> {
-        let gpu = (!gpus.is_empty()).then(|| gpus[worker % gpus.len()].clone());
-        let share = Share { threads, gpu, own_group: true };
-        while let Some(index) = todo.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !stop::requested()) {
-            let (job, start) = (&grid.jobs[*index], Instant::now());
-            let state = runner.run(job, known, &share)?;
-            let seconds = start.elapsed().as_secs_f64();
-            bar.inc(1);
-            context.progress.note(format!("{} · {} · {seconds:.0} s", job.name, state.name()));
-            finished.lock().unwrap_or_else(|e| e.into_inner()).push((*index, state, seconds));
-        }
-        Ok(())
-    };
-    let work = &work;
-    let ended = data::threads::all((0..workers.min(todo.len())).map(|worker| move || work(worker)));
-    ended.into_iter().try_for_each(|ended| ended.ok().context("a worker of the grid broke off")?)?;
-    bar.finish_and_clear();
-    for (index, state, seconds) in finished.into_inner().unwrap_or_else(|e| e.into_inner()) {
-        (rows[index].state, rows[index].spent) = (state, Some(seconds));
+    let jobs: Vec<&Job> = todo.iter().map(|index| &grid.jobs[*index]).collect();
+    let finished = run_all(&context.progress, &grid.name, &jobs, runner, known, &Workers { number: workers, gpus })?;
+    for (index, state, seconds) in finished {
+        let row = &mut rows[todo[index]];
+        (row.state, row.spent) = (state, Some(seconds));
     }
     context.print(|| document(grid, runner, &rows), || table(runner, &rows).to_string())?;
     let failed: Vec<String> = rows.iter().filter_map(failure).collect();
@@ -322,7 +278,7 @@ fn plan(rows: &[Row], workers: usize) -> String {
     )
 }
 
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 100.0 => format!("{s:.0} s"),
         s if s < 6000.0 => format!("{:.0} min", s / 60.0),
@@ -361,28 +317,4 @@ fn document(grid: &Grid, runner: &Runner, rows: &[Row]) -> Value {
         "folder": runner.folder,
         "cells": rows.iter().map(entry).collect::<Vec<_>>(),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::gpus;
-
-    #[test]
-    fn a_worker_has_a_gpu_that_the_driver_has() {
-        assert_eq!(gpus(None, 2), ["0", "1"]);
-        assert_eq!(gpus(Some("3, 1"), 2), ["3", "1"]);
-        assert!(gpus(Some("0,1,2,3"), 0).is_empty(), "there is no GPU");
-        assert!(gpus(None, 0).is_empty());
-        assert!(gpus(Some(""), 0).is_empty());
-        // CUDA ends such lists early: the rest is not there.
-        assert_eq!(gpus(Some("1,-1"), 1), ["1"]);
-        assert_eq!(gpus(Some("1,-1,0"), 1), ["1"]);
-        assert_eq!(gpus(Some("0,,1"), 1), ["0"]);
-        assert_eq!(gpus(Some("0,9,1"), 1), ["0"]);
-        assert_eq!(gpus(Some("GPU-8932f937,GPU-77"), 2), ["GPU-8932f937", "GPU-77"]);
-        assert_eq!(gpus(Some("MIG-8932f937"), 1), ["MIG-8932f937"]);
-        // Regardless of the driver, no two workers share what is one device.
-        assert_eq!(gpus(Some("1,-1"), 2), ["1"]);
-        assert_eq!(gpus(Some("0,0"), 2), ["0"]);
-    }
 }

@@ -16,6 +16,8 @@ mod quickstart;
 #[cfg(feature = "train")]
 mod report;
 #[cfg(feature = "train")]
+mod reproduce;
+#[cfg(feature = "train")]
 mod runs;
 #[cfg(feature = "train")]
 mod train;
@@ -58,6 +60,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(&context, args),
         #[cfg(feature = "train")]
         Command::Grid(args) => grid::run(&context, args),
+        #[cfg(feature = "train")]
+        Command::Reproduce(args) => reproduce::run(&context, args),
         #[cfg(feature = "train")]
         Command::Report(args) => report::run(&context, args),
         #[cfg(feature = "train")]

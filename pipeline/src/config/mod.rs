@@ -1,6 +1,11 @@
 //! A run's config: a TOML file, then `--task`/`--seed`/`--device`, then every `--set`, resolved and checked once.
 
+mod optimizer;
 mod parse;
+mod stop_at;
+
+pub use self::optimizer::{OptimizerConfig, OptimizerKind, Schedule};
+pub use self::stop_at::StopAt;
 
 use self::parse::{decode, decode_model, set, suggestion};
 use anyhow::{Context, Result, bail};
@@ -79,6 +84,9 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Write the curve as TensorBoard event files as well.
     pub tensorboard: bool,
+    /// End training as soon as evaluations reach this, instead of after all steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_at: Option<StopAt>,
 }
 
 impl Default for TrainConfig {
@@ -101,6 +109,7 @@ impl Default for TrainConfig {
             eval_every: None,
             log_every: 50,
             tensorboard: false,
+            stop_at: None,
         }
     }
 }
@@ -152,108 +161,6 @@ impl Precision {
             Self::Bf16 => "bf16",
             Self::Fp16 => "fp16",
         }
-    }
-}
-
-/// The rule of an optimiser's step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerKind {
-    /// Kingma & Ba, arXiv 1412.6980; no weight decay.
-    Adam,
-    /// Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101).
-    AdamW,
-}
-
-/// The learning rate after warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    /// It stays.
-    Constant,
-    /// It falls to 0 at the last step along half a cosine (Loshchilov & Hutter, arXiv 1608.03983, without restarts).
-    Cosine,
-}
-
-/// `[optimizer]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimizerConfig {
-    /// `adamw` or `adam`.
-    pub name: OptimizerKind,
-    /// Learning rate after warm-up. Some parameters have a factor or a limit, see [`models::ParameterGroup`].
-    pub lr: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub epsilon: f64,
-    /// Decoupled weight decay; 0.01 for `adamw` and 0 for `adam` if not set.
-    pub weight_decay: Option<f64>,
-    /// Steps over which the learning rate rises linearly from 0.
-    pub warmup_steps: u64,
-    /// `constant` or `cosine`.
-    pub schedule: Schedule,
-    /// Gradients are scaled down to this global L2 norm.
-    pub grad_clip: f64,
-}
-
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        Self {
-            name: OptimizerKind::AdamW,
-            lr: 1e-3,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: None,
-            warmup_steps: 0,
-            schedule: Schedule::Constant,
-            grad_clip: 1.0,
-        }
-    }
-}
-
-impl OptimizerConfig {
-    /// The weight decay that applies where `weight_decay` is not set.
-    fn default_weight_decay(&self) -> f64 {
-        match self.name {
-            OptimizerKind::Adam => 0.0,
-            OptimizerKind::AdamW => 0.01,
-        }
-    }
-
-    fn validate(&self, total_steps: Option<u64>) -> Result<()> {
-        for (key, value) in [("lr", self.lr), ("grad_clip", self.grad_clip), ("epsilon", self.epsilon)] {
-            if !(value.is_finite() && value > 0.0) {
-                bail!("optimizer.{key} must be a positive number, not {value}");
-            }
-        }
-        for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
-            if !(0.0..1.0).contains(&value) {
-                bail!("optimizer.{key} must be at least 0 and less than 1, not {value}");
-            }
-        }
-        let decay = self.weight_decay.unwrap_or_default();
-        if !(decay.is_finite() && decay >= 0.0) {
-            bail!("optimizer.weight_decay must be 0 or a positive number, not {decay}");
-        }
-        if self.name == OptimizerKind::Adam && decay != 0.0 {
-            bail!(
-                "optimizer.weight_decay is {decay}, but adam has none\n  hint: set optimizer.name=adamw, or weight_decay to 0"
-            );
-        }
-        if let (Schedule::Cosine, Some(total)) = (self.schedule, total_steps)
-            && self.warmup_steps >= total
-        {
-            bail!(
-                "optimizer.warmup_steps is {}, but the run ends after train.max_steps = {total}, before the cosine begins\n  \
-                 hint: warm up for fewer steps, or use optimizer.schedule=constant",
-                self.warmup_steps
-            );
-        }
-        Ok(())
     }
 }
 
@@ -346,6 +253,9 @@ impl Config {
                 train.batch_size
             );
         }
+        if let Some(stop_at) = &train.stop_at {
+            stop_at.validate(self.task.task()?.splits())?;
+        }
         if train.equal_lengths && !train.fresh {
             bail!(
                 "train.equal_lengths needs train.fresh: the examples of a dataset come in lengths of their own\n  \
@@ -356,11 +266,12 @@ impl Config {
     }
 
     /// The first key, as `table.key`, in which `self` differs from `before` although a resumed run must keep it: all
-    /// but where to train, for how long, and what to write down. (A cosine ends with the run, so it fixes how long.)
+    /// but where to train, for how long, and what to write down. (A schedule that falls ends with the run, so it fixes how
+    /// long.)
     pub(crate) fn first_fixed_difference(&self, before: &Self) -> Result<Option<String>> {
         let mut free = vec!["device", "checkpoint_every", "keep", "eval_every", "log_every", "tensorboard"];
         if self.optimizer.schedule == Schedule::Constant {
-            free.extend(["epochs", "max_steps"]);
+            free.extend(["epochs", "max_steps", "stop_at"]);
         }
         let (ours, theirs) = (Table::try_from(self)?, Table::try_from(before)?);
         for table in TABLES {
@@ -484,6 +395,15 @@ mod tests {
                 vec!["optimizer.schedule=cosine", "optimizer.warmup_steps=10", "train.max_steps=10"],
                 "before the cosine begins",
             ),
+            (
+                vec!["optimizer.schedule=linear", "optimizer.warmup_steps=10", "train.max_steps=10"],
+                "before the line begins",
+            ),
+            (vec!["train.stop_at={ value = 1.5 }"], "train.stop_at.value must be above 0 and at most 1, not 1.5"),
+            (vec!["train.stop_at={ split = 'vall' }"], "train.stop_at.split `vall` is not evaluated while training"),
+            (vec!["train.stop_at={ metric = 'loss' }"], "train.stop_at.metric `loss` is no accuracy"),
+            (vec!["train.stop_at={ evaluations = 0 }"], "train.stop_at.evaluations must be at least 1"),
+            (vec!["train.stop_at={ values = 1.0 }"], "unknown key train.values"),
             (vec!["train.seed=-1"], "train.seed -1: seeds go up to 9223372036854775807"),
             (vec!["train.seed=1.5"], "train.seed 1.5: seeds go up to"),
             (vec!["train.seed=seven"], "train.seed \"seven\": seeds go up to"),

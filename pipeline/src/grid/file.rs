@@ -152,7 +152,11 @@ fn optional<T>(values: &[T]) -> Vec<Option<&T>> {
     if values.is_empty() { vec![None] } else { values.iter().map(Some).collect() }
 }
 
-fn flatten(tables: &Table) -> Result<Vec<(String, Value)>> {
+/// `[set.train] max_steps = 1000` as (`train.max_steps`, 1000).
+///
+/// # Errors
+/// A key outside of a table.
+pub fn flatten(tables: &Table) -> Result<Vec<(String, Value)>> {
     let mut flat = Vec::new();
     for (table, keys) in tables {
         let Some(keys) = keys.as_table() else {

@@ -7,5 +7,6 @@
 
 pub mod file;
 pub mod job;
+pub mod local;
 pub mod predict;
 pub mod slurm;

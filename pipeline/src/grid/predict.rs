@@ -63,6 +63,22 @@ impl Pace {
         let nearest = related.min_by(|a, b| factor(&a.1).ln().abs().total_cmp(&factor(&b.1).ln().abs()))?;
         Some(made(nearest, factor(&nearest.1), true))
     }
+
+    /// The time of `steps` steps where no run says anything: 5 ms and the arithmetic of a step at 50 GFLOP/s. Within a factor of
+    /// three of small Transformers, RNN and LSTM on two cores of an "Intel(R) Xeon(R) Processor" (model 207).
+    pub fn by_arithmetic(job: &Job, steps: u64) -> Prediction {
+        const OVERHEAD: f64 = 5e-3;
+        const PER_SECOND: f64 = 50e9;
+        let weights = match job.config.model.arch() {
+            "rnn" => 2.0,
+            "gru" => 6.0,
+            "lstm" => 8.0,
+            _ => 12.0,
+        }; // of a layer, in multiples of width²
+        // Six operations per token and weight, forward and backward; sequences are half as long as the longest.
+        let seconds = OVERHEAD + 0.5 * 6.0 * weights * work(&job.config) / PER_SECOND;
+        Prediction { seconds: seconds * steps as f64, from: "arithmetic".into(), scaled: false }
+    }
 }
 
 /// The arithmetic in a step, up to a factor: tokens × layers × width².
@@ -91,5 +107,9 @@ mod tests {
         let wider = predict(config(128, "rnn")).unwrap();
         assert_eq!((wider.seconds, wider.scaled), (20.0, true));
         assert_eq!(predict(config(64, "lstm")), None);
+        // 5 ms a step, and an LSTM has four times the weights of an RNN.
+        let arithmetic = |arch| Pace::by_arithmetic(&Job { name: "job".into(), config: config(512, arch) }, 1000);
+        let [rnn, lstm] = ["rnn", "lstm"].map(|arch| arithmetic(arch).seconds - 5.0);
+        assert!(rnn > 0.0 && (lstm / rnn - 4.0).abs() < 1e-9, "{rnn} {lstm}");
     }
 }

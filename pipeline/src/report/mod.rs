@@ -4,6 +4,7 @@
 //! seed, and the other modules show the outcome: [`html`] as one page that needs no network, [`markdown`] as tables,
 //! [`figures`] as SVG and PNG.
 
+pub mod columns;
 pub mod entries;
 pub mod figures;
 pub mod html;

@@ -262,7 +262,7 @@ const LENGTHS: [&str; 4] = ["length", "n_sequences", "last_accuracy", "in_distri
 const CURVE: [&str; 4] = ["step", "split", "loss", "accuracy"];
 
 /// Reads the columns with these names, those that there are.
-fn batches(path: &Path, columns: &[&str]) -> Result<Vec<RecordBatch>> {
+pub(super) fn batches(path: &Path, columns: &[&str]) -> Result<Vec<RecordBatch>> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path)?)?;
     let wanted = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
     Ok(builder.with_projection(wanted).build()?.collect::<Result<_, _>>()?)
@@ -438,7 +438,7 @@ fn append(columns: &Columns, facts: &[Fact], tables: &mut Vec<Table>) -> Result<
 }
 
 /// Columns by name in the type that is wanted, in any width that another tool wrote them in; `None` where there is none.
-struct Columns<'a>(&'a RecordBatch);
+pub(super) struct Columns<'a>(pub(super) &'a RecordBatch);
 
 impl Columns<'_> {
     fn column(&self, name: &str, kind: &DataType) -> Result<Option<ArrayRef>> {
@@ -449,19 +449,19 @@ impl Columns<'_> {
         Ok(Some(cast(column, kind).with_context(|| format!("its column `{name}` is not {kind}"))?))
     }
 
-    fn texts(&self, name: &str) -> Result<Option<StringArray>> {
+    pub(super) fn texts(&self, name: &str) -> Result<Option<StringArray>> {
         Ok(self.column(name, &DataType::Utf8)?.map(|c| c.as_string::<i32>().clone()))
     }
 
-    fn counts(&self, name: &str) -> Result<Option<UInt64Array>> {
+    pub(super) fn counts(&self, name: &str) -> Result<Option<UInt64Array>> {
         Ok(self.column(name, &DataType::UInt64)?.map(|c| c.as_primitive::<UInt64Type>().clone()))
     }
 
-    fn numbers(&self, name: &str) -> Result<Option<Float64Array>> {
+    pub(super) fn numbers(&self, name: &str) -> Result<Option<Float64Array>> {
         Ok(self.column(name, &DataType::Float64)?.map(|c| c.as_primitive::<Float64Type>().clone()))
     }
 
-    fn flags(&self, name: &str) -> Result<Option<BooleanArray>> {
+    pub(super) fn flags(&self, name: &str) -> Result<Option<BooleanArray>> {
         Ok(self.column(name, &DataType::Boolean)?.map(|c| c.as_boolean().clone()))
     }
 }

@@ -56,6 +56,11 @@ impl<'a> Curve<'a> {
         self.rows.iter().rev().find(|row| row.split == "train").and_then(|row| row.loss)
     }
 
+    /// All rows so far.
+    pub fn rows(&self) -> &[MetricsRow] {
+        &self.rows
+    }
+
     /// Writes the file, whole.
     pub fn save(&self) -> Result<()> {
         metrics::write(&self.rows, &self.run.metrics())

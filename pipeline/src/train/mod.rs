@@ -132,13 +132,18 @@ pub(crate) fn resume_as(
     let total = config.train.total_steps(splits.train.per_epoch());
     let done = resume.as_ref().map_or(0, |c| c.state().step);
     let is_told = run.told_progress().is_some_and(|told| told.status == Status::Finished);
-    if resume.is_some() && (done > total || (done == total && is_told)) {
+    let has_stopped = done > 0 && has_reached_enough(&config, run, done);
+    if resume.is_some() && (done > total || ((done == total || has_stopped) && is_told)) {
+        let (why, hint) = match has_stopped && done < total {
+            true => (", where train.stop_at was reached", "another train.stop_at"),
+            false => ("", "--set train.epochs=<MORE> (and train.max_steps, where it is set)"),
+        };
         bail!(
-            "run {} is finished: {done} of {total} steps are done\n  \
-             hint: --set train.epochs=<MORE> (and train.max_steps, where it is set) trains for longer",
+            "run {} is finished: {done} of {total} steps are done{why}\n  hint: {hint} trains for longer",
             run.handle()
         );
     }
+    let total = if has_stopped { done } else { total };
     // The status first, so that a run that is to go on for longer is at no time a finished one with another config.
     let status = if resume.is_some() && done == total { Status::Finished } else { Status::Running };
     run.set_progress(&RunProgress { status, step: done, total_steps: total })?;
@@ -148,6 +153,13 @@ pub(crate) fn resume_as(
     workspace.progress.note(format!("run {} · task {} · {device}", run.handle(), task.name));
     let progress = &workspace.progress;
     on_device(&Setup { run, config: &config, task: &task, splits: &splits, initial, resume, progress }, device)
+}
+
+/// Whether training ended at step `done` because of `train.stop_at`, by the run's curve. One that cannot be read says no:
+/// training goes on then, and says so.
+fn has_reached_enough(config: &Config, run: &RunDir, done: u64) -> bool {
+    let Some(stop_at) = &config.train.stop_at else { return false };
+    metrics::read(&run.metrics()).is_ok_and(|curve| stop_at.is_reached(&curve, done))
 }
 
 /// Reads `train.init_from` and sees whether it fits the model, before anything is created.

@@ -21,7 +21,7 @@ use std::f64::consts::PI;
 pub struct Adam<B: AutodiffBackend> {
     config: OptimizerConfig,
     weight_decay: f64,
-    /// Steps of the whole run; where the cosine schedule ends.
+    /// Steps of the whole run; where a schedule that falls ends.
     total_steps: u64,
     parameters: HashMap<ParamId, Parameter>,
     moments: HashMap<ParamId, Moments<B::InnerBackend>>,
@@ -129,7 +129,8 @@ where
 }
 
 /// The factor on every learning rate at step n = 0, 1, …: n / warmup_steps while n < warmup_steps, so that the first step
-/// of a warm-up has learning rate 0; then 1, or (1 + cos(π·t)) / 2 with t the part of the steps after warm-up that is over.
+/// of a warm-up has learning rate 0; then 1, or (1 + cos(π·t)) / 2 or 1 − t, with t the part of the steps after warm-up
+/// that is over.
 fn lr_factor(config: &OptimizerConfig, step: u64, total_steps: u64) -> f64 {
     let warmup = config.warmup_steps;
     match config.schedule {
@@ -138,6 +139,10 @@ fn lr_factor(config: &OptimizerConfig, step: u64, total_steps: u64) -> f64 {
         Schedule::Cosine => {
             let over = (step - warmup) as f64 / total_steps.saturating_sub(warmup).max(1) as f64;
             0.5 * (1.0 + (PI * over.min(1.0)).cos())
+        }
+        Schedule::Linear => {
+            let left = total_steps.saturating_sub(step) as f64;
+            left / total_steps.saturating_sub(warmup).max(1) as f64
         }
     }
 }
@@ -272,5 +277,15 @@ mod tests {
         assert_eq!((factor(5), factor(10)), (0.5, 1.0));
         assert!((factor(60) - 0.5).abs() < 1e-12 && factor(110) < 1e-12 && factor(200) < 1e-12);
         assert!((10..110).all(|n| factor(n) > factor(n + 1)));
+    }
+
+    /// The values of transformers' `get_linear_schedule_with_warmup(optimizer, 4, 12)`: n / 4, then (12 − n) / 8.
+    #[test]
+    fn the_line_begins_after_warm_up_and_ends_with_the_run() {
+        let config = OptimizerConfig { warmup_steps: 4, schedule: Schedule::Linear, ..Default::default() };
+        let factors: Vec<f64> = (0..14).map(|n| lr_factor(&config, n, 12)).collect();
+        assert_eq!(factors, [0.0, 0.25, 0.5, 0.75, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0, 0.0]);
+        let without = OptimizerConfig { warmup_steps: 0, ..config };
+        assert_eq!([0, 7500, 29_999].map(|n| lr_factor(&without, n, 30_000)), [1.0, 0.75, 1.0 / 30_000.0]);
     }
 }

@@ -84,7 +84,8 @@ where
         if due.evaluation {
             trainer.evaluate(&model)?;
         }
-        if due.checkpoint {
+        let enough = trainer.has_reached_enough();
+        if due.checkpoint || enough {
             trainer.checkpoint(&model, due.evaluation)?;
         }
         trainer.do_not_count(pause.elapsed());
@@ -103,7 +104,7 @@ struct Due {
 struct Trainer<'a, B: AutodiffBackend> {
     setup: &'a Setup<'a>,
     device: &'a B::Device,
-    /// Optimisation steps in an epoch, and in all.
+    /// Optimisation steps in an epoch, and in all; where training ended early (`train.stop_at`), those that are done.
     per_epoch: u64,
     total: u64,
 
@@ -169,7 +170,7 @@ where
 
     /// Scores the model as it is at the start, where that is not in the curve yet, and shows a bar.
     fn begin(&mut self, model: &Model<B>) -> Result<()> {
-        if self.step == self.total {
+        if self.has_reached_enough() || self.step == self.total {
             // Its process was ended before it said that it was done: the scores are in the curve, and not yet told.
             self.setup.progress.note(format!("all {} steps were done already", self.total));
             self.score(model, false)?;
@@ -185,6 +186,18 @@ where
         self.bar.reset_eta();
         self.since = Instant::now();
         Ok(())
+    }
+
+    /// Whether the evaluations so far reach `train.stop_at`; if so, no step is left. Only where the last one was of this
+    /// step does that end training here: an earlier one would have ended it there.
+    fn has_reached_enough(&mut self) -> bool {
+        let stop_at = self.setup.config.train.stop_at.as_ref();
+        let reached = stop_at.is_some_and(|stop_at| stop_at.is_reached(self.curve.rows(), self.step));
+        if reached && self.total > self.step {
+            self.setup.progress.note(format!("step {}: train.stop_at is reached", self.step));
+            self.total = self.step;
+        }
+        reached
     }
 
     fn goes_on(&self) -> bool {

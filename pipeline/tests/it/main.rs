@@ -14,6 +14,7 @@ mod import;
 mod library;
 mod outputs;
 mod own;
+mod reproduce;
 mod sweeps;
 mod tables;
 mod together;
