@@ -1,4 +1,5 @@
 //! Training from Rust, by a program that watches it.
+#![allow(clippy::unwrap_used)]
 
 use pipeline::config::Config;
 use pipeline::train::{resume, train};
