@@ -121,7 +121,7 @@ fn claim(line: &Line) -> Result<Claim> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::panic, clippy::unwrap_used)]
     use super::*;
 
     const HEAD: &str = "row,column,slice,value,sd,runs,source\n";
