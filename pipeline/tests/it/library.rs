@@ -1,4 +1,5 @@
 //! Training from Rust, by a program that watches it.
+#![cfg(feature = "train")]
 #![allow(clippy::unwrap_used)]
 
 use pipeline::config::Config;
