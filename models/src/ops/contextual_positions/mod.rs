@@ -12,7 +12,7 @@ use burn::tensor::activation::sigmoid;
 pub trait ContextualPositionsOp: RunKernels {
     /// A bias of attention scores, `[batch, heads, query, key]`, from `logits` of the same shape, whose sigmoid says how
     /// much a query counts a key, and `by_position` `[batch, heads, query, positions]`, the bias at whole positions. See
-    /// [`reference`] for the formula.
+    /// [`reference()`] for the formula.
     fn contextual_positions(
         logits: Tensor<Self, 4>,
         by_position: Tensor<Self, 4>,
