@@ -1,9 +1,9 @@
 //! The native part of the Python module `inductive_counting`: thin bindings over `data`, `evaluators` and `pipeline`.
 //!
 //! The package beside this crate (`python/inductive_counting`) is what people call; it turns their arguments into the
-//! plain ones here. Three rules hold everywhere: work runs with the interpreter released ([`calls::released`]), so that
-//! other threads of Python go on; Ctrl-C and exceptions of callbacks end it ([`calls::Watch`]); and an error becomes the
-//! Python exception of its kind with the text that the command shows ([`errors`]).
+//! plain ones here. Three rules hold everywhere: work runs with the interpreter released (`calls::released`), so that
+//! other threads of Python go on; Ctrl-C and exceptions of callbacks end it (`calls::Watch`); and an error becomes the
+//! Python exception of its kind with the text that the command shows (`errors`).
 
 mod calls;
 mod errors;
