@@ -106,6 +106,8 @@ def of_function(
 
 def as_logits(found: Any, ids: np.ndarray[Any, Any], width: int, name: str) -> np.ndarray[Any, Any]:
     """Logits as float32 ``[batch, seq, vocab]``, of an array or of a tensor."""
+    if found is None:
+        raise ModelError(f"{name} returned None\n  hint: logits are [batch, seq, vocab], here {(*ids.shape, width)}")
     if hasattr(found, "detach"):
         found = found.detach().float().cpu().numpy()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Union, overload
@@ -32,6 +33,8 @@ class Scores(NamedTuple):
 
 @overload
 def sweep(model: ModelLike, *, predictions: Literal[True], **options: Any) -> tuple[pa.Table, pa.Table]: ...
+@overload
+def sweep(model: ModelLike, *, predictions: bool, **options: Any) -> pa.Table | tuple[pa.Table, pa.Table]: ...
 @overload
 def sweep(
     model: ModelLike,
@@ -110,6 +113,9 @@ def sweep(  # type: ignore[misc]  # the first signature leaves its options to th
         KeyboardInterrupt: Ctrl-C was pressed; an exception of a function of yours comes out as it is.
     """
     named = None if task is None else _task(task)
+    options = _options(
+        samples, until_width, seed, exhaustive, predictions, augmentation, None, max_tokens, workers, train_max_length
+    )
     given: str | list[int] = lengths if isinstance(lengths, str) else _numbers(lengths)
     longest = max(given) if isinstance(given, list) and given else _last(given)
     loaded = _models.load(
@@ -121,9 +127,6 @@ def sweep(  # type: ignore[misc]  # the first signature leaves its options to th
         train_max_length=train_max_length,
         exporter=exporter,
         longest=longest,
-    )
-    options = _options(
-        samples, until_width, seed, exhaustive, predictions, augmentation, None, max_tokens, workers, train_max_length
     )
     one = _of(loaded, named, model)
     with shown(progress, "sweep", " tokens") as show:
@@ -157,6 +160,7 @@ def score(
     other arguments, and the errors, are those of :func:`sweep`.
     """
     named = None if task is None else _task(task)
+    options = _options(100, None, seed, False, predictions, augmentation, loops, max_tokens, workers, train_max_length)
     loaded = _models.load(
         model,
         named,
@@ -167,7 +171,6 @@ def score(
         exporter=exporter,
         longest=named.train_max_length if named else 100,
     )
-    options = _options(100, None, seed, False, predictions, augmentation, loops, max_tokens, workers, train_max_length)
     one = _of(loaded, named, model)
     with shown(progress, str(split), " tokens") as show:
         callback = None if show is None else lambda done, total, n, all: show(done, total, f"{n} of {all} lengths")
@@ -187,27 +190,56 @@ def _options(
     workers: int | None,
     train_max_length: int | None,
 ) -> dict[str, Any]:
-    counts = {
-        "samples": samples,
-        "seed": seed,
-        "loops": loops,
-        "max_tokens": max_tokens,
-        "workers": workers,
-        "train_max_length": train_max_length,
+    counts: dict[str, int | None] = {
+        "samples": whole("samples", samples, MOST),
+        "seed": whole("seed", seed, 2**64 - 1),
+        "loops": whole("loops", loops, MOST, optional=True),
+        "max_tokens": whole("max_tokens", max_tokens, MOST, optional=True),
+        "workers": whole("workers", workers, 1024, optional=True),
+        "train_max_length": whole("train_max_length", train_max_length, LONGEST, optional=True),
     }
-    for name, value in counts.items():
-        if value is not None and value < 0:
-            raise ArgumentError(f"{name} is {value}\n  hint: it is a whole number from 0 on")
-    other = {"until_width": until_width, "exhaustive": exhaustive, "predictions": predictions, "augmentation": augmentation}
+    try:
+        width = None if until_width is None else float(until_width)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"until_width is {until_width!r}\n  hint: it is a number between 0 and 1") from error
+    other = {"until_width": width, "exhaustive": bool(exhaustive), "predictions": bool(predictions), "augmentation": augmentation}
     return counts | other
 
 
-def _numbers(lengths: Iterable[int]) -> list[int]:
+#: The largest counts that make sense, far beyond what fits into memory.
+MOST = 2**31 - 1
+#: The longest length.
+LONGEST = 2**24
+
+
+def whole(name: str, value: Any, most: int, *, optional: bool = False) -> int | None:
+    """A whole number from 0 to ``most``.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    if value is None and optional:
+        return None
     try:
-        return [int(length) for length in lengths]
-    except (TypeError, ValueError) as error:
-        hint = 'range(1, 1001) is 1 to 1000, [10, 50, 100] these three, "1..1000" both ends included'
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= most:
+        raise ArgumentError(f"{name} is {value!r}\n  hint: it is a whole number from 0 to {most}")
+    return number
+
+
+def _numbers(lengths: Iterable[int]) -> list[int]:
+    hint = 'range(1, 1001) is 1 to 1000, [10, 50, 100] these three, "1..1000" both ends included'
+    try:
+        if isinstance(lengths, (bytes, bytearray)):
+            raise TypeError("bytes are no lengths")
+        numbers = [operator.index(length) for length in lengths]
+    except TypeError as error:
         raise ArgumentError(f"cannot read the lengths {lengths!r}: {error}\n  hint: {hint}") from error
+    if numbers and not -(2**31) < min(numbers) <= max(numbers) <= LONGEST:
+        raise ArgumentError(f"cannot read the lengths {lengths!r}: they go up to {LONGEST}\n  hint: {hint}")
+    return numbers
 
 
 def _last(lengths: str | list[int]) -> int:

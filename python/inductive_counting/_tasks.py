@@ -206,9 +206,9 @@ def batches(
         ArgumentError: there is no such task or split; an example is longer than ``pad_to``.
     """
     one = globals()["task"](task)
-    for name, value, least in [("batch_size", batch_size, 1), ("step", step, 1), ("start", start, 0)]:
-        if value < least:
-            raise ArgumentError(f"{name} is {value}\n  hint: it is at least {least}")
+    for name, value, least in [("batch_size", batch_size, 1), ("step", step, 1), ("start", start, 0), ("pad_to", pad_to, 1)]:
+        if value is not None and not least <= value <= 2**24:
+            raise ArgumentError(f"{name} is {value}\n  hint: it is a whole number from {least} to {2**24}")
     if n is None and split != "train":
         n = _native.split_rows(one._native, split)
     if n is None and shuffle:

@@ -8,7 +8,8 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,19 +44,26 @@ class _Logits(torch.nn.Module):
 
 
 def _logits(found: Any) -> torch.Tensor:
-    """The logits in what a module returns: a tensor, a tuple that begins with them, or an object that has ``logits``."""
+    """The logits in what a module returns: a tensor, a tuple that begins with them, or what has ``logits``: an object, a
+    dictionary."""
+    if isinstance(found, Mapping):
+        found = found.get("logits", found)
     found = getattr(found, "logits", found)
     found = found[0] if isinstance(found, (tuple, list)) else found
     if not isinstance(found, torch.Tensor):
         raise ModelError(
             f"the module returned a {type(found).__name__}\n  hint: logits are a tensor [batch, seq, vocab], the first of a "
-            "tuple, or the attribute `logits`"
+            "tuple, or called `logits`"
         )
     return found
 
 
 class _Differs(ModelError):
     """The exported file computes something else."""
+
+
+class _Decides(_Differs):
+    """The module decides something in Python by values or sizes of tensors, and a trace keeps one of the ways."""
 
 
 def load(
@@ -78,13 +86,21 @@ def load(
     if train_max_length is not None:
         facts["train_max_length"] = str(train_max_length)
     with _evaluating(module) as run:
-        tests = _tests(run, task, longest)
+        tests, refused = _tests(run, task, longest)
         reasons: list[str] = []
-        for kind in EXPORTERS if exporter == "auto" else () if exporter == "none" else (exporter,):
+        kinds = EXPORTERS if exporter == "auto" else () if exporter == "none" else (exporter,)
+        if refused is not None:
+            # A file would run where the module does not, and give scores that nobody could have.
+            reasons, kinds = [refused], ()
+        for kind in kinds:
             try:
                 model = _export(module, kind, tests[-1][0])
             except Exception as error:  # exporters fail with exceptions of every kind
+                if isinstance(error, _Decides) and exporter != "auto":
+                    raise
                 reasons.append(f"{kind}: {_first_line(error)}")
+                if isinstance(error, _Decides):
+                    break  # the other exporter forgets it as well, and does not say so
                 continue
             try:
                 loaded = _native.Model.from_bytes(name, with_metadata(model, facts), **options)
@@ -144,8 +160,9 @@ def _in_evaluation(module: torch.nn.Module) -> Callable[[np.ndarray[Any, Any]], 
 
 def _tests(
     run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], task: Task, longest: int
-) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """Ids ``[3, seq]`` of three lengths, a test of the task and two rows at random, with the module's logits of them.
+) -> tuple[list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]], str | None]:
+    """Ids ``[3, seq]`` of three lengths, a test of the task and two rows at random, with the module's logits of them; and why
+    the module refused the longest, if it did.
 
     The longest is the sweep's, but for modules that do not take as much: then the longest that runs of its halves.
     """
@@ -159,13 +176,16 @@ def _tests(
         others = draw.integers(0, len(task.vocabulary), (2, len(test)))
         return np.concatenate([test[None], others])[:, :MOST_TOKENS]
 
-    length = max(1, min(longest, MOST_TOKENS))
+    length, refused = max(1, min(longest, MOST_TOKENS)), None
     while True:
         given = ids(length)
         try:
             last = (given, run(given))
             break
+        except ModelError:
+            raise
         except Exception as error:
+            refused = refused or f"it refuses {given.shape[1]} tokens: {_first_line(error)}"
             if length == 1:
                 name = f"the module refused ids of the shape {given.shape}"
                 raise ModelError(f"{name}: {_first_line(error)}\n  hint: it is called with int64 ids [batch, seq]") from error
@@ -179,7 +199,7 @@ def _tests(
                 f"the module's logits have the shape {logits.shape} for ids of the shape {given.shape}\n  hint: they are [batch, "
                 f"seq, vocab], and the task {task.name} has {width} tokens"
             )
-    return tests
+    return tests, refused
 
 
 def _export(module: torch.nn.Module, exporter: str, ids: np.ndarray[Any, Any]) -> bytes:
@@ -189,13 +209,31 @@ def _export(module: torch.nn.Module, exporter: str, ids: np.ndarray[Any, Any]) -
     example = torch.from_numpy(np.ascontiguousarray(ids[:2, : max(2, min(6, ids.shape[1]))])).to(device)
     wrapped = _Logits(module).eval()
     names: dict[str, Any] = {"input_names": ["input_ids"], "output_names": ["logits"]}
-    with _EXPORTING, _unfused(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with _EXPORTING, _unfused(), warnings.catch_warnings(record=True) as said, contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # about what is compared afterwards, and about the exporters' own future
         if exporter == "torchscript":
+            tracing: type[Warning] = getattr(torch.jit, "TracerWarning")  # noqa: B009  # its stubs do not have it
+            warnings.simplefilter("always", tracing)
             file = io.BytesIO()
             axes = {name: {0: "batch", 1: "seq"} for name in ("input_ids", "logits")}
             to: Any = file  # PyTorch's annotations forget that it takes one
             torch.onnx.export(wrapped, (example,), to, dynamo=False, dynamic_axes=axes, **names)
+            # PyTorch's own modules know what they do; others may take another way for other ids, or at other lengths. (That a
+            # size has become a number, of which PyTorch warns as well, shows in the comparison.)
+            own = str(Path(torch.__file__).parent)
+            decided = [
+                one
+                for one in said
+                if issubclass(one.category, tracing)
+                and "Python boolean" in str(one.message)
+                and not one.filename.startswith(own)
+            ]
+            if decided:
+                where = f"{Path(decided[0].filename).name}, line {decided[0].lineno}"
+                raise _Decides(
+                    f"the module decides something in Python by values or sizes of tensors ({where}), which a trace forgets\n  hint: "
+                    "exporter='none' has PyTorch run the module, which is slower"
+                )
             return file.getvalue()
         for needed in ("onnx", "onnxscript"):
             if importlib.util.find_spec(needed) is None:
@@ -250,8 +288,9 @@ def _compare(
                 f"{_first_line(error)}\n  hint: {_other(exporter)}"
             ) from error
         found = np.frombuffer(memory, np.float32).reshape(batch, seq, vocab)
-        scale = TOLERANCE * max(1.0, float(np.abs(wanted).max(initial=0.0)))
-        apart = np.abs(found - wanted)
+        scale = TOLERANCE * max(1.0, float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)))
+        with np.errstate(invalid="ignore"):  # of infinities, which masks are made of
+            apart = np.where((found == wanted) | (np.isnan(found) & np.isnan(wanted)), 0, np.abs(found - wanted))
         same = float((found.argmax(-1) == wanted.argmax(-1)).mean())
         worst = float(apart.max(initial=0.0))
         if not worst <= scale:  # also where something is NaN

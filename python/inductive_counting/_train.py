@@ -76,8 +76,15 @@ class Run:
         return Path(model) if model else None
 
     def _onnx(self) -> Path:
-        """The exported model; made now where there is none."""
-        return self.model or self.export()
+        """The exported model; made now where there is none, or where training went on after it was made."""
+        model = self.model
+        if model is None:
+            return self.export()
+        saved = [file.stat().st_mtime_ns for file in self.path.glob("checkpoints/*/model.safetensors")]
+        if max(saved, default=0) > model.stat().st_mtime_ns:
+            log.info("run %s was trained further since it was exported, so it is exported again", self.handle)
+            return self.export()
+        return model
 
     def metrics(self) -> pa.Table:
         """The training curve, as in ``metrics.parquet``: a row per logged step, and per split and evaluation."""
@@ -91,7 +98,7 @@ class Run:
         return export(self, **options)
 
     def sweep(self, **options: Any) -> Any:
-        """See :func:`sweep`; a run that was not exported is exported first."""
+        """See :func:`sweep`; a run that was not exported since it was trained is exported first."""
         return sweep(self, **options)
 
     def score(self, split: PathLike = "val", **options: Any) -> Scores:
@@ -241,7 +248,7 @@ def report(
     """Puts the results under ``runs`` (``eval/*.parquet`` of every run) on one page: HTML that needs no network, or Markdown.
 
     Sweeps of this package are returned, not written; ``pipeline eval`` writes them, and so does
-    ``pyarrow.parquet.write_table(table, run.path / "eval" / "sweep.parquet")``.
+    ``pyarrow.parquet.write_table(table, run.path / "eval" / "sweep.parquet")``, once there is a folder ``eval``.
 
     Args:
         output: A name that ends in ``.html`` or ``.md``.
@@ -292,6 +299,9 @@ def _json(table: Mapping[str, Any] | None) -> str:
         if isinstance(value, Mapping):
             for name, inner in value.items():
                 check(inner, f"{key}.{name}" if key else str(name))
+        elif isinstance(value, (list, tuple)):
+            for inner in value:
+                check(inner, f"an entry of {key}")
 
     check(table or {}, "")
     try:

@@ -117,3 +117,36 @@ def test_exceptions_of_a_function_come_out_as_they_are() -> None:
 
     with pytest.raises(Mine, match="in the callback"):
         ic.sweep(slow, task=TASK, lengths=range(1, 500), exhaustive=True, progress=stops)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lengths": [1.5]},
+        {"lengths": ["3"]},
+        {"lengths": b"1..3"},
+        {"lengths": [2**70]},
+        {"samples": 1.5},
+        {"samples": None},
+        {"samples": 2**70},
+        {"seed": "a"},
+        {"workers": 1.5},
+        {"until_width": "a"},
+        {"train_max_length": 2**31},
+    ],
+)
+def test_numbers_that_are_none_are_named(options: dict[str, Any]) -> None:
+    name = next(iter(options))
+    with pytest.raises(ic.ArgumentError, match=f"cannot read the {name}" if name == "lengths" else f"{name} is "):
+        ic.sweep(lambda ids: ids, **{"task": "word/Z2", "lengths": [1], **options})
+
+
+def test_sizes_of_batches_have_limits() -> None:
+    for options in [{"pad_to": 2**62}, {"pad_to": 0}, {"batch_size": 2**40}, {"start": 2**62}]:
+        with pytest.raises(ic.ArgumentError, match=f"{next(iter(options))} is "):
+            next(ic.batches("word/Z2", **options))
+
+
+def test_a_function_that_returns_nothing_says_so() -> None:
+    with pytest.raises(ic.ModelError, match="returned None"):
+        ic.sweep(lambda ids: None, task="word/Z2", lengths=[1])

@@ -143,6 +143,55 @@ def test_an_export_that_differs_is_an_error() -> None:
         ic.sweep(module, task=PARITY, lengths=range(1, 41), samples=2, exporter="torchscript")
 
 
+class Sudden(nn.Module):
+    """Wrong from 1100 tokens on, and refuses more than 2000: a trace knows neither."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__()
+        self.inner = Lstm(vocab, 8)
+
+    def forward(self, ids: Any) -> Any:
+        assert ids.shape[1] <= 2000
+        logits = self.inner(ids)
+        return -logits if ids.shape[1] > 1100 else logits
+
+
+def test_a_module_that_decides_by_sizes_is_run_by_pytorch() -> None:
+    torch.manual_seed(3)
+    module = Sudden(3).eval()
+    with pytest.raises(ic.ModelError, match="decides something in Python by values or sizes of tensors .test_torch.py, line"):
+        ic.sweep(module, task="word/Z2", lengths=[1, 2], exporter="torchscript")
+    options: dict[str, Any] = {"task": "word/Z2", "lengths": [10, 1000, 1500, 2500], "samples": 5}
+    with pytest.warns(UserWarning, match="so that PyTorch runs it"):
+        found = ic.sweep(module, **options)
+    wanted = ic.sweep(module, exporter="none", **options)
+    assert found.drop_columns(["arch"]).equals(wanted.drop_columns(["arch"]))
+    assert [status == "ok" for status in found["status"].to_pylist()] == [True, True, True, False]
+    known = ic.sweep(module.inner, **options)["loss"].to_pylist()
+    losses = found["loss"].to_pylist()
+    assert losses[:2] == pytest.approx(known[:2], abs=1e-5) and abs(losses[2] - known[2]) > 1e-3
+
+
+class Masked(nn.Module):
+    """Leaves out tokens with minus infinity, and returns a dictionary."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__()
+        self.inner = Lstm(vocab, 8)
+
+    def forward(self, ids: Any) -> Any:
+        logits = self.inner(ids)
+        never = torch.arange(logits.shape[-1]) >= 2
+        return {"logits": logits.masked_fill(never, float("-inf"))}
+
+
+def test_masked_logits_are_no_difference() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = ic.sweep(Masked(3), task="word/Z2", lengths=range(1, 20), samples=3)
+    assert set(table["plan"].to_pylist()) == {"single_pass"}
+
+
 class Unexportable(nn.Module):
     """Leaves PyTorch on its way."""
 

@@ -37,6 +37,18 @@ def test_all_kinds_of_configs_train_the_same_weights_as_the_program(run: ic.Run,
     assert all(other == model(run) for other in weights)
 
 
+def test_a_run_that_was_trained_further_is_exported_again(run: ic.Run, tmp_path: Path) -> None:
+    folders = {"runs": tmp_path, "datasets": run.datasets}
+    short = ic.train(run.config, overrides={"train.epochs": 1}, **folders)
+    before = short.sweep(lengths=range(1, 20))
+    longer = short.resume(overrides={"train.epochs": 2})
+    after = longer.sweep(lengths=range(1, 20))
+    assert before["checkpoint"][0] != after["checkpoint"][0]
+    longer.export()
+    assert longer.sweep(lengths=range(1, 20)).equals(after)
+    assert longer.sweep(lengths=range(1, 20), predictions=True)[0].equals(after)
+
+
 def model(run: ic.Run) -> bytes:
     last = max((run.path / "checkpoints").iterdir(), key=lambda path: path.name)
     return (last / "model.safetensors").read_bytes()
