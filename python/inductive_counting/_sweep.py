@@ -97,7 +97,7 @@ def sweep(  # type: ignore[misc]  # the first signature leaves its options to th
         train_max_length: The longest length in training, for the column ``in_distribution``; by default what the model says, or
             else the task.
         augmentation: How positions are drawn, for models that take them: none, shift, randomized, scaler+shift or zooming.
-        provider: auto, cpu, cuda or tensorrt.
+        provider: auto, cpu, cuda, tensorrt, tensorrt-rtx or openvino.
         threads: CPU threads; by default as many as this process may use.
         workers: Sessions side by side.
         max_tokens: The most tokens of a batch, which bounds memory.

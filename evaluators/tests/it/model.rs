@@ -114,11 +114,12 @@ fn a_provider_that_is_missing_is_an_error_and_auto_goes_to_the_cpu() {
 
 #[test]
 fn provider_names_are_parsed_and_typos_answered() {
-    for name in ["auto", "cpu", "cuda", "tensorrt"] {
+    for name in ["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino"] {
         assert_eq!(name.parse::<Provider>().unwrap().to_string(), name);
     }
     assert_eq!(
         "tensort".parse::<Provider>().unwrap_err().to_string(),
-        "there is no provider `tensort`; did you mean `tensorrt`?\n  hint: the choices are auto, cpu, cuda, tensorrt"
+        "there is no provider `tensort`; did you mean `tensorrt`?\n  hint: the choices are auto, cpu, cuda, tensorrt, \
+         tensorrt-rtx, openvino"
     );
 }
