@@ -129,6 +129,108 @@ pub(crate) fn silu(g: &mut GraphBuilder<'_>, y: &Value) -> Value {
     g.mul(y, &gate)
 }
 
+/// log(1 + eˣ). Step sizes are small, and ONNX's `Softplus` may lose significant digits: where z = e^{−|x|} is small,
+/// so is the part of 1 + z that is not rounded away. The quotient log(w)/(w − 1) at the rounded w = 1 + z makes up for
+/// it (Kahan; see Higham, Accuracy and Stability of Numerical Algorithms, section 1.14.1).
+pub(crate) fn softplus(g: &mut GraphBuilder<'_>, x: &Value) -> Value {
+    g.scope("softplus", |g| {
+        let (one, tiny) = (g.scalar("one", 1f32), g.scalar("tiny", f32::MIN_POSITIVE));
+        let size = g.node("Abs", &[x], &[]);
+        let size = g.neg(&size);
+        let z = g.exp(&size);
+        let w = g.add(&z, &one);
+        let log = g.node("Log", &[&w], &[]);
+        let rest = g.sub(&w, &one);
+        let rest = g.node("Max", &[&rest, &tiny], &[]); // log(1) is 0, and 0/0 must not be
+        let quotient = g.div(&log, &rest);
+        let log = g.mul(&quotient, &z);
+        let positive = g.relu(x);
+        g.add(&positive, &log)
+    })
+}
+
+/// x / √(mean x² + ε) · weight over the last axis, which has `hidden` channels.
+pub(crate) fn rms_norm(g: &mut GraphBuilder<'_>, module: &str, x: &Value, hidden: usize, epsilon: f64) -> Result<Value, ExportError> {
+    g.scope(module, |g| {
+        let weight = g.parameter("weight", &[hidden])?;
+        let normal = unit_mean_square(g, x, epsilon);
+        Ok(g.mul(&normal, &weight))
+    })
+}
+
+/// The same for every group of channels by itself, with a weight for each channel, `[batch, seq, groups·width]`.
+pub(crate) fn grouped_rms_norm(
+    g: &mut GraphBuilder<'_>,
+    module: &str,
+    x: &Value,
+    [groups, width]: [usize; 2],
+    epsilon: f64,
+) -> Result<Value, ExportError> {
+    if groups == 1 {
+        return rms_norm(g, module, x, width, epsilon);
+    }
+    g.scope(module, |g| {
+        let weight = g.parameter("weight", &[groups * width])?;
+        let apart = g.list("groups", &[0, 0, groups as i64, width as i64]);
+        let joined = g.list("groups_joined", &[0, 0, (groups * width) as i64]);
+        let x = g.reshape(x, &apart);
+        let normal = unit_mean_square(g, &x, epsilon);
+        let normal = g.reshape(&normal, &joined);
+        Ok(g.mul(&normal, &weight))
+    })
+}
+
+/// x / √(mean x² + ε) over the last axis.
+fn unit_mean_square(g: &mut GraphBuilder<'_>, x: &Value, epsilon: f64) -> Value {
+    let (two, epsilon) = (g.scalar("two", 2f32), g.scalar("epsilon", epsilon as f32));
+    let channels = g.list("channel_axis", &[-1]);
+    let square = g.node("Pow", &[x, &two], &[]);
+    let mean = g.node("ReduceMean", &[&square, &channels], &[("keepdims", Int(1))]);
+    let mean = g.add(&mean, &epsilon);
+    let root = g.node("Sqrt", &[&mean], &[]);
+    g.div(x, &root)
+}
+
+/// A causal convolution of each channel with a few taps of its own; the counterpart of `models::layers::ShortConv`, without
+/// its SiLU.
+#[derive(Clone, Copy)]
+pub(crate) struct ShortConvolution {
+    pub(crate) channels: usize,
+    pub(crate) taps: usize,
+    pub(crate) biased: bool,
+}
+
+impl ShortConvolution {
+    /// `[batch, seq, channels]` → the same shape, from and to the state called `state`: the last inputs
+    /// `[batch, channels, taps − 1]`.
+    pub(crate) fn lower(
+        self,
+        g: &mut GraphBuilder<'_>,
+        module: &str,
+        state: &str,
+        ids: &Value,
+        x: &Value,
+    ) -> Result<Value, ExportError> {
+        let Self { channels, taps, biased } = self;
+        let (doc, dims) = ("the last inputs of the convolution", [channels, taps - 1]);
+        let before = g.state_input(state, doc, ids, &dims);
+        let (y, after) = g.scope(module, |g| -> Result<_, ExportError> {
+            let weight = g.parameter("weight", &[channels, 1, taps])?;
+            let bias = if biased { g.parameter("bias", &[channels])? } else { Value::none() };
+            let x = g.transpose(x, &[0, 2, 1]);
+            let x = g.concat(&[&before, &x], 2); // [batch, channels, taps − 1 + seq]
+            let inputs = [&x, &weight, &bias];
+            let y = g.node("Conv", &inputs[..if biased { 3 } else { 2 }], &[("group", Int(channels as i64))]);
+            let (start, end, axis) =
+                (g.list("start", &[1 - taps as i64]), g.list("end", &[i64::MAX]), g.list("axis", &[2]));
+            let after = g.slice(&x, [&start, &end], &axis);
+            Ok((g.transpose(&y, &[0, 2, 1]), after))
+        })?;
+        g.state_output(state, doc, after, &dims);
+        Ok(y)
+    }
+}
+
 /// down(GELU(up(x))), four times as wide in between.
 pub(crate) fn mlp(g: &mut GraphBuilder<'_>, module: &str, x: &Value, hidden: usize) -> Result<Value, ExportError> {
     g.scope(module, |g| {

@@ -27,7 +27,9 @@ mod architectures;
 mod attention;
 mod error;
 mod graph;
+mod fla;
 mod layers;
+mod linear_attention;
 mod options;
 mod positions;
 

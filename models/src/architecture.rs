@@ -1,5 +1,6 @@
 //! The trait that an architecture's config implements, and the enum of all of them.
 
+use crate::checkpoint::original::{Fields, OriginalError};
 use crate::error::{ConfigError, InputError};
 use crate::training::ParameterGroup;
 use data::{Augmentation, Batch, PositionSampling, Task, Vocabulary};
@@ -110,6 +111,15 @@ pub trait Architecture: Debug {
         false
     }
 
+    /// The settings that the `config.json` of published code states; `None` where there is no such code whose checkpoints
+    /// have the names of this one's.
+    fn original(_fields: &Fields<'_>) -> Option<Result<Self, OriginalError>>
+    where
+        Self: Sized,
+    {
+        None
+    }
+
     /// A matrix that PyTorch's files hold under a second name where the model ties it: (second name, name).
     fn tied() -> Option<(&'static str, &'static str)>
     where
@@ -145,16 +155,24 @@ pub struct Kind {
     pub heads: fn() -> Option<Heads>,
     /// [`Architecture::has_positions`].
     pub has_positions: fn() -> bool,
+    /// [`Architecture::original`].
+    pub(crate) original: fn(&Fields<'_>) -> Option<Result<ModelConfig, OriginalError>>,
     /// [`Architecture::tied`].
     pub tied: fn() -> Option<(&'static str, &'static str)>,
 }
 
 impl Kind {
-    const fn of<C: Architecture>(name: &'static str, title: &'static str, examples: fn() -> Vec<ModelConfig>) -> Self {
+    const fn of<C: Architecture>(
+        name: &'static str,
+        title: &'static str,
+        examples: fn() -> Vec<ModelConfig>,
+        original: fn(&Fields<'_>) -> Option<Result<ModelConfig, OriginalError>>,
+    ) -> Self {
         Self {
             name,
             title,
             examples,
+            original,
             task_defaults: C::task_defaults,
             benchmark: C::benchmark,
             heads: C::heads,
@@ -168,7 +186,7 @@ macro_rules! configs {
     ($($Variant:ident $module:ident $Config:ident $title:literal;)*) => {
         /// The `[model]` table of a config: `arch` selects which of the others are read.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-        #[serde(tag = "arch", rename_all = "lowercase")]
+        #[serde(tag = "arch", rename_all = "snake_case")]
         pub enum ModelConfig {
             $(
                 #[doc = concat!("See [`crate::", stringify!($module), "`].")]
@@ -182,6 +200,7 @@ macro_rules! configs {
                 stringify!($module),
                 $title,
                 || Architecture::examples().into_iter().map(Self::$Variant).collect(),
+                |fields| Some(Architecture::original(fields)?.map(Self::$Variant)),
             )),*];
 
             /// The values of `arch`.

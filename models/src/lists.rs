@@ -12,12 +12,16 @@ macro_rules! architectures {
             Rnn rnn RnnConfig "RNN";
             Lstm lstm LstmConfig "LSTM";
             Gru gru GruConfig "GRU";
-            MinGru mingru MinGruConfig "minGRU";
+            Mingru mingru MinGruConfig "minGRU";
             S4 s4 S4Config "S4";
             Mamba mamba MambaConfig "Mamba";
+            Mamba2 mamba2 Mamba2Config "Mamba-2";
             Rwkv5 rwkv5 Rwkv5Config "RWKV-5";
             Rwkv6 rwkv6 Rwkv6Config "RWKV-6";
-            DeltaNet deltanet DeltaNetConfig "Gated DeltaNet";
+            Deltanet deltanet DeltaNetConfig "Gated DeltaNet";
+            Gla gla GlaConfig "GLA";
+            Hgrn2 hgrn2 Hgrn2Config "HGRN2";
+            Xlstm xlstm XlstmConfig "xLSTM";
             Transformer transformer TransformerConfig "Transformer";
         }
     };

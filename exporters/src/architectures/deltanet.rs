@@ -1,10 +1,9 @@
 //! Gated DeltaNet: blocks of a memory that is decayed and corrected, and of an MLP. The counterpart of
 //! `models::deltanet` and `models::ops::delta`.
 
-use super::mamba::softplus;
 use crate::graph::Attribute::{Float, Int, Text};
 use crate::graph::{GraphBuilder, Value};
-use crate::layers::{embedding, input_ids, layer_norm, linear, logits, mlp, silu};
+use crate::layers::{embedding, input_ids, layer_norm, linear, logits, mlp, silu, softplus};
 use crate::{ExportError, Target};
 use models::deltanet::{DeltaNetConfig, LENGTH_EPSILON, NORM_EPSILON};
 

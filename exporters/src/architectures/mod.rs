@@ -1,9 +1,12 @@
 //! One lowering per architecture, the counterparts of `models::architectures`.
 
 pub(crate) mod deltanet;
+pub(crate) mod gla;
 pub(crate) mod gru;
+pub(crate) mod hgrn2;
 pub(crate) mod lstm;
 pub(crate) mod mamba;
+pub(crate) mod mamba2;
 pub(crate) mod mingru;
 pub(crate) mod rnn;
 mod rwkv;
@@ -11,3 +14,4 @@ pub(crate) mod rwkv5;
 pub(crate) mod rwkv6;
 pub(crate) mod s4;
 pub(crate) mod transformer;
+pub(crate) mod xlstm;

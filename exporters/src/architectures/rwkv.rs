@@ -3,6 +3,7 @@
 use crate::graph::Attribute::{Float, Int, Text};
 use crate::graph::{GraphBuilder, Value};
 use crate::layers::{lookup, narrowed, normalized_rows};
+use crate::linear_attention::{Memory, chunks};
 use crate::{ExportError, Target};
 use models::rwkv::{HEAD_NORM_EPSILON, LAYER_NORM_EPSILON};
 
@@ -16,6 +17,10 @@ pub(crate) struct Sizes {
 impl Sizes {
     pub(crate) fn heads(self) -> usize {
         self.hidden / self.head_size
+    }
+
+    fn state(self) -> Memory {
+        Memory { heads: self.heads(), key: self.head_size, value: self.head_size }
     }
 }
 
@@ -147,7 +152,7 @@ fn per_step(
     match g.target() {
         Target::Portable => {
             let decay = g.exp(log_decay);
-            chunks(g, ids, [r, k, v, &decay], before, sizes)
+            chunks(g, ids, [r, k, v, &decay], before, sizes.state())
         }
         Target::Ort => Ok(linear_attention(g, [r, k, v, log_decay], before, sizes)),
     }
@@ -278,133 +283,4 @@ fn linear_attention(
     let next = g.slice(&next, [&zero, &minus_one], &time_axis);
     let next = g.reshape(&next, &split);
     (g.concat(&[&first, &next], 1), after)
-}
-
-/// Time steps that are worked on at once; then the state moves on by one step of a loop.
-const CHUNK: usize = 16;
-
-/// The same with standard operators.
-///
-/// The sequence is cut into chunks, the last one filled up with steps that do nothing. Within all chunks at once, what
-/// steps read of earlier ones is found by doubling blocks, as in `models::ops::wkv::chunked`; a loop over the chunks
-/// carries the state.
-fn chunks(
-    g: &mut GraphBuilder<'_>,
-    ids: &Value,
-    inputs: [&Value; 4],
-    before: &Value,
-    sizes: Sizes,
-) -> Result<(Value, Value), ExportError> {
-    let (heads, size) = (sizes.heads() as i64, sizes.head_size as i64);
-    let chunk = CHUNK as i64;
-    let time_axis = g.list("time_axis", &[1]);
-    let seq = g.sizes(ids, 1..2);
-    let (zero, length) = (g.list("zero", &[0]), g.list("chunk", &[chunk]));
-    let missing = g.neg(&seq);
-    let missing = g.modulo(&missing, &length);
-    let pads = g.concat(&[&zero, &missing], 0);
-    let (nothing, keep) = (g.scalar("nothing", 0f32), g.scalar("keep", 1f32));
-    let by_chunk = g.list("by_chunk", &[0, -1, chunk, heads, size]);
-    let fills = [&nothing, &nothing, &nothing, &keep];
-    let whole: [Value; 4] = std::array::from_fn(|i| {
-        let x = g.node("Pad", &[inputs[i], &pads, fills[i], &time_axis], &[]);
-        let x = g.reshape(&x, &by_chunk);
-        g.transpose(&x, &[1, 0, 3, 2, 4]) // [chunks, batch, heads, chunk, size]
-    });
-
-    let mut blocks = Blocks::new(g, &whole, size);
-    while blocks.length < chunk {
-        blocks = blocks.double(g);
-    }
-    let flat = g.list("flat", &[-1, chunk, size]);
-    let shape = g.node("Shape", &[&whole[0]], &[]);
-    let decayed = |g: &mut GraphBuilder<'_>, x: &Value, by: &Value| {
-        let x = g.reshape(x, &flat);
-        let by = g.reshape(by, &flat);
-        let x = g.mul(&x, &by);
-        g.reshape(&x, &shape) // [chunks, batch, heads, chunk, size]
-    };
-    let reads = decayed(g, &whole[0], &blocks.since);
-    let writes = decayed(g, &whole[1], &blocks.until);
-    let writes = g.transpose(&writes, &[0, 1, 2, 4, 3]);
-    let written = g.matmul(&writes, &whole[2]); // [chunks, batch, heads, key, value]
-    let outer = g.node("Shape", &[&whole[0]], &[("end", Int(3))]);
-    let column = g.list("column", &[size, 1]);
-    let column = g.concat(&[&outer, &column], 0);
-    let total = g.reshape(&blocks.total, &column); // [chunks, batch, heads, key, 1]
-    let ([after], [carried]) =
-        g.scan([before], [&reads, &written, &total], |g, [state], [reads, written, total]| {
-            let read = g.matmul(&reads, &state);
-            let kept = g.mul(&total, &state);
-            Ok(([g.add(&kept, &written)], [read]))
-        })?;
-
-    let within = g.reshape(&blocks.y, &shape);
-    let y = g.add(&within, &carried);
-    let y = g.transpose(&y, &[1, 0, 3, 2, 4]); // [batch, chunks, chunk, heads, size]
-    let joined = g.list("joined", &[0, -1, heads, size]);
-    let y = g.reshape(&y, &joined);
-    Ok((g.slice(&y, [&zero, &seq], &time_axis), after))
-}
-
-/// The blocks into which every chunk is cut, `length` steps each, all tensors `[blocks, length, size]`.
-struct Blocks {
-    length: i64,
-    size: i64,
-    r: Value,
-    k: Value,
-    v: Value,
-    /// The contributions of the block's earlier steps to each step's output.
-    y: Value,
-    /// The product of the decays of the block's steps before each.
-    since: Value,
-    /// The product of the decays of the block's steps after each.
-    until: Value,
-    /// The product of all decays of the block, `[blocks, 1, size]`.
-    total: Value,
-}
-
-impl Blocks {
-    /// Blocks of one step, from r, k, v and decays.
-    fn new(g: &mut GraphBuilder<'_>, [r, k, v, decay]: &[Value; 4], size: i64) -> Self {
-        let single = g.list("single", &[-1, 1, size]);
-        let total = g.reshape(decay, &single);
-        let shape = g.node("Shape", &[&total], &[]);
-        let (zero, one) = (g.scalar("no_reads", 0f32), g.scalar("no_decays", 1f32));
-        let ones = g.node("Expand", &[&one, &shape], &[]);
-        let y = g.node("Expand", &[&zero, &shape], &[]);
-        let (r, k, v) = (r.clone(), k.clone(), v.clone());
-        Self { length: 1, size, r, k, v, y, since: ones.clone(), until: ones, total }
-    }
-
-    /// Blocks twice as long: the second half of each reads what the first has written,
-    /// (r·since)·(k·until)ᵀ·v.
-    fn double(self, g: &mut GraphBuilder<'_>) -> Self {
-        let Self { length, size, r, k, v, y, since, until, total } = self;
-        g.scope(format!("blocks_{}", 2 * length), |g| {
-            let pairs = g.list("pairs", &[-1, 2, length, size]);
-            let halves = |g: &mut GraphBuilder<'_>, x: &Value| -> [Value; 2] {
-                let x = g.reshape(x, &pairs);
-                g.nodes("Split", &[&x], &[("axis", Int(1)), ("num_outputs", Int(2))]) // [pairs, 1, length, size] each
-            };
-            let ([_, r2], [k1, _], [v1, _]) = (halves(g, &r), halves(g, &k), halves(g, &v));
-            let ([y1, y2], [s1, s2], [u1, u2]) = (halves(g, &y), halves(g, &since), halves(g, &until));
-            let pair = g.list("pair", &[-1, 2, 1, size]);
-            let total = g.reshape(&total, &pair);
-            let [t1, t2] = g.nodes("Split", &[&total], &[("axis", Int(1)), ("num_outputs", Int(2))]);
-
-            let queries = g.mul(&r2, &s2);
-            let keys = g.mul(&k1, &u1);
-            let keys = g.transpose(&keys, &[0, 1, 3, 2]);
-            let scores = g.matmul(&queries, &keys); // [pairs, 1, length, length]
-            let read = g.matmul(&scores, &v1);
-            let y2 = g.add(&y2, &read);
-            let s2 = g.mul(&s2, &t1);
-            let u1 = g.mul(&u1, &t2);
-            let total = g.mul(&t1, &t2);
-            let join = |g: &mut GraphBuilder<'_>, halves: [&Value; 2]| g.node("Concat", &halves, &[("axis", Int(1))]);
-            let (y, since, until) = (join(g, [&y1, &y2]), join(g, [&s1, &s2]), join(g, [&u1, &u2]));
-            Self { length: 2 * length, size, r, k, v, y, since, until, total }
-        })
-    }
 }

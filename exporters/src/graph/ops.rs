@@ -80,6 +80,11 @@ impl GraphBuilder<'_> {
         self.node("Slice", &[x, start, end, axis], &[])
     }
 
+    /// Cut along the last axis into parts of these widths.
+    pub(crate) fn split<const N: usize>(&mut self, x: &Value, widths: &Value) -> [Value; N] {
+        self.nodes("Split", &[x, widths], &[("axis", Int(-1))])
+    }
+
     /// Side by side along an axis.
     pub(crate) fn concat(&mut self, parts: &[&Value], axis: i64) -> Value {
         self.node("Concat", parts, &[("axis", Int(axis))])

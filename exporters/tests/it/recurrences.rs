@@ -16,11 +16,11 @@ fn gru(hidden_size: usize, num_layers: usize) -> ModelConfig {
 }
 
 fn mingru(hidden_size: usize, num_layers: usize) -> ModelConfig {
-    ModelConfig::MinGru(MinGruConfig { hidden_size, num_layers, ..Default::default() })
+    ModelConfig::Mingru(MinGruConfig { hidden_size, num_layers, ..Default::default() })
 }
 
 fn deltanet(hidden_size: usize, num_layers: usize) -> ModelConfig {
-    ModelConfig::DeltaNet(DeltaNetConfig { hidden_size, num_layers, head_size: 16, ..Default::default() })
+    ModelConfig::Deltanet(DeltaNetConfig { hidden_size, num_layers, head_size: 16, ..Default::default() })
 }
 
 fn rwkv5(hidden_size: usize, num_layers: usize) -> ModelConfig {

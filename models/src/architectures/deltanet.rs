@@ -19,7 +19,7 @@ use burn::tensor::activation::{sigmoid, silu};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Sizes of a [`DeltaNet`].
+/// Sizes of a [`Deltanet`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeltaNetConfig {
@@ -99,7 +99,7 @@ impl DeltaNetConfig {
 
     /// A model over `vocab` tokens: weights N(0, 0.02²), the last one of a block's mixer over √(2·layers), the MLP
     /// U(±1/√in). As in Mamba-2, the rates of decay begin with A = 1 … 16 and step sizes log-uniform on 0.001 … 0.1.
-    pub fn init<B: Backend>(&self, vocab: usize, init: &mut Init<'_, B>) -> DeltaNet<B> {
+    pub fn init<B: Backend>(&self, vocab: usize, init: &mut Init<'_, B>) -> Deltanet<B> {
         let (hidden, heads) = (self.hidden_size, self.hidden_size / self.head_size.max(1));
         let std = 0.02;
         let norm = |init: &mut Init<'_, B>| LayerNorm::new(init, hidden, NORM_EPSILON);
@@ -129,7 +129,7 @@ impl DeltaNetConfig {
             mlp: Mlp::new(init, hidden),
         });
         let blocks = blocks.collect();
-        DeltaNet {
+        Deltanet {
             encoder: Embedding::new(init, vocab, hidden, std),
             blocks,
             norm_f: norm(init),
@@ -141,7 +141,7 @@ impl DeltaNetConfig {
 
 /// See the [module documentation](self).
 #[derive(Module, Debug)]
-pub struct DeltaNet<B: Backend> {
+pub struct Deltanet<B: Backend> {
     encoder: Embedding<B>,
     blocks: Vec<Block<B>>,
     norm_f: LayerNorm<B>,
@@ -182,9 +182,9 @@ struct HeadNorm<B: Backend> {
     weight: Param<Tensor<B, 1>>,
 }
 
-impl<B: Backend> Network<B> for DeltaNet<B> {}
+impl<B: Backend> Network<B> for Deltanet<B> {}
 
-impl<B: SequenceOps> DeltaNet<B> {
+impl<B: SequenceOps> Deltanet<B> {
     /// Logits `[batch, seq, vocab]`.
     pub fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
         self.forward_from(input, None).0

@@ -6,7 +6,7 @@
 #![allow(non_snake_case)] // A and D, as in the paper and in checkpoints
 
 use crate::architecture::Architecture;
-use crate::layers::{Embedding, Linear};
+use crate::layers::{Embedding, Linear, RmsNorm, ShortConv};
 use crate::ops::SequenceOps;
 use crate::ops::scan::SelectiveScan;
 use crate::{ConfigError, Init, ModelInput, Network};
@@ -88,7 +88,7 @@ impl MambaConfig {
             backbone: Backbone {
                 embedding: Embedding::new(init, vocab, self.hidden_size, 0.02),
                 layers: (0..self.num_layers).map(|_| Block::new(self, init)).collect(),
-                norm_f: RmsNorm::new(init, self.hidden_size),
+                norm_f: RmsNorm::new(init, self.hidden_size, RMS_NORM_EPSILON),
             },
         }
     }
@@ -153,7 +153,7 @@ struct Block<B: Backend> {
 
 impl<B: Backend> Block<B> {
     fn new(config: &MambaConfig, init: &mut Init<'_, B>) -> Self {
-        Self { norm: RmsNorm::new(init, config.hidden_size), mixer: Mixer::new(config, init) }
+        Self { norm: RmsNorm::new(init, config.hidden_size, RMS_NORM_EPSILON), mixer: Mixer::new(config, init) }
     }
 }
 
@@ -186,7 +186,7 @@ impl<B: Backend> Mixer<B> {
         let log_a = (0..channels).flat_map(|_| (1..=state).map(|n| (n as f32).ln())).collect();
         Self {
             in_proj: linear(init, 2 * channels, hidden, bound(hidden)),
-            conv1d: ShortConv::new(init, channels, config.conv_kernel),
+            conv1d: ShortConv::biased(init, channels, config.conv_kernel),
             x_proj: linear(init, rank + 2 * state, channels, bound(channels)),
             dt_proj: StepSizes::new(init, channels, rank),
             A_log: init.values(log_a, [channels, state]),
@@ -203,7 +203,7 @@ impl<B: SequenceOps> Mixer<B> {
         let channels = self.D.dims()[0];
         let half = |i: usize| self.in_proj.weight.val().narrow(0, i * channels, channels);
         let [u, z] = [0, 1].map(|i| B::projection(x.clone(), half(i))); // [batch, seq, channels]
-        let (u, conv) = self.conv1d.forward(u, conv);
+        let (u, conv) = self.conv1d.forward(u, conv, true);
         let (rank, state) = (self.dt_proj.weight.dims()[1], self.A_log.dims()[1]);
         let [delta, b, c] = split(self.x_proj.forward(u.clone()), [rank, state, state]);
         let inputs = SelectiveScan {
@@ -230,42 +230,6 @@ fn split<B: Backend, const N: usize>(x: Tensor<B, 3>, widths: [usize; N]) -> [Te
     })
 }
 
-/// A causal convolution of each channel with a few taps of its own.
-#[derive(Module, Debug)]
-struct ShortConv<B: Backend> {
-    /// `[channels, 1, taps]`; the last tap is the present.
-    weight: Param<Tensor<B, 3>>,
-    /// `[channels]`.
-    bias: Param<Tensor<B, 1>>,
-}
-
-impl<B: Backend> ShortConv<B> {
-    /// Both U(±1/√taps).
-    fn new(init: &mut Init<'_, B>, channels: usize, taps: usize) -> Self {
-        let bound = 1.0 / (taps as f64).sqrt();
-        Self { weight: init.uniform([channels, 1, taps], bound), bias: init.uniform([channels], bound) }
-    }
-}
-
-impl<B: SequenceOps> ShortConv<B> {
-    /// With SiLU, `[batch, seq, channels]` → the same shape; the state holds the last inputs,
-    /// `[batch, channels, taps − 1]`.
-    fn forward(&self, x: Tensor<B, 3>, state: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
-        let [batch, seq, channels] = x.dims();
-        let past = self.weight.dims()[2] - 1;
-        let before = state.map(|state| state.swap_dims(1, 2)); // [batch, past, channels]
-        let y = B::short_convolution(x.clone(), self.weight.val(), self.bias.val(), before.clone());
-        let last = match seq >= past {
-            true => x.narrow(1, seq - past, past),
-            false => {
-                let before = before.unwrap_or_else(|| Tensor::zeros([batch, past, channels], (&x.device(), x.dtype())));
-                Tensor::cat(vec![before.narrow(1, seq, past - seq), x], 1)
-            }
-        };
-        (y, last.swap_dims(1, 2))
-    }
-}
-
 /// The projection from the low-rank part to the step sizes, before softplus.
 #[derive(Module, Debug)]
 struct StepSizes<B: Backend> {
@@ -283,25 +247,5 @@ impl<B: Backend> StepSizes<B> {
         // softplus⁻¹(x) = log(eˣ − 1)
         let bias = logs.into_iter().map(|log| f64::from(log).exp().max(1e-4).exp_m1().ln() as f32).collect();
         Self { weight, bias: init.values(bias, [channels]) }
-    }
-}
-
-/// x / √(mean x² + ε) · weight over the last axis (Zhang & Sennrich, arXiv 1910.07467).
-#[derive(Module, Debug)]
-struct RmsNorm<B: Backend> {
-    /// `[hidden]`.
-    weight: Param<Tensor<B, 1>>,
-}
-
-impl<B: Backend> RmsNorm<B> {
-    fn new(init: &mut Init<'_, B>, hidden: usize) -> Self {
-        Self { weight: init.constant([hidden], 1.0) }
-    }
-}
-
-impl<B: SequenceOps> RmsNorm<B> {
-    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let width = x.dims()[2];
-        B::norm(x, self.weight.val(), None, width, RMS_NORM_EPSILON)
     }
 }

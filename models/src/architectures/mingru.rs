@@ -15,7 +15,7 @@ use burn::tensor::activation::sigmoid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Sizes of a [`MinGru`].
+/// Sizes of a [`Mingru`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MinGruConfig {
@@ -71,10 +71,10 @@ impl Architecture for MinGruConfig {
 
 impl MinGruConfig {
     /// A model over `vocab` tokens: embedding and decoder N(0, 0.02²), the rest PyTorch's default U(±1/√in).
-    pub fn init<B: Backend>(&self, vocab: usize, init: &mut Init<'_, B>) -> MinGru<B> {
+    pub fn init<B: Backend>(&self, vocab: usize, init: &mut Init<'_, B>) -> Mingru<B> {
         let hidden = self.hidden_size;
         let norm = |init: &mut Init<'_, B>| LayerNorm::new(init, hidden, LAYER_NORM_EPSILON);
-        MinGru {
+        Mingru {
             encoder: Embedding::new(init, vocab, hidden, 0.02),
             blocks: (0..self.num_layers)
                 .map(|_| Block {
@@ -97,7 +97,7 @@ impl MinGruConfig {
 
 /// See the [module documentation](self).
 #[derive(Module, Debug)]
-pub struct MinGru<B: Backend> {
+pub struct Mingru<B: Backend> {
     encoder: Embedding<B>,
     blocks: Vec<Block<B>>,
     norm_f: LayerNorm<B>,
@@ -120,9 +120,9 @@ struct Mixer<B: Backend> {
     linear_out: Affine<B>,
 }
 
-impl<B: Backend> Network<B> for MinGru<B> {}
+impl<B: Backend> Network<B> for Mingru<B> {}
 
-impl<B: SequenceOps> MinGru<B> {
+impl<B: SequenceOps> Mingru<B> {
     /// Logits `[batch, seq, vocab]`.
     pub fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
         self.forward_from(input, None).0

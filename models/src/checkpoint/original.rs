@@ -1,6 +1,7 @@
-//! Settings of the published PyTorch code of arXiv 2405.20131, a run's `config.json`, as ours.
+//! Settings of published PyTorch code, a `config.json`, as ours.
 //!
-//! One function per architecture says which of its fields becomes which of our keys. A value that our models cannot
+//! For that of arXiv 2405.20131, one function per architecture says here which of its fields becomes which of our keys; for
+//! other code, [`Architecture::original`](crate::Architecture::original). A value that our models cannot
 //! express is an error that names the field; a field that no model depends on is listed, so that nothing is ignored
 //! silently.
 
@@ -62,8 +63,10 @@ impl Original {
         let Value::Object(map) = config else { return Err(error("config.json", "it is not a JSON object")) };
         let fields = Fields { map, seen: RefCell::default(), notes: RefCell::default() };
         // `arch` is a field of collected configs; in a run, `model` names the architecture of all but the Transformer.
-        let arch = fields.text("arch")?.or(fields.text("model")?).unwrap_or_else(|| "transformer".into());
-        fields.text("model")?;
+        // Hugging Face's configs have `model_type`, which is not the architecture in others.
+        let (arch, model, kind) = (fields.text("arch")?, fields.text("model")?, fields.text("model_type")?);
+        let kind = kind.filter(|kind| ModelConfig::kind(kind).is_some());
+        let arch = arch.or(model).or(kind).unwrap_or_else(|| "transformer".into());
         let model = match arch.to_lowercase().as_str() {
             "rnn" => rnn(&fields)?,
             "lstm" => lstm(&fields)?,
@@ -71,7 +74,10 @@ impl Original {
             "mamba" => mamba(&fields)?,
             "rwkv" => rwkv(&fields)?,
             "transformer" => transformer(&fields)?,
-            _ => return Err(error("arch", format!("`{arch}` is not an architecture of this program"))),
+            name => match ModelConfig::kind(name).and_then(|kind| (kind.original)(&fields)) {
+                Some(config) => config?,
+                None => return Err(error("arch", format!("`{arch}` is not an architecture that can be imported"))),
+            },
         };
         model.validate().map_err(|e| error(e.key, e.reason))?;
         let (task, vocab, seed) = (fields.text("task")?, fields.get("vocab")?, fields.seed()?);
@@ -240,7 +246,8 @@ fn augmentation(f: &Fields<'_>, positions: PositionalEmbedding) -> Result<Augmen
 }
 
 /// The fields of a `config.json`, and which of them have been read.
-struct Fields<'a> {
+#[derive(Debug)]
+pub struct Fields<'a> {
     map: &'a Map<String, Value>,
     seen: RefCell<BTreeSet<String>>,
     notes: RefCell<Vec<String>>,
@@ -248,7 +255,7 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     /// The field's value; `None` where it is missing or null.
-    fn get<T: DeserializeOwned>(&self, field: &str) -> Result<Option<T>, OriginalError> {
+    pub(crate) fn get<T: DeserializeOwned>(&self, field: &str) -> Result<Option<T>, OriginalError> {
         self.seen.borrow_mut().insert(field.to_owned());
         let value = self.map.get(field).filter(|value| !value.is_null());
         let read = |value| {
@@ -270,7 +277,7 @@ impl Fields<'_> {
         }
     }
 
-    fn required<T: DeserializeOwned>(&self, field: &str) -> Result<T, OriginalError> {
+    pub(crate) fn required<T: DeserializeOwned>(&self, field: &str) -> Result<T, OriginalError> {
         self.get(field)?.ok_or_else(|| error(field, "the field is missing"))
     }
 
@@ -279,7 +286,7 @@ impl Fields<'_> {
     }
 
     /// A flag; false where it is missing.
-    fn flag(&self, field: &str) -> Result<bool, OriginalError> {
+    pub(crate) fn flag(&self, field: &str) -> Result<bool, OriginalError> {
         let switch = match self.map.get(field).and_then(Value::as_f64) {
             Some(0.0) => Some(false),
             Some(1.0) => Some(true),
@@ -293,8 +300,16 @@ impl Fields<'_> {
         fields.iter().try_fold(false, |any, field| Ok(self.flag(field)? || any))
     }
 
+    /// Refuses any value of the field.
+    pub(crate) fn absent(&self, field: &str) -> Result<(), OriginalError> {
+        match self.get::<Value>(field)? {
+            Some(value) => Err(error(field, format!("{value} is not supported; only null is"))),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses any other value of the field.
-    fn only<T: DeserializeOwned + PartialEq + Debug>(&self, field: &str, supported: &T) -> Result<(), OriginalError> {
+    pub(crate) fn only<T: DeserializeOwned + PartialEq + Debug>(&self, field: &str, supported: &T) -> Result<(), OriginalError> {
         match self.get::<T>(field)? {
             Some(other) if other != *supported => {
                 Err(error(field, format!("{other:?} is not supported; only {supported:?} is")))

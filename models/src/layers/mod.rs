@@ -1,5 +1,10 @@
 //! The layers that architectures share, with parameters named and laid out as in the PyTorch checkpoints.
 
+pub mod fla;
+mod short_conv;
+
+pub use short_conv::ShortConv;
+
 use crate::Init;
 use crate::ops::dropout::Mask;
 use crate::ops::{LayerInput, RecurrentWeights, SequenceOps};
@@ -212,6 +217,34 @@ impl<B: SequenceOps> LayerNorm<B> {
     }
 }
 
+/// x / √(mean x² + ε) · weight over the last axis, or over that of every head (Zhang & Sennrich, arXiv 1910.07467).
+#[derive(Module, Debug)]
+pub struct RmsNorm<B: Backend> {
+    /// `[hidden]`, or of one head.
+    pub weight: Param<Tensor<B, 1>>,
+    epsilon: f64,
+}
+
+impl<B: Backend> RmsNorm<B> {
+    /// Weight 1.
+    pub fn new(init: &mut Init<'_, B>, hidden: usize, epsilon: f64) -> Self {
+        Self { weight: init.constant([hidden], 1.0), epsilon }
+    }
+}
+
+impl<B: SequenceOps> RmsNorm<B> {
+    /// `[batch, seq, hidden]` → the same shape.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let width = x.dims()[2];
+        B::norm(x, self.weight.val(), None, width, self.epsilon)
+    }
+
+    /// Every head by itself, with the same weight: `[batch, seq, heads·width]` → the same shape.
+    pub fn of_heads(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        B::norm(x, self.weight.val(), None, self.weight.dims()[0], self.epsilon)
+    }
+}
+
 /// Where the randomness of dropout comes from: masks are a function of (seed, step, place), so that a resumed run draws
 /// the same masks as an uninterrupted one. `None` is evaluation.
 #[derive(Debug, Clone, Copy)]
@@ -299,4 +332,15 @@ impl<B: Backend> RecurrentLayer<B> {
 pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 3>, head_size: usize) -> Tensor<B, 4> {
     let [batch, seq, channels] = x.dims();
     x.reshape([batch, seq, channels / head_size, head_size]).swap_dims(1, 2)
+}
+
+/// Every head as many times in a row as there are to be `heads`: `[batch, fewer heads, seq, size]` →
+/// `[batch, heads, seq, size]`.
+pub(crate) fn repeat_heads<B: Backend>(x: Tensor<B, 4>, heads: usize) -> Tensor<B, 4> {
+    let [batch, present, seq, size] = x.dims();
+    if present == heads {
+        return x;
+    }
+    let x = x.unsqueeze_dim::<5>(2).expand([batch, present, heads / present, seq, size]);
+    x.reshape([batch, heads, seq, size])
 }

@@ -21,6 +21,7 @@ pub mod cube;
 pub mod delta;
 pub mod dropout;
 pub mod gated;
+pub mod gated_linear_attention;
 pub mod gelu;
 pub mod kernel;
 pub mod linear_recurrence;
@@ -30,6 +31,7 @@ pub mod recurrent;
 pub mod s4_kernel;
 pub mod scan;
 pub mod short_convolution;
+pub mod slstm;
 pub mod squared_relu;
 pub mod sum_of_squares;
 pub mod token_mix;
@@ -55,6 +57,7 @@ pub trait SequenceOps:
     + delta::DeltaRuleOp
     + dropout::DropoutOp
     + gated::GatedOp
+    + gated_linear_attention::GatedLinearAttentionOp
     + gelu::GeluOp
     + linear_recurrence::LinearRecurrenceOp
     + norm::NormOp
@@ -63,6 +66,7 @@ pub trait SequenceOps:
     + s4_kernel::S4KernelOp
     + scan::SelectiveScanOp
     + short_convolution::ShortConvolutionOp
+    + slstm::SlstmOp
     + squared_relu::SquaredReluOp
     + sum_of_squares::SumOfSquaresOp
     + token_mix::TokenMixOps

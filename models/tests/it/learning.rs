@@ -156,7 +156,7 @@ fn a_transformer_with_contextual_positions_learns_to_latch() {
 
 #[test]
 fn a_mingru_learns_to_latch() {
-    latches(ModelConfig::MinGru(MinGruConfig { hidden_size: 32, num_layers: 2, dropout: 0.0 }), 5e-3, 600);
+    latches(ModelConfig::Mingru(MinGruConfig { hidden_size: 32, num_layers: 2, dropout: 0.0 }), 5e-3, 600);
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn an_rwkv6_learns_to_latch() {
 
 fn deltanet(negative_eigenvalues: bool) -> ModelConfig {
     let (hidden_size, num_layers, head_size, dropout) = (32, 2, 16, 0.0);
-    ModelConfig::DeltaNet(DeltaNetConfig { hidden_size, num_layers, head_size, negative_eigenvalues, dropout })
+    ModelConfig::Deltanet(DeltaNetConfig { hidden_size, num_layers, head_size, negative_eigenvalues, dropout })
 }
 
 #[test]

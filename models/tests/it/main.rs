@@ -11,6 +11,7 @@ mod reference;
 mod architectures;
 mod checkpoints;
 mod learning;
+mod linear_attention;
 mod ops;
 mod options;
 mod parity;

@@ -22,6 +22,8 @@ parity! {
     transformer_fire_L64 transformer_kerple_clamped transformer_cope_npos8 transformer_logn transformer_logn_clip
     options_alibi options_t5 options_kerple options_fire options_cope options_ssmax options_logn options_logn_clip
     options_windows
+    gla gla_small gla_conv_kv gla_no_gate hgrn2 hgrn2_small hgrn2_conv mamba2 mamba2_small mamba2_groups
+    xlstm_slstm xlstm_mlstm
     options_absolute_frozen options_identity options_tied options_null options_scales
     options_rnn_tied options_rnn_null options_lstm_tied options_lstm_null
 }

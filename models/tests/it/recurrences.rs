@@ -20,12 +20,12 @@ fn gru(hidden_size: usize, num_layers: usize) -> ModelConfig {
 }
 
 fn mingru(hidden_size: usize, num_layers: usize) -> ModelConfig {
-    ModelConfig::MinGru(MinGruConfig { hidden_size, num_layers, dropout: 0.1 })
+    ModelConfig::Mingru(MinGruConfig { hidden_size, num_layers, dropout: 0.1 })
 }
 
 fn deltanet(hidden_size: usize, num_layers: usize, head_size: usize) -> ModelConfig {
     let negative_eigenvalues = true;
-    ModelConfig::DeltaNet(DeltaNetConfig { hidden_size, num_layers, head_size, negative_eigenvalues, dropout: 0.1 })
+    ModelConfig::Deltanet(DeltaNetConfig { hidden_size, num_layers, head_size, negative_eigenvalues, dropout: 0.1 })
 }
 
 fn all() -> [ModelConfig; 5] {
@@ -301,8 +301,8 @@ fn pieces_with_the_state_carried_over_equal_the_whole() {
         let whole = flat(model.forward(input(&ids)));
         let pieces = |size, carry| match &model {
             Model::Gru(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
-            Model::MinGru(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
-            Model::DeltaNet(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
+            Model::Mingru(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
+            Model::Deltanet(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             Model::Rwkv5(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             Model::Rwkv6(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             other => panic!("{other:?}"),

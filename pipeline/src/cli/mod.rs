@@ -448,8 +448,8 @@ pub enum BenchCommand {
 #[cfg(feature = "train")]
 #[derive(Debug, Args)]
 pub struct BenchTrainArgs {
-    /// Architecture: rnn, lstm, gru, mingru, s4, mamba, rwkv5, rwkv6, deltanet or transformer
-    #[arg(long, default_value = "lstm")]
+    /// Architecture
+    #[arg(long, default_value = "lstm", help = format!("Architecture: {}", models::ModelConfig::ARCHITECTURES.join(", ")))]
     pub arch: String,
     /// Width of the model
     #[arg(long, default_value_t = 128, allow_hyphen_values = true, value_parser = positive)]

@@ -4,6 +4,7 @@
 use crate::common::cpu;
 use crate::common::kernels::{Argument, Flat, Training, UNIT, flat};
 use burn::prelude::*;
+use burn::tensor::activation;
 use models::ops::causal_convolution::{self as convolution, CausalConvolutionOp};
 use models::ops::delta::{self, DeltaRule, DeltaRuleOp};
 use models::ops::dropout::{self as drop, DropoutOp, Mask};
@@ -222,10 +223,10 @@ proptest! {
             let (weight, bias) = (a[1].clone().reshape([channels, 1, taps]), a[2].clone());
             let before = given.then(|| a[3].clone().reshape([batch, taps - 1, channels]));
             if fast {
-                return vec![flat(Training::short_convolution(x, weight, bias, before))];
+                return vec![flat(Training::short_convolution(x, weight, bias, before, true))];
             }
             let inputs = Tensor::cat(before.into_iter().chain([x]).collect(), 1);
-            vec![flat(short::reference(inputs, weight, bias, !given))]
+            vec![flat(activation::silu(short::reference(inputs, weight, bias, !given)))]
         };
         check("short convolution", &arguments[..if given { 4 } else { 3 }], |a| run(a, true), |a| run(a, false));
     }

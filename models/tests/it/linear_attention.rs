@@ -1,0 +1,166 @@
+//! Gated linear attention and the models made of it: the operation against its definition, states, sizes.
+
+use crate::common::{Training, check_gradients, difference, flat, ids, input, random, shaken};
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+use models::gla::GlaConfig;
+use models::hgrn2::Hgrn2Config;
+use models::mamba2::Mamba2Config;
+use models::ops::gated_linear_attention::{GatedLinearAttention, GatedLinearAttentionOp, recurrent};
+use models::{Architecture, Cpu, Model, ModelConfig, ModelInput};
+
+/// [batch, heads, seq, key, value]: square states, and blocks of them side by side, with and without filling.
+const SHAPES: [[usize; 5]; 8] = [
+    [1, 1, 1, 1, 1],
+    [2, 2, 7, 4, 4],
+    [1, 3, 20, 2, 4],
+    [2, 1, 19, 6, 3],
+    [1, 2, 33, 5, 3],
+    [1, 1, 40, 3, 8],
+    [2, 2, 17, 1, 5],
+    [1, 2, 130, 8, 4],
+];
+
+fn arguments([batch, heads, seq, key, value]: [usize; 5], per_head: bool) -> Vec<Vec<f64>> {
+    let n = batch * heads * seq;
+    let decays = random(n * if per_head { 1 } else { key }, 1.0, 4).into_iter().map(|x| 1.0 / (1.0 + (-3.0 * x).exp()));
+    vec![
+        random(n * key, 1.0, 1),
+        random(n * key, 1.0, 2),
+        random(n * value, 1.0, 3),
+        decays.collect(),
+        random(batch * heads * key * value, 1.0, 5),
+    ]
+}
+
+fn inputs<B: Backend>(
+    a: &[Tensor<B, 1>],
+    [batch, heads, seq, key, value]: [usize; 5],
+    per_head: bool,
+) -> (GatedLinearAttention<B>, Tensor<B, 4>) {
+    let shaped = |x: &Tensor<B, 1>, size: usize| x.clone().reshape([batch, heads, seq, size]);
+    let inputs = GatedLinearAttention {
+        q: shaped(&a[0], key),
+        k: shaped(&a[1], key),
+        v: shaped(&a[2], value),
+        decay: shaped(&a[3], if per_head { 1 } else { key }),
+    };
+    (inputs, a[4].clone().reshape([batch, heads, key, value]))
+}
+
+fn single(values: &[f64]) -> Tensor<Cpu, 1> {
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), (&Default::default(), DType::F32))
+}
+
+#[test]
+fn blocks_equal_the_definition_at_every_shape() {
+    for shape in SHAPES {
+        for (per_head, given) in [(false, true), (true, false)] {
+            let tensors: Vec<Tensor<Cpu, 1>> = arguments(shape, per_head).iter().map(|x| single(x)).collect();
+            let (inputs, state) = inputs(&tensors, shape, per_head);
+            let state = given.then_some(state);
+            let (y, last) = Cpu::gated_linear_attention(inputs.clone(), state.clone());
+            let (expected_y, expected_last) = recurrent(inputs, state);
+            assert_eq!((y.dims(), last.dims()), (expected_y.dims(), expected_last.dims()), "{shape:?}");
+            let change = difference(&flat(y), &flat(expected_y)).max(difference(&flat(last), &flat(expected_last)));
+            assert!(change < 1e-5, "{shape:?}, per head {per_head}: {change}");
+        }
+    }
+}
+
+#[test]
+fn gradients_equal_finite_differences() {
+    for (shape, per_head) in [([1, 2, 5, 4, 2], false), ([2, 1, 6, 3, 5], true)] {
+        check_gradients("gated linear attention", &arguments(shape, per_head), |a| {
+            let (inputs, state) = inputs(&a, shape, per_head);
+            let (y, last) = Training::gated_linear_attention(inputs, Some(state));
+            Tensor::cat(vec![y.flatten::<1>(0, 3), last.flatten::<1>(0, 3)], 0)
+        });
+    }
+}
+
+/// Counted by hand, for width 64 and 13 tokens.
+#[test]
+fn parameter_counts_are_those_of_the_formulas() {
+    let (h, v, inner) = (64, 13, 96);
+    let count = |config: ModelConfig| config.init::<Cpu>(v, 0, &Default::default()).num_params();
+    for layers in [1, 3] {
+        let around = 2 * v * h + h + layers * (2 * h + 3 * h * inner);
+        let gla = GlaConfig { hidden_size: h, num_layers: layers, intermediate_size: inner, ..Default::default() };
+        // q and k half as wide; v, gate and output; decays of rank 16 with a bias; a norm of one head
+        let mixer = h * h + 3 * h * h + 16 * h + 16 * h / 2 + h / 2 + h / 4;
+        assert_eq!(count(ModelConfig::Gla(gla)), around + layers * mixer);
+        let hgrn2 = Hgrn2Config { hidden_size: h, num_layers: layers, intermediate_size: inner, ..Default::default() };
+        assert_eq!(count(ModelConfig::Hgrn2(hgrn2)), around + layers * (4 * h * h + h + h));
+        let mamba2 = Mamba2Config { hidden_size: h, num_layers: layers, state_size: 16, ..Default::default() };
+        let convolved = 2 * h + 2 * 16;
+        let mixer = h * (2 * h + convolved + 2) + 5 * convolved + 3 * 2 + 2 * h + 2 * h * h;
+        assert_eq!(count(ModelConfig::Mamba2(mamba2)), v * h + h + layers * (mixer + h));
+    }
+    let chosen = GlaConfig { hidden_size: 128, ..Default::default() }.sizes().intermediate;
+    assert_eq!(chosen, 512, "341 rounded up to a multiple of 256");
+}
+
+/// Logits of pieces of `size` tokens, each from the state after the one before it, or from none.
+fn in_pieces<S>(
+    ids: &[i64],
+    size: usize,
+    carry: bool,
+    forward_from: impl Fn(ModelInput<Cpu>, Option<S>) -> (Tensor<Cpu, 3>, S),
+) -> Vec<f64> {
+    let mut state = None;
+    let mut logits = vec![];
+    for piece in ids.chunks(size) {
+        let (out, after) = forward_from(input(piece), state.take().filter(|_| carry));
+        logits.extend(flat(out));
+        state = Some(after);
+    }
+    logits
+}
+
+#[test]
+fn pieces_with_the_state_carried_over_equal_the_whole() {
+    let ids = ids(150);
+    let configs = ModelConfig::examples().into_iter().filter(|c| ["gla", "hgrn2", "mamba2"].contains(&c.arch()));
+    for config in configs {
+        let model = shaken(&config);
+        let whole = flat(model.forward(input(&ids)));
+        let pieces = |size, carry| match &model {
+            Model::Gla(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
+            Model::Hgrn2(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
+            Model::Mamba2(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
+            other => panic!("{other:?}"),
+        };
+        for size in [1, 7, 64] {
+            let change = difference(&whole, &pieces(size, true));
+            assert!(change < 2e-5, "{config:?}: pieces of {size} differ by {change}");
+        }
+        let change = difference(&whole, &pieces(64, false));
+        assert!(change > 1e-3, "{config:?}: the state must matter, and does by only {change}");
+    }
+}
+
+#[test]
+fn sizes_that_do_not_divide_are_refused_by_name() {
+    let gla = GlaConfig { hidden_size: 12, num_heads: 2, ..Default::default() };
+    for (config, key) in [
+        (GlaConfig { num_heads: 5, ..gla.clone() }, "expand_k"),
+        (GlaConfig { expand_v: 0.3, ..gla.clone() }, "expand_v"),
+        (GlaConfig { num_kv_heads: 3, ..gla.clone() }, "num_kv_heads"),
+        (GlaConfig { num_heads: 0, ..gla.clone() }, "num_heads"),
+        (GlaConfig { conv_kernel: 1, ..gla.clone() }, "conv_kernel"),
+        (GlaConfig { norm_epsilon: 0.0, ..gla }, "norm_epsilon"),
+    ] {
+        assert_eq!(config.check_settings().unwrap_err().key, key, "{config:?}");
+    }
+    let hgrn2 = Hgrn2Config { hidden_size: 12, expand_ratio: 5, ..Default::default() };
+    assert_eq!(hgrn2.check_settings().unwrap_err().key, "expand_ratio");
+    let mamba2 = Mamba2Config { hidden_size: 12, head_size: 6, ..Default::default() };
+    for (config, key) in [
+        (Mamba2Config { head_size: 7, ..mamba2.clone() }, "head_size"),
+        (Mamba2Config { num_groups: 3, ..mamba2.clone() }, "num_groups"),
+        (Mamba2Config { conv_kernel: 1, ..mamba2 }, "conv_kernel"),
+    ] {
+        assert_eq!(config.check_settings().unwrap_err().key, key, "{config:?}");
+    }
+}
