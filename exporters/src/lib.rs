@@ -106,7 +106,8 @@ pub fn export(
     config.validate()?;
     let vocab = info.vocab.len();
     check_vocabulary(config, weights, vocab)?;
-    let metadata = metadata(config, info, options);
+    let parameters = weights.iter().map(|(_, weight)| weight.values.len()).sum();
+    let metadata = metadata(config, info, options, parameters);
     let build = |stateful, metadata: &[(&str, String)]| {
         let mut g = GraphBuilder::new(config.arch(), weights, options, stateful);
         lower(config, vocab, &mut g)?;
@@ -120,6 +121,16 @@ pub fn export(
     let link = ("stateful_fingerprint", stateful.graph_fingerprint.clone());
     let model = build(false, &[&metadata[..], &[link]].concat())?;
     Ok(OnnxFiles { model: file(model), stateful: Some(file(stateful)) })
+}
+
+/// The numbers of all recurrent states of a model of these sizes, for one sequence, as its ONNX file has them; 0 for a
+/// Transformer, whose cache grows with the sequence by
+/// [`state_per_token`](models::Architecture::state_per_token).
+pub fn state_size(config: &ModelConfig, vocab: usize, weights: &Weights) -> Result<usize, ExportError> {
+    config.validate()?;
+    let mut g = GraphBuilder::new(config.arch(), weights, &ExportOptions::default(), true);
+    lower(config, vocab, &mut g)?;
+    Ok(g.finish(&[])?.state_size)
 }
 
 macro_rules! lowerings {
@@ -144,7 +155,12 @@ fn check_vocabulary(config: &ModelConfig, weights: &Weights, vocab: usize) -> Re
     }
 }
 
-fn metadata(config: &ModelConfig, info: &ExportInfo, options: &ExportOptions) -> Vec<(&'static str, String)> {
+fn metadata(
+    config: &ModelConfig,
+    info: &ExportInfo,
+    options: &ExportOptions,
+    parameters: usize,
+) -> Vec<(&'static str, String)> {
     let mut metadata = vec![
         ("handle", info.handle.clone()),
         ("task", info.task.clone()),
@@ -161,6 +177,8 @@ fn metadata(config: &ModelConfig, info: &ExportInfo, options: &ExportOptions) ->
         ("checkpoint_checksum", info.checkpoint_checksum.clone()),
         ("precision", options.precision.name().into()),
     ];
+    metadata.push(("parameters", parameters.to_string()));
+    metadata.push(("state_per_token", config.state_per_token().to_string()));
     metadata.extend((!info.units.is_empty()).then(|| ("units", serde_json::json!(info.units).to_string())));
     // Positions at and beyond this one have no row in the model's table.
     metadata.extend(config.max_length().map(|limit| ("position_limit", limit.to_string())));

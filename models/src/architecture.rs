@@ -67,6 +67,12 @@ pub trait Architecture: Debug {
         None
     }
 
+    /// The numbers that the model keeps of every token of a sequence: keys and values, where there is attention. What it
+    /// keeps regardless of the length is in the states of its ONNX file.
+    fn state_per_token(&self) -> usize {
+        0
+    }
+
     /// Refuses a batch whose positions the model cannot take: past the rows of its table, or of the wrong kind.
     fn check(&self, _batch: &Batch) -> Result<(), InputError> {
         Ok(())

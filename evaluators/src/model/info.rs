@@ -30,6 +30,12 @@ pub struct ModelInfo {
     pub checkpoint: Option<String>,
     /// The arithmetic, `fp32` for example.
     pub precision: Option<String>,
+    /// Weights, one that serves twice counted once.
+    pub parameters: Option<u64>,
+    /// Numbers of all recurrent states of one sequence.
+    pub state_size: Option<u64>,
+    /// Numbers that a cache of keys and values has for every token.
+    pub state_per_token: Option<u64>,
     /// Position ids in training were below this; limits nothing by itself.
     pub max_position_embeddings: Option<u32>,
     /// Rows of a position table: position ids must be below this. Where the file does not say it, models with absolute
@@ -60,6 +66,9 @@ impl ModelInfo {
             seed: number(metadata, "seed")?,
             checkpoint: metadata.custom("checkpoint"),
             precision: metadata.custom("precision"),
+            parameters: number(metadata, "parameters")?,
+            state_size: number(metadata, "state_size")?,
+            state_per_token: number(metadata, "state_per_token")?,
             max_position_embeddings,
             position_limit: number(metadata, "position_limit")?.or(max_position_embeddings.filter(|_| has_table)),
         })

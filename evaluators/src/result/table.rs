@@ -60,6 +60,8 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         column("plan", Utf8),
         nullable("model_fingerprint", Utf8),
         nullable("chance", Float64),
+        nullable("parameters", Int64),
+        nullable("state_size", Int64),
     ]))
 });
 
@@ -125,6 +127,10 @@ pub struct SweepFacts {
     pub split: String,
     /// See [`model_fingerprint`](crate::model_fingerprint).
     pub model_fingerprint: Option<String>,
+    /// Weights of the model.
+    pub parameters: Option<u64>,
+    /// Numbers that the model keeps of one sequence: regardless of its length, and for every token.
+    pub state_size: Option<[u64; 2]>,
 }
 
 impl SweepFacts {
@@ -144,6 +150,8 @@ impl SweepFacts {
             precision: info.precision,
             split: split.to_owned(),
             model_fingerprint: model.fingerprint().map(str::to_owned),
+            parameters: info.parameters,
+            state_size: info.state_size.zip(info.state_per_token).map(|(fixed, growing)| [fixed, growing]),
         }
     }
 }
@@ -229,6 +237,11 @@ impl SweepFacts {
         ]
     }
 
+    fn state_size_at(&self, length: u32) -> Option<u64> {
+        let [fixed, per_token] = self.state_size?;
+        Some(fixed.saturating_add(per_token.saturating_mul(length.into())))
+    }
+
     fn fingerprint_column(&self, rows: usize) -> ArrayRef {
         Arc::new(StringArray::from(vec![self.model_fingerprint.as_deref(); rows]))
     }
@@ -261,6 +274,8 @@ pub fn to_record_batch(results: &[LengthResult], facts: &SweepFacts) -> Result<R
         Arc::new(StringArray::from_iter_values(results.iter().map(|r| r.plan.name()))),
         facts.fingerprint_column(results.len()),
         Arc::new(results.iter().map(|r| r.chance).collect::<Float64Array>()),
+        Arc::new(Int64Array::from(vec![facts.parameters.map(signed); results.len()])),
+        Arc::new(results.iter().map(|r| facts.state_size_at(r.length).map(signed)).collect::<Int64Array>()),
     ];
     let columns = facts.columns(results.len()).into_iter().chain(own).collect();
     RecordBatch::try_new(SCHEMA.clone(), columns).map_err(|e| EvalError::Table { reason: e.to_string() })

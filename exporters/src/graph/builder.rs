@@ -61,6 +61,8 @@ pub(crate) struct GraphBuilder<'a> {
     stateful: bool,
     /// Whether the model has recurrent states.
     has_states: bool,
+    /// Numbers of all recurrent states of one example.
+    state_size: usize,
     /// The number of examples, `[1]`, once it is needed.
     batch: Option<Value>,
     /// Listed after all other outputs.
@@ -76,6 +78,8 @@ pub(crate) struct Finished {
     pub graph_fingerprint: String,
     /// Whether the model has recurrent states.
     pub has_states: bool,
+    /// Numbers of all recurrent states of one example.
+    pub state_size: usize,
 }
 
 impl<'a> GraphBuilder<'a> {
@@ -90,6 +94,7 @@ impl<'a> GraphBuilder<'a> {
             names: HashMap::new(),
             stateful,
             has_states: false,
+            state_size: 0,
             batch: None,
             state_outputs: Vec::new(),
             graph,
@@ -132,6 +137,7 @@ impl<'a> GraphBuilder<'a> {
     /// A recurrent state before the first token, `[batch, dims…]`: the input `state_<name>_in`, or zeros in a graph without such
     /// inputs. [`Self::state_output`] is its other half.
     pub(crate) fn state_input(&mut self, name: &str, doc: &str, ids: &Value, dims: &[usize]) -> Value {
+        self.state_size += dims.iter().product::<usize>();
         if self.takes_states() {
             let axes: Vec<Dim> = [BATCH].into_iter().chain(dims.iter().map(|&n| Dim::Fixed(n))).collect();
             return self.input(&format!("state_{name}_in"), doc, DataType::Float, &axes);
@@ -373,9 +379,16 @@ impl<'a> GraphBuilder<'a> {
         };
         let too_large = model.encoded_len() > self.options.largest_message;
         let weights = model.graph.as_mut().filter(|_| too_large).map(|graph| move_out(graph, self.stateful));
+        model.metadata_props.push(entry("state_size", &self.state_size.to_string()));
         let graph = fingerprint(&model.graph.as_ref().map(Message::encode_to_vec).unwrap_or_default());
         model.metadata_props.push(entry("graph_fingerprint", &graph));
-        Ok(Finished { model: model.encode_to_vec(), weights, graph_fingerprint: graph, has_states: self.has_states })
+        Ok(Finished {
+            model: model.encode_to_vec(),
+            weights,
+            graph_fingerprint: graph,
+            has_states: self.has_states,
+            state_size: self.state_size,
+        })
     }
 
     /// `h.0.attn.c_attn.weight`, as in the checkpoint.

@@ -1,4 +1,4 @@
-//! Gated linear attention and the models made of it: the operation against its definition, states, sizes.
+//! Gated linear attention, the models made of it, and xLSTM: the operation against its definition, states, sizes.
 
 use crate::common::{Training, check_gradients, difference, flat, ids, input, random, shaken};
 use burn::prelude::*;
@@ -6,6 +6,7 @@ use burn::tensor::{DType, TensorData};
 use models::gla::GlaConfig;
 use models::hgrn2::Hgrn2Config;
 use models::mamba2::Mamba2Config;
+use models::xlstm::XlstmConfig;
 use models::ops::gated_linear_attention::{GatedLinearAttention, GatedLinearAttentionOp, recurrent};
 use models::{Architecture, Cpu, Model, ModelConfig, ModelInput};
 
@@ -97,6 +98,11 @@ fn parameter_counts_are_those_of_the_formulas() {
         let mixer = h * (2 * h + convolved + 2) + 5 * convolved + 3 * 2 + 2 * h + 2 * h * h;
         assert_eq!(count(ModelConfig::Mamba2(mamba2)), v * h + h + layers * (mixer + h));
     }
+    let xlstm = XlstmConfig { hidden_size: h, num_layers: 2, slstm_at: vec![1], ..Default::default() };
+    let slstm = 4 * h * h / 4 + 4 * h * h / 4 + 4 * h + 5 * h + h + h + h + (2 * 128 * h + 128 * h);
+    let inner = 2 * h;
+    let mlstm = 2 * inner * h + 3 * 4 * inner + 5 * inner + 2 * 4 * (3 * inner + 1) + inner + inner + inner * h + h;
+    assert_eq!(count(ModelConfig::Xlstm(xlstm)), 2 * v * h + h + slstm + mlstm);
     let chosen = GlaConfig { hidden_size: 128, ..Default::default() }.sizes().intermediate;
     assert_eq!(chosen, 512, "341 rounded up to a multiple of 256");
 }
@@ -121,7 +127,7 @@ fn in_pieces<S>(
 #[test]
 fn pieces_with_the_state_carried_over_equal_the_whole() {
     let ids = ids(150);
-    let configs = ModelConfig::examples().into_iter().filter(|c| ["gla", "hgrn2", "mamba2"].contains(&c.arch()));
+    let configs = ModelConfig::examples().into_iter().filter(|c| ["gla", "hgrn2", "mamba2", "xlstm"].contains(&c.arch()));
     for config in configs {
         let model = shaken(&config);
         let whole = flat(model.forward(input(&ids)));
@@ -129,6 +135,7 @@ fn pieces_with_the_state_carried_over_equal_the_whole() {
             Model::Gla(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             Model::Hgrn2(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             Model::Mamba2(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
+            Model::Xlstm(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             other => panic!("{other:?}"),
         };
         for size in [1, 7, 64] {

@@ -23,7 +23,7 @@ parity! {
     options_alibi options_t5 options_kerple options_fire options_cope options_ssmax options_logn options_logn_clip
     options_windows
     gla gla_small gla_conv_kv gla_no_gate hgrn2 hgrn2_small hgrn2_conv mamba2 mamba2_small mamba2_groups
-    xlstm_slstm xlstm_mlstm
+    xlstm_slstm xlstm_mlstm xlstm_small xlstm_plain xlstm_no_ff
     options_absolute_frozen options_identity options_tied options_null options_scales
     options_rnn_tied options_rnn_null options_lstm_tied options_lstm_null
 }

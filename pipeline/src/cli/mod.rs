@@ -86,6 +86,9 @@ pub enum Command {
     /// List tasks; generate, import and show datasets
     #[command(subcommand)]
     Data(DataCommand),
+    /// List architectures and positions with their settings, parameters and state sizes, or those of a config
+    #[cfg(feature = "train")]
+    Models(ModelsArgs),
     /// Train a model from a config, or resume a run
     #[cfg(feature = "train")]
     Train(TrainArgs),
@@ -125,9 +128,13 @@ impl Command {
         match self {
             Self::Quickstart | Self::Train(_) | Self::Import(_) | Self::Export(_) | Self::Bench(_) => true,
             Self::Eval(args) => args.checkpoints.is_some(), // exports those that are missing
-            Self::Data(_) | Self::Runs(_) | Self::Grid(_) | Self::Reproduce(_) | Self::Report(_) | Self::Doctor => {
-                false
-            }
+            Self::Data(_)
+            | Self::Models(_)
+            | Self::Runs(_)
+            | Self::Grid(_)
+            | Self::Reproduce(_)
+            | Self::Report(_)
+            | Self::Doctor => false,
         }
     }
 }
@@ -267,6 +274,17 @@ pub struct ImportArgs {
     #[arg(value_hint = ValueHint::AnyPath)]
     pub folder: PathBuf,
     /// Task name, where config.json does not give it
+    #[arg(long)]
+    pub task: Option<String>,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
+pub struct ModelsArgs {
+    /// Config (TOML) whose model is counted [default: every architecture with its defaults]
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Task whose tokens the embedding and the decoder are for [default: the config's, or counting_samesymbol_mod10bos]
     #[arg(long)]
     pub task: Option<String>,
 }

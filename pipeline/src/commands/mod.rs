@@ -12,6 +12,8 @@ mod grid;
 #[cfg(feature = "train")]
 mod import;
 #[cfg(feature = "train")]
+mod models;
+#[cfg(feature = "train")]
 mod quickstart;
 #[cfg(feature = "train")]
 mod report;
@@ -46,7 +48,7 @@ pub fn run(cli: Cli) -> Result<()> {
     };
     #[cfg(feature = "train")]
     if cli.command.computes() {
-        models::pool::start();
+        ::models::pool::start();
     }
     let progress = context.progress.clone();
     ::data::files::on_warning(move |line| progress.note(format!("warning: {line}")));
@@ -56,6 +58,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Doctor => doctor::run(&context),
         #[cfg(feature = "train")]
         Command::Quickstart => quickstart::run(&context),
+        #[cfg(feature = "train")]
+        Command::Models(args) => models::run(&context, args),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&context, args),
         #[cfg(feature = "train")]

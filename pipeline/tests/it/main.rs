@@ -11,6 +11,7 @@ mod folding;
 mod fresh;
 mod grids;
 mod import;
+mod models;
 mod library;
 mod outputs;
 mod own;

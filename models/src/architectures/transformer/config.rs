@@ -192,6 +192,10 @@ impl Architecture for TransformerConfig {
         check_embeddings(self.tie_word_embeddings, self.freeze_null_embedding)
     }
 
+    fn state_per_token(&self) -> usize {
+        2 * self.num_layers * self.hidden_size
+    }
+
     fn has_dropout(&self) -> bool {
         [self.embd_pdrop, self.attn_pdrop, self.resid_pdrop].iter().any(|p| *p > 0.0)
     }

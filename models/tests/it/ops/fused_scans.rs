@@ -15,6 +15,7 @@ use models::ops::norm::{self as norms, NormOp};
 use models::ops::s4_kernel::{self as s4, S4Kernel, S4KernelOp};
 use models::ops::scan::{self, SelectiveScan, SelectiveScanOp};
 use models::ops::short_convolution::{self as short, ShortConvolutionOp};
+use models::ops::slstm::{self, SlstmOp, SlstmState};
 use models::ops::squared_relu::{self, SquaredReluOp};
 use models::ops::token_mix::{self as mix, TokenMixOps};
 use models::ops::wkv::{self, WkvOp};
@@ -76,6 +77,32 @@ proptest! {
             vec![flat(y), flat(last)]
         };
         check("wkv", &arguments[..if given { 6 } else { 5 }], |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn slstm(batch in 1..4usize, heads in 1..4usize, seq in 1..30usize, size in sizes_of_heads(), given: bool) {
+        let hidden = heads * size;
+        let (n, states) = (batch * seq * 4 * hidden, batch * hidden);
+        let short = [-1.0, 1.0].map(|x: f64| x / (size as f64).sqrt());
+        let wide = [-3.0, 3.0];
+        let positive = [0.5, 1.5];
+        let arguments =
+            [(n, wide), (heads * 4 * size * size, short), (states, UNIT), (states, UNIT), (states, positive), (states, UNIT)];
+        let run = |a: &[Flat], fast: bool| {
+            let gates = a[0].clone().reshape([batch, seq, 4 * hidden]);
+            let recurrent = a[1].clone().reshape([heads, 4 * size, size]);
+            // No gradients belong to states.
+            let state = given.then(|| {
+                let [y, c, n, m] = [2, 3, 4, 5].map(|i: usize| a[i].clone().detach().reshape([batch, hidden]));
+                SlstmState { y, c, n, m }
+            });
+            let op = if fast { Training::slstm } else { slstm::reference };
+            let (y, last) = op(gates, recurrent, state);
+            let last = [last.y, last.c, last.n, last.m].map(|x| flat(x.detach()));
+            // So that the states, which have none, are compared as well.
+            [vec![flat(y)], last.into()].concat()
+        };
+        check("slstm", &arguments[..if given { 6 } else { 2 }], |a| run(a, true), |a| run(a, false));
     }
 
     #[test]
