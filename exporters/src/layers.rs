@@ -150,7 +150,13 @@ pub(crate) fn softplus(g: &mut GraphBuilder<'_>, x: &Value) -> Value {
 }
 
 /// x / √(mean x² + ε) · weight over the last axis, which has `hidden` channels.
-pub(crate) fn rms_norm(g: &mut GraphBuilder<'_>, module: &str, x: &Value, hidden: usize, epsilon: f64) -> Result<Value, ExportError> {
+pub(crate) fn rms_norm(
+    g: &mut GraphBuilder<'_>,
+    module: &str,
+    x: &Value,
+    hidden: usize,
+    epsilon: f64,
+) -> Result<Value, ExportError> {
     g.scope(module, |g| {
         let weight = g.parameter("weight", &[hidden])?;
         let normal = unit_mean_square(g, x, epsilon);

@@ -26,8 +26,8 @@
 mod architectures;
 mod attention;
 mod error;
-mod graph;
 mod fla;
+mod graph;
 mod layers;
 mod linear_attention;
 mod options;

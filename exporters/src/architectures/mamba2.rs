@@ -51,8 +51,8 @@ fn mixer(
     let u = silu(g, &u);
     let widths = g.list("conv_widths", &[channels, groups * state, groups * state].map(|width| width as i64));
     let [u, b, c] = g.split(&u, &widths);
-    let [b, c] = [("b_heads", b), ("c_heads", c)]
-        .map(|(name, x)| repeat_heads(g, name, &x, [groups, heads / groups, state])); // [batch, seq, heads·state]
+    let [b, c] =
+        [("b_heads", b), ("c_heads", c)].map(|(name, x)| repeat_heads(g, name, &x, [groups, heads / groups, state])); // [batch, seq, heads·state]
 
     let bias = g.parameter("dt_bias", &[heads])?;
     let dt = g.add(&dt, &bias);

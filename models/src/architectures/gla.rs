@@ -190,15 +190,10 @@ impl GlaConfig {
             v_conv1d: conv(init, kv_values),
             gk_proj: (
                 Linear::new(init, hidden, self.gate_low_rank, STD),
-                Affine {
-                    weight: init.normal([kv_keys, self.gate_low_rank], STD),
-                    bias: init.constant([kv_keys], 0.0),
-                },
+                Affine { weight: init.normal([kv_keys, self.gate_low_rank], STD), bias: init.constant([kv_keys], 0.0) },
             ),
             g_proj: self.output_gate.then(|| Linear::new(init, hidden, values, STD)),
-            g_norm_swish_gate: self
-                .output_gate
-                .then(|| RmsNorm::new(init, self.value_size(), self.norm_epsilon)),
+            g_norm_swish_gate: self.output_gate.then(|| RmsNorm::new(init, self.value_size(), self.norm_epsilon)),
             g_norm: (!self.output_gate).then(|| RmsNorm::new(init, self.value_size(), self.norm_epsilon)),
             o_proj: Linear::new(init, values, hidden, STD),
             key_size: self.key_size(),
@@ -293,10 +288,8 @@ impl<B: SequenceOps> GlaAttention<B> {
     /// `[batch, seq, hidden]` → the same shape, and the state after it.
     fn forward(&self, x: Tensor<B, 3>, state: Option<GlaState<B>>) -> (Tensor<B, 3>, GlaState<B>) {
         let [batch, seq, _] = x.dims();
-        let ([before_q, before_k, before_v], memory) = state.map_or_else(
-            || (Default::default(), None),
-            |state| (state.conv, Some(state.memory)),
-        );
+        let ([before_q, before_k, before_v], memory) =
+            state.map_or_else(|| (Default::default(), None), |state| (state.conv, Some(state.memory)));
         let q = self.q_proj.forward(x.clone());
         let (q, conv_q) = convolved(&self.q_conv1d, q, before_q, true); // [batch, seq, heads·key]
         let (k, conv_k) = convolved(&self.k_conv1d, self.k_proj.forward(x.clone()), before_k, true);

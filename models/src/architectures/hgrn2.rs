@@ -126,8 +126,7 @@ impl Hgrn2Config {
     /// A model over `vocab` tokens: all weights N(0, 0.02²), scales 1, lower bounds 0.
     pub fn init<B: Backend>(&self, vocab: usize, init: &mut Init<'_, B>) -> Hgrn2<B> {
         let mut model = FlaModel::new(self.sizes(), vocab, init, |init| self.attention(init));
-        model.model.lower_bounds =
-            self.lower_bound.then(|| init.constant([self.num_layers, self.hidden_size], 0.0));
+        model.model.lower_bounds = self.lower_bound.then(|| init.constant([self.num_layers, self.hidden_size], 0.0));
         model
     }
 
@@ -243,10 +242,8 @@ impl<B: SequenceOps> Hgrn2Attention<B> {
         state: Option<Hgrn2State<B>>,
     ) -> (Tensor<B, 3>, Hgrn2State<B>) {
         let [batch, seq, hidden] = x.dims();
-        let ([before_q, before_f, before_i], memory) = state.map_or_else(
-            || (Default::default(), None),
-            |state| (state.conv, Some(state.memory)),
-        );
+        let ([before_q, before_f, before_i], memory) =
+            state.map_or_else(|| (Default::default(), None), |state| (state.conv, Some(state.memory)));
         let (q, conv_q) = convolved(&self.q_conv1d, self.q_proj.forward(x.clone()), before_q, false);
         let (f, conv_f) = convolved(&self.f_conv1d, self.f_proj.forward(x.clone()), before_f, false);
         let (i, conv_i) = convolved(&self.i_conv1d, self.i_proj.forward(x), before_i, false);

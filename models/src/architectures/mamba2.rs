@@ -147,7 +147,10 @@ impl Mamba2Config {
             backbone: Backbone {
                 embedding: Embedding::new(init, vocab, hidden, 0.02),
                 layers: (0..self.num_layers)
-                    .map(|_| Block { norm: RmsNorm::new(init, hidden, RMS_NORM_EPSILON), mixer: Mixer::new(self, init) })
+                    .map(|_| Block {
+                        norm: RmsNorm::new(init, hidden, RMS_NORM_EPSILON),
+                        mixer: Mixer::new(self, init),
+                    })
                     .collect(),
                 norm_f: RmsNorm::new(init, hidden, RMS_NORM_EPSILON),
             },

@@ -106,7 +106,9 @@ impl Architecture for XlstmConfig {
         }
         let divides = |key, channels: usize, parts: usize, what: &str| match channels.is_multiple_of(parts) {
             true => Ok(()),
-            false => Err(ConfigError::new(key, format!("{what}, {channels}, cannot be split into {parts} equal parts"))),
+            false => {
+                Err(ConfigError::new(key, format!("{what}, {channels}, cannot be split into {parts} equal parts")))
+            }
         };
         if (0..self.num_layers).any(|i| self.is_slstm(i)) {
             divides("num_heads", self.hidden_size, self.num_heads, "hidden_size")?;
@@ -246,7 +248,8 @@ impl XlstmConfig {
 
     fn mlstm<B: Backend>(&self, out_std: f64, init: &mut Init<'_, B>) -> Mlstm<B> {
         let (hidden, channels, heads, block) = (self.hidden_size, self.channels(), self.num_heads, self.qkv_block);
-        let mix = |init: &mut Init<'_, B>| Headwise { weight: init.normal([channels / block, block, block], self.std()) };
+        let mix =
+            |init: &mut Init<'_, B>| Headwise { weight: init.normal([channels / block, block, block], self.std()) };
         let open = |head: usize| 3.0 + 3.0 * head as f32 / (heads - 1).max(1) as f32;
         Mlstm {
             proj_up: Linear::new(init, hidden, 2 * channels, self.std()),
@@ -567,9 +570,8 @@ impl<B: SequenceOps> Mlstm<B> {
         };
         let forget = (log_forget + earlier - m.clone()).exp(); // [batch, seq, heads]
         let write = (input - m.clone()).exp();
-        let per_channel = |x: Tensor<B, 3>| {
-            x.unsqueeze_dim::<4>(3).expand([batch, seq, heads, size]).reshape([batch, seq, channels])
-        };
+        let per_channel =
+            |x: Tensor<B, 3>| x.unsqueeze_dim::<4>(3).expand([batch, seq, heads, size]).reshape([batch, seq, channels]);
         let written = k / (size as f64).sqrt() * per_channel(write);
         let (n, normaliser) = B::linear_recurrence(per_channel(forget.clone()), written.clone(), normaliser);
         let read = (n * q.clone()).reshape([batch, seq, heads, size]).sum_dim(3).squeeze_dim::<3>(3);
@@ -600,7 +602,8 @@ fn stabiliser<B: Backend>(a: Tensor<B, 3>, b: Tensor<B, 3>, before: Tensor<B, 3>
     let mut span = 1;
     while span < seq {
         let nothing = |value: f64| Tensor::full([batch, span, heads], value, (&sums.device(), sums.dtype()));
-        let shifted = |x: &Tensor<B, 3>, fill: Tensor<B, 3>| Tensor::cat(vec![fill, x.clone().narrow(1, 0, seq - span)], 1);
+        let shifted =
+            |x: &Tensor<B, 3>, fill: Tensor<B, 3>| Tensor::cat(vec![fill, x.clone().narrow(1, 0, seq - span)], 1);
         let earlier = shifted(&most, nothing(LOWEST));
         let total = sums.clone() + shifted(&sums, nothing(0.0));
         most = most.max_pair(earlier + sums.clone());
@@ -609,7 +612,6 @@ fn stabiliser<B: Backend>(a: Tensor<B, 3>, b: Tensor<B, 3>, before: Tensor<B, 3>
     }
     most.max_pair(before + sums)
 }
-
 
 impl<B: SequenceOps> HeadGate<B> {
     /// `[batch, seq, 3·channels]` → `[batch, seq, heads]`.

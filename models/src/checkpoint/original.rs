@@ -309,7 +309,11 @@ impl Fields<'_> {
     }
 
     /// Refuses any other value of the field.
-    pub(crate) fn only<T: DeserializeOwned + PartialEq + Debug>(&self, field: &str, supported: &T) -> Result<(), OriginalError> {
+    pub(crate) fn only<T: DeserializeOwned + PartialEq + Debug>(
+        &self,
+        field: &str,
+        supported: &T,
+    ) -> Result<(), OriginalError> {
         match self.get::<T>(field)? {
             Some(other) if other != *supported => {
                 Err(error(field, format!("{other:?} is not supported; only {supported:?} is")))

@@ -6,8 +6,8 @@ use burn::tensor::{DType, TensorData};
 use models::gla::GlaConfig;
 use models::hgrn2::Hgrn2Config;
 use models::mamba2::Mamba2Config;
-use models::xlstm::XlstmConfig;
 use models::ops::gated_linear_attention::{GatedLinearAttention, GatedLinearAttentionOp, recurrent};
+use models::xlstm::XlstmConfig;
 use models::{Architecture, Cpu, Model, ModelConfig, ModelInput};
 
 /// [batch, heads, seq, key, value]: square states, and blocks of them side by side, with and without filling.
@@ -127,7 +127,8 @@ fn in_pieces<S>(
 #[test]
 fn pieces_with_the_state_carried_over_equal_the_whole() {
     let ids = ids(150);
-    let configs = ModelConfig::examples().into_iter().filter(|c| ["gla", "hgrn2", "mamba2", "xlstm"].contains(&c.arch()));
+    let configs =
+        ModelConfig::examples().into_iter().filter(|c| ["gla", "hgrn2", "mamba2", "xlstm"].contains(&c.arch()));
     for config in configs {
         let model = shaken(&config);
         let whole = flat(model.forward(input(&ids)));

@@ -68,7 +68,9 @@ impl Reference {
             gradients: gradients(&grads["params"]),
             gradients_l2_wrap: gradients(&grads["params_l2wrap"]),
             // Some parameters of these have gradients that are zero but for rounding.
-            total_norm: grads["total_norm_f64"].as_f64().filter(|_| config["position"].is_string() || is_newer(&config)),
+            total_norm: grads["total_norm_f64"]
+                .as_f64()
+                .filter(|_| config["position"].is_string() || is_newer(&config)),
         })
     }
 }

@@ -4,11 +4,11 @@ use super::Context;
 use crate::cli::ModelsArgs;
 use crate::cli::table::{Table, column};
 use crate::config::Config;
-use anyhow::{Context as _, Result};
 use ::data::Task;
-use exporters::state_size;
 use ::models::transformer::PositionalEmbedding;
 use ::models::{Cpu, ModelConfig, Weights};
+use anyhow::{Context as _, Result};
+use exporters::state_size;
 use serde_json::{Map, Value, json};
 
 pub fn run(context: &Context, args: ModelsArgs) -> Result<()> {

@@ -145,11 +145,7 @@ impl Kernel<COUNT, 2> for SlstmKernel {
     ) -> [Option<FlexTensor>; COUNT] {
         let Some(dy) = dy else { return Default::default() };
         let [gates, recurrent] = self.of(&inputs).backward(values(&y), values(&kept), values(&dy));
-        [
-            Some(tensor(gates, dims::<3>(&inputs[0]))),
-            Some(tensor(recurrent, dims::<3>(&inputs[1]))),
-            None,
-        ]
+        [Some(tensor(gates, dims::<3>(&inputs[0]))), Some(tensor(recurrent, dims::<3>(&inputs[1]))), None]
     }
 }
 
@@ -292,9 +288,9 @@ impl WithSimd for Backward<'_> {
                 let n = larger(n, V::splat(simd, f32::MIN_POSITIVE));
                 let [c_before, n_before] = match (t, start) {
                     (_, true) => [zero; 2],
-                    (0, _) => [1, 2].map(|s| {
-                        V::load(simd, &slstm.row(slstm.inputs.state, STATES, self.unit, s)[at.clone()])
-                    }),
+                    (0, _) => {
+                        [1, 2].map(|s| V::load(simd, &slstm.row(slstm.inputs.state, STATES, self.unit, s)[at.clone()]))
+                    }
                     _ => [4, 5].map(|k| V::load(simd, &kept[((t - 1) * KEPT + k) * size..][at.clone()])),
                 };
                 let dy = V::load(simd, &dy[at.clone()]) + dlast[w];
