@@ -189,7 +189,8 @@ fn slstm(
             let output = g.sigmoid(&output);
             let y = g.div(&c, &n);
             let y = g.mul(&output, &y);
-            Ok(([y.clone(), c, n, m], [y]))
+            let output = g.node("Identity", &[&y], &[]); // an output of the body has a name of its own
+            Ok(([y, c, n, m], [output]))
         })?;
         for ((name, doc), after) in names.into_iter().zip(after) {
             g.state_output(&format!("{name}_l{layer}"), doc, after, &dims);

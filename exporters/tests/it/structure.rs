@@ -154,9 +154,12 @@ fn metadata_is_complete() {
         ("checkpoint", "epoch-0003-step-93750"),
         ("checkpoint_checksum", "0"),
         ("precision", "fp32"),
+        ("parameters", "7008"),
+        ("state_per_token", "64"),
+        ("state_size", "0"),
     ];
-    assert_eq!(found[..14], expected);
-    assert_eq!((found[14].0, found[14].1.len(), found.len()), ("graph_fingerprint", 16, 15));
+    assert_eq!(found[..17], expected);
+    assert_eq!((found[17].0, found[17].1.len(), found.len()), ("graph_fingerprint", 16, 18));
 
     let limit = |model: ModelProto| {
         model.metadata_props.iter().find(|e| e.key() == "position_limit").map(|e| e.value().to_owned())

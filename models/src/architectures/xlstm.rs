@@ -58,7 +58,7 @@ impl Default for XlstmConfig {
         Self {
             hidden_size: 128,
             num_layers: 2,
-            slstm_at: vec![1],
+            slstm_at: vec![],
             num_heads: 4,
             slstm_conv: 4,
             mlstm_conv: 4,
@@ -133,6 +133,7 @@ impl Architecture for XlstmConfig {
         let small = Self { hidden_size: 16, num_layers: 2, num_heads: 2, round_to: 8, ..Self::default() };
         vec![
             small.clone(),
+            Self { slstm_at: vec![1], ..small.clone() },
             Self { slstm_at: vec![0, 1], slstm_conv: 0, feed_forward: false, ..small.clone() },
             Self {
                 slstm_at: vec![0],

@@ -7,6 +7,7 @@ use models::gla::GlaConfig;
 use models::hgrn2::Hgrn2Config;
 use models::mamba2::Mamba2Config;
 use models::ops::gated_linear_attention::{GatedLinearAttention, GatedLinearAttentionOp, recurrent};
+use models::ops::slstm::{self, SlstmOp, SlstmState};
 use models::xlstm::XlstmConfig;
 use models::{Architecture, Cpu, Model, ModelConfig, ModelInput};
 
@@ -78,6 +79,40 @@ fn gradients_equal_finite_differences() {
             Tensor::cat(vec![y.flatten::<1>(0, 3), last.flatten::<1>(0, 3)], 0)
         });
     }
+}
+
+#[test]
+fn the_slstms_kernel_leaves_the_states_of_the_definition_behind() {
+    for [batch, seq, heads, size] in [[1, 1, 1, 1], [2, 5, 2, 3], [1, 9, 3, 16], [2, 4, 1, 19]] {
+        let hidden = heads * size;
+        let values = |n: usize, bound, index| single(&random(n, bound, index));
+        let gates = values(batch * seq * 4 * hidden, 3.0, 1).reshape([batch, seq, 4 * hidden]);
+        let recurrent = values(heads * 4 * size * size, 0.5, 2).reshape([heads, 4 * size, size]);
+        let mut states: [Option<SlstmState<Cpu>>; 2] = [None, None];
+        for _ in 0..2 {
+            let (y, after) = Cpu::slstm(gates.clone(), recurrent.clone(), states[0].take());
+            let (expected_y, expected) = slstm::reference(gates.clone(), recurrent.clone(), states[1].take());
+            let mut change = difference(&flat(y), &flat(expected_y));
+            for (found, expected) in
+                [(&after.y, &expected.y), (&after.c, &expected.c), (&after.n, &expected.n), (&after.m, &expected.m)]
+            {
+                change = change.max(difference(&flat(found.clone()), &flat(expected.clone())));
+            }
+            assert!(change < 1e-5, "{batch} {seq} {heads} {size}: {change}");
+            states = [Some(after), Some(expected)];
+        }
+    }
+}
+
+#[test]
+fn the_slstms_gradients_equal_finite_differences() {
+    let (batch, seq, heads, size) = (2, 4, 2, 2);
+    let arguments = vec![random(batch * seq * 16, 1.0, 1), random(heads * 4 * size * size, 0.7, 2)];
+    check_gradients("slstm", &arguments, |a| {
+        let gates = a[0].clone().reshape([batch, seq, 16]);
+        let (y, _) = slstm::reference(gates, a[1].clone().reshape([heads, 4 * size, size]), None);
+        y.flatten::<1>(0, 2)
+    });
 }
 
 /// Counted by hand, for width 64 and 13 tokens.

@@ -13,8 +13,8 @@ fn every_architecture_is_listed_with_its_sizes() {
     let names: Vec<&str> = models.iter().map(|model| model["arch"].as_str().unwrap()).collect();
     assert_eq!(names, ModelConfig::ARCHITECTURES);
     let of = |arch: &str| models.iter().find(|model| model["arch"] == arch).unwrap();
-    // 128 channels and 12 tokens: embedding and decoder, four gates with two matrices and two biases.
-    assert_eq!(of("lstm")["parameters"], 2 * 12 * 128 + 4 * (2 * 128 * 128 + 2 * 128));
+    // 128 channels and 13 tokens: embedding and decoder, four gates with two matrices and two biases.
+    assert_eq!(of("lstm")["parameters"], 2 * 13 * 128 + 4 * (2 * 128 * 128 + 2 * 128));
     assert_eq!(of("lstm")["state_size"], 2 * 128, "the output and the cell");
     assert_eq!(of("rnn")["state_size"], 128);
     assert_eq!(of("gla")["state_size"], 2 * 64 * 32, "two layers, 4 heads of 16 keys and 32 values");

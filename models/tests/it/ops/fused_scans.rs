@@ -97,10 +97,8 @@ proptest! {
                 SlstmState { y, c, n, m }
             });
             let op = if fast { Training::slstm } else { slstm::reference };
-            let (y, last) = op(gates, recurrent, state);
-            let last = [last.y, last.c, last.n, last.m].map(|x| flat(x.detach()));
-            // So that the states, which have none, are compared as well.
-            [vec![flat(y)], last.into()].concat()
+            let (y, _) = op(gates, recurrent, state);
+            vec![flat(y)]
         };
         check("slstm", &arguments[..if given { 6 } else { 2 }], |a| run(a, true), |a| run(a, false));
     }
