@@ -7,20 +7,21 @@ use toml::{Table, Value};
 /// The preset or family of a name, and the settings after it.
 ///
 /// # Errors
-/// A part is not of the form key=value, or a bracket or quote is not closed.
+/// A part is not of the form key=value, a setting is given twice, or a bracket or quote is not closed.
 pub(super) fn parse_name(name: &str) -> Result<(&str, Table), DataError> {
-    let wrong = |reason: String| DataError::TaskSetting {
-        task: name.to_owned(),
-        reason,
-        hint: "write key=value, for example modular,modulus=7".into(),
-    };
-    let (base, settings) = name.split_once(',').unwrap_or((name, ""));
-    let setting = |part: &str| match part.split_once('=') {
-        Some((key, value)) => Ok((key.trim().to_owned(), parse_value(value.trim()))),
-        None => Err(wrong(format!("`{part}` is not a setting"))),
-    };
-    let parts = split(settings).map_err(wrong)?;
-    let settings = parts.into_iter().filter(|part| !part.is_empty()).map(setting).collect::<Result<_, _>>()?;
+    let hint = "write key=value, for example modular,modulus=7";
+    let wrong =
+        |reason: String, hint: &str| DataError::TaskSetting { task: name.to_owned(), reason, hint: hint.into() };
+    let (base, rest) = name.split_once(',').unwrap_or((name, ""));
+    let mut settings = Table::new();
+    for part in split(rest).map_err(|reason| wrong(reason, hint))?.into_iter().filter(|part| !part.is_empty()) {
+        let (key, value) = part.split_once('=').ok_or_else(|| wrong(format!("`{part}` is not a setting"), hint))?;
+        let (key, value) = (key.trim(), value.trim());
+        if let Some(first) = settings.insert(key.to_owned(), parse_value(value)) {
+            let reason = format!("`{key}` is set twice, to {} and to {value}", show(&first));
+            return Err(wrong(reason, "leave out one of them"));
+        }
+    }
     Ok((base.trim(), settings))
 }
 
@@ -176,5 +177,19 @@ mod tests {
             let error = read(name).unwrap_err();
             assert!(error.contains(part) && error.contains("hint: write key=value"), "{name}: {error}");
         }
+    }
+
+    /// The last one was taken, without a word.
+    #[test]
+    fn a_setting_given_twice_is_named() {
+        for (name, what) in [
+            ("modular,modulus=7,modulus=8", "`modulus` is set twice, to 7 and to 8"),
+            ("x,a=[1, 2],b=3, a = [1]", "`a` is set twice, to [1,2] and to [1]"),
+            ("x,a=1,a=1", "`a` is set twice, to 1 and to 1"),
+        ] {
+            let error = parse_name(name).unwrap_err().to_string();
+            assert!(error.contains(what) && error.contains("hint: leave out one of them"), "{name}: {error}");
+        }
+        assert!(crate::Task::by_name("modular,modulus=7,modulus=8").is_err());
     }
 }
