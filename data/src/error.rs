@@ -63,6 +63,17 @@ pub enum DataError {
         /// The width of the batch.
         pad_to: usize,
     },
+    /// A batch is to have more tokens than [`crate::Batch::MOST_TOKENS`].
+    #[error(
+        "a batch of {rows} rows of {tokens} tokens is too large: there may be {} tokens\n  hint: pad to less, or take fewer examples at once",
+        crate::Batch::MOST_TOKENS
+    )]
+    TooLarge {
+        /// Rows of the batch.
+        rows: usize,
+        /// The width of the batch.
+        tokens: usize,
+    },
     /// Too few positions to draw from.
     #[error(
         "an example has {tokens} tokens, but `{augmentation}` draws {} positions below max_position_embeddings = {max_position_embeddings}\n  hint: one position is spare; raise max_position_embeddings or use shorter examples",

@@ -37,10 +37,14 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The most tokens of a batch, padding included: 2²⁸, whose arrays take 8 GB.
+    pub const MOST_TOKENS: usize = 1 << 28;
+
     /// Pads `examples`; the draws of random positions are numbered by the row.
     ///
     /// # Errors
-    /// An example is longer than [`Collation::pad_to`], or has more tokens than there are positions to draw from.
+    /// An example is longer than [`Collation::pad_to`], or has more tokens than there are positions to draw from; or the
+    /// batch would have more than [`Self::MOST_TOKENS`].
     pub fn collate(
         examples: &[ExampleRef<'_>],
         vocabulary: &Vocabulary,
@@ -64,14 +68,17 @@ impl Batch {
         if longest > seq {
             return Err(DataError::TooLong { tokens: longest, pad_to: seq });
         }
+        let fits = |size: &usize| *size <= Self::MOST_TOKENS;
+        let too_large = || DataError::TooLarge { rows: batch, tokens: seq };
+        let size = batch.checked_mul(seq).filter(fits).ok_or_else(too_large)?;
         let helpers = HelperTokens::of(vocabulary);
         let mut out = Self {
             batch,
             seq,
-            input_ids: vec![i64::from(vocabulary.pad_id()); batch * seq],
-            labels: vec![i64::from(IGNORE); batch * seq],
-            position_ids: collation.positions.zeros(batch * seq),
-            attention_mask: vec![0; batch * seq],
+            input_ids: vec![i64::from(vocabulary.pad_id()); size],
+            labels: vec![i64::from(IGNORE); size],
+            position_ids: collation.positions.zeros(size),
+            attention_mask: vec![0; size],
         };
         for (row, (number, example)) in rows.enumerate() {
             let start = row * seq;
@@ -203,6 +210,10 @@ mod tests {
         assert!(error.starts_with("an example has 16 tokens, but `shift` draws 17 positions"), "{error}");
         let error = collate(Augmentation::None, Some(15)).unwrap_err().to_string();
         assert!(error.starts_with("an example has 16 tokens, but batches are padded to 15"), "{error}");
+        for pad_to in [usize::MAX, usize::MAX / 8, Batch::MOST_TOKENS + 1] {
+            let error = collate(Augmentation::None, Some(pad_to)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("a batch of 1 rows of {pad_to} tokens is too large")), "{error}");
+        }
         assert!(collate(Augmentation::None, None).is_ok());
         assert!(collate(Augmentation::Zooming, None).is_ok());
     }
