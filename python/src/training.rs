@@ -4,7 +4,7 @@ use crate::calls::{Raised, Watch, released};
 use crate::errors::{Failure, Kind};
 use pipeline::config::Config;
 use pipeline::export::{ExportPlan, export_run};
-use pipeline::train::{Evaluation, Outcome};
+use pipeline::train::Outcome;
 use pipeline::{ReportPlan, RunDir, StepReport, Watcher, Workspace, write_report};
 use pyo3::prelude::*;
 use serde_json::{Value as Json, json};
@@ -46,23 +46,29 @@ impl Watcher for Teller {
     }
 }
 
-/// A config as Python gives it, with changes to it. Both are JSON, which Python makes of its dictionaries.
-fn config(source: &ConfigSource, overrides: &str) -> Result<Config, Failure> {
-    let wrong = |text: String| Failure::new(Kind::Argument, text);
-    let overrides: serde_json::Map<String, Json> =
-        serde_json::from_str(overrides).map_err(|error| wrong(format!("cannot read the overrides: {error}")))?;
+/// Changes to a config as Python gives them: JSON, which it makes of its dictionaries.
+fn changes(overrides: &str) -> Result<Vec<(String, toml::Value)>, Failure> {
+    let wrong = |error: String| Failure::new(Kind::Argument, format!("cannot read the overrides: {error}"));
+    let table: serde_json::Map<String, Json> =
+        serde_json::from_str(overrides).map_err(|error| wrong(error.to_string()))?;
     let value = |(key, value): (String, Json)| {
         let value = toml::Value::try_from(value).map_err(|error| wrong(format!("{key}: {error}")))?;
         Ok((key, value))
     };
-    let overrides = overrides.into_iter().map(value).collect::<Result<Vec<_>, Failure>>()?;
+    table.into_iter().map(value).collect()
+}
+
+/// A config as Python gives it, with changes to it.
+fn config(source: &ConfigSource, overrides: &str) -> Result<Config, Failure> {
+    let wrong = |error: String| Failure::new(Kind::Argument, format!("cannot read the config: {error}"));
+    let overrides = changes(overrides)?;
     Ok(match source {
         ConfigSource { file: Some(path), .. } => Config::load(path, &overrides)?,
         ConfigSource { toml: Some(text), .. } => Config::parse(text, &overrides)?,
         ConfigSource { json, .. } => {
-            let table: Json = serde_json::from_str(json.as_deref().unwrap_or("{}"))
-                .map_err(|error| wrong(format!("cannot read the config: {error}")))?;
-            let text = toml::to_string(&table).map_err(|error| wrong(format!("cannot read the config: {error}")))?;
+            let table: Json =
+                serde_json::from_str(json.as_deref().unwrap_or("{}")).map_err(|error| wrong(error.to_string()))?;
+            let text = toml::to_string(&table).map_err(|error| wrong(error.to_string()))?;
             Config::parse(&text, &overrides)?
         }
     })
@@ -106,19 +112,8 @@ fn facts(run: &RunDir) -> Result<Json, Failure> {
 }
 
 fn trained(run: &RunDir, outcome: &Outcome) -> Result<String, Failure> {
-    let scores = |e: &Evaluation| {
-        json!({
-            "loss": e.loss,
-            "accuracy": e.score.accuracy(),
-            "counting_accuracy": e.score.counting_accuracy(),
-            "last_accuracy": e.score.last_accuracy(),
-            "sequence_accuracy": e.score.sequence_accuracy(),
-            "unseen_accuracy": e.unseen_accuracy,
-        })
-    };
-    let splits: serde_json::Map<_, _> = outcome.evaluations.iter().map(|(name, e)| (name.clone(), scores(e))).collect();
     let mut all = facts(run)?;
-    all["outcome"] = json!({ "loss": outcome.loss, "seconds": outcome.seconds, "splits": splits });
+    all["outcome"] = json!({ "loss": outcome.loss, "seconds": outcome.seconds, "splits": outcome.scores() });
     Ok(all.to_string())
 }
 
@@ -168,14 +163,7 @@ pub fn resume(
     let workspace = Workspace::new(runs, datasets).watched_by(teller);
     let done = released(py, || -> Result<String, Failure> {
         let run = workspace.run(&handle)?;
-        let wrong = |error: String| Failure::new(Kind::Argument, format!("cannot read the overrides: {error}"));
-        let table: serde_json::Map<String, Json> =
-            serde_json::from_str(overrides).map_err(|error| wrong(error.to_string()))?;
-        let value = |(key, value): (String, Json)| {
-            Ok((key, toml::Value::try_from(value).map_err(|error| wrong(error.to_string()))?))
-        };
-        let overrides = table.into_iter().map(value).collect::<Result<Vec<_>, Failure>>()?;
-        let outcome = pipeline::train::resume(&workspace, &run, &overrides)?;
+        let outcome = pipeline::train::resume(&workspace, &run, &changes(overrides)?)?;
         trained(&run, &outcome)
     });
     raised.or(done).map_err(|error| with_handle(py, error, Some(handle)))

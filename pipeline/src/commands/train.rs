@@ -6,7 +6,6 @@ use crate::cli::summary::percent;
 use crate::cli::table::{Table, column};
 use crate::config::{Config, not_a_seed, parse_override};
 use crate::run::RunDir;
-use crate::train::Evaluation;
 use crate::train::{Outcome, resume_as, train_and_tell};
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value as Json, json};
@@ -50,17 +49,6 @@ fn announce(context: &Context, run: &RunDir) -> Result<()> {
 }
 
 fn result(run: &RunDir, outcome: &Outcome) -> Json {
-    let scores = |e: &Evaluation| {
-        json!({
-            "loss": e.loss,
-            "accuracy": e.score.accuracy(),
-            "counting_accuracy": e.score.counting_accuracy(),
-            "last_accuracy": e.score.last_accuracy(),
-            "sequence_accuracy": e.score.sequence_accuracy(),
-            "unseen_accuracy": e.unseen_accuracy,
-        })
-    };
-    let splits: serde_json::Map<_, _> = outcome.evaluations.iter().map(|(name, e)| (name.clone(), scores(e))).collect();
     let accuracy = |split: &str| outcome.evaluation(split).and_then(|e| e.score.accuracy());
     json!({
         "handle": run.handle(),
@@ -73,7 +61,7 @@ fn result(run: &RunDir, outcome: &Outcome) -> Json {
         "val_accuracy": accuracy("val"),
         "ood_test_accuracy": accuracy("ood_test"),
         "ood_test_last_accuracy": outcome.evaluation("ood_test").and_then(|e| e.score.last_accuracy()),
-        "splits": splits,
+        "splits": outcome.scores(),
     })
 }
 

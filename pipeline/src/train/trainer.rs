@@ -22,6 +22,7 @@ use data::{Collation, Folded};
 use indicatif::ProgressBar;
 use models::ops::SequenceOps;
 use models::{Model, Weights};
+use serde_json::{Value as Json, json};
 use std::time::{Duration, Instant};
 
 /// How a run ended.
@@ -49,6 +50,21 @@ impl Outcome {
     /// The last evaluation of a split.
     pub fn evaluation(&self, split: &str) -> Option<&Evaluation> {
         self.evaluations.iter().find(|(name, _)| name == split).map(|(_, evaluation)| evaluation)
+    }
+
+    /// The scores of the last evaluation of every split as JSON: an object for each, by name.
+    pub fn scores(&self) -> serde_json::Map<String, Json> {
+        let scores = |Evaluation { score, loss, unseen_accuracy, .. }: &Evaluation| {
+            json!({
+                "loss": loss,
+                "accuracy": score.accuracy(),
+                "counting_accuracy": score.counting_accuracy(),
+                "last_accuracy": score.last_accuracy(),
+                "sequence_accuracy": score.sequence_accuracy(),
+                "unseen_accuracy": unseen_accuracy,
+            })
+        };
+        self.evaluations.iter().map(|(name, evaluation)| (name.clone(), scores(evaluation))).collect()
     }
 }
 
