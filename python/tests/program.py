@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
-from pathlib import Path
+import sysconfig
 
-FOLDER = Path(sys.executable).parent
+FOLDER = sysconfig.get_path("scripts")
 
 
 def path() -> str:
