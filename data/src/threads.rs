@@ -3,12 +3,16 @@
 //! thread if necessary, or returns an error.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 /// The most threads that can be requested: more than any machine has cores for one process.
 pub const MOST: usize = 1024;
+/// How often [`share_until`] asks while it waits for the other threads.
+const ASKED_EVERY: Duration = Duration::from_millis(50);
 
 /// The system refused to start a thread.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,40 @@ pub fn share(count: usize, work: impl Fn() + Sync) {
     });
 }
 
+/// [`share`] for long work that may be stopped; returns whether it was. `work` gets a function that says whether to stop,
+/// and returns early once it does. On the calling thread that function is `stop`; the other threads follow it.
+pub fn share_until(
+    count: usize,
+    stop: &mut dyn FnMut() -> bool,
+    work: impl Fn(&mut dyn FnMut() -> bool) + Sync,
+) -> bool {
+    let stopped = AtomicBool::new(false);
+    let mut asked = || {
+        if !stopped.load(Relaxed) && stop() {
+            stopped.store(true, Relaxed);
+        }
+        stopped.load(Relaxed)
+    };
+    let (working, ended) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let (work, stopped) = (&work, &stopped);
+        let _ = (1..count).try_for_each(|_| {
+            let working = working.clone(); // closed when this thread ends
+            spawn(scope, move || {
+                work(&mut || stopped.load(Relaxed));
+                drop(working);
+            })
+            .map(|_| ())
+        });
+        drop(working);
+        work(&mut asked);
+        while ended.recv_timeout(ASKED_EVERY) == Err(RecvTimeoutError::Timeout) {
+            asked();
+        }
+    });
+    stopped.into_inner()
+}
+
 /// Runs every job, each on a thread of its own as far as the system allows, the others one after the other on the
 /// calling thread. Returns their results in order; `Err` where one panicked.
 pub fn all<T: Send>(jobs: impl IntoIterator<Item = impl FnOnce() -> T + Send>) -> Vec<std::thread::Result<T>> {
@@ -94,7 +132,7 @@ pub fn all<T: Send>(jobs: impl IntoIterator<Item = impl FnOnce() -> T + Send>) -
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn threads_can_be_tried_out() {
@@ -114,5 +152,30 @@ mod tests {
             }
         });
         assert_eq!(sum.into_inner(), 5050);
+    }
+
+    #[test]
+    fn shared_work_stops_in_every_thread_and_while_the_others_are_waited_for() {
+        let (next, sum) = (AtomicUsize::new(1), AtomicUsize::new(0));
+        let stopped = share_until(4, &mut || false, |stop| {
+            while let Some(n) = Some(next.fetch_add(1, Relaxed)).filter(|n| *n <= 100 && !stop()) {
+                sum.fetch_add(n, Relaxed);
+            }
+        });
+        assert!(!stopped);
+        assert_eq!(sum.into_inner(), 5050);
+        // The calling thread ends at once; the others go on until somebody says stop.
+        let caller = std::thread::current().id();
+        let mut asked = 0;
+        let mut at_the_third = || {
+            asked += 1;
+            asked >= 3
+        };
+        let stopped = share_until(3, &mut at_the_third, |stop| {
+            while std::thread::current().id() != caller && !stop() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        assert!(stopped && asked == 3, "{asked}");
     }
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 __version__: str
 cuda: bool
+longest: int
 
 class Table:
     def __arrow_c_schema__(self) -> object: ...

@@ -85,7 +85,7 @@ def sweep(  # type: ignore[misc]  # the first signature leaves its options to th
     Args:
         model: A path of an ONNX file; an ONNX ``ModelProto`` or its bytes; a :class:`Run`; a ``torch.nn.Module``, which is
             called with int64 ids ``[batch, seq]`` and returns logits ``[batch, seq, vocab]`` (or a tuple that begins with them,
-            or an object that has ``logits``): it is exported to ONNX in memory and compared with that at three lengths; or any
+            or an object that has ``logits``): it is exported to ONNX in memory and compared with that at some lengths; or any
             function of such ids (NumPy) that returns such logits.
         task: The task. Models that name theirs need none.
         lengths: The lengths, in main tokens.
@@ -209,7 +209,7 @@ def _options(
 #: The largest counts that make sense, far beyond what fits into memory.
 MOST = 2**31 - 1
 #: The longest length.
-LONGEST = 2**24
+LONGEST = _native.longest
 
 
 def whole(name: str, value: Any, most: int, *, optional: bool = False) -> int | None:

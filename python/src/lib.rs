@@ -38,6 +38,7 @@ mod _native {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("longest", evaluators::Lengths::LONGEST)?;
         module.add("cuda", cfg!(feature = "cuda"))
     }
 

@@ -3,6 +3,7 @@
 use crate::calls::released;
 use crate::errors::{Failure, Kind};
 use data::Split;
+use evaluators::Lengths;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
@@ -172,15 +173,15 @@ impl Task {
     #[pyo3(signature = (length, index=0, seed=0))]
     fn test(&self, py: Python<'_>, length: u32, index: usize, seed: u64) -> PyResult<(Vec<u16>, Vec<i16>)> {
         let task = &self.task;
+        let none = |reason: String| {
+            Failure::new(Kind::Argument, format!("task `{}` has no test of length {length}: {reason}", task.name))
+        };
         let test = released(py, || {
             task.family.outside().map_or(Ok(()), |outside| outside.ready())?;
-            let none = |limit: data::LengthLimit| {
-                Failure::new(
-                    Kind::Argument,
-                    format!("task `{}` has no test of length {length}: {}", task.name, limit.reason),
-                )
-            };
-            task.family.test(seed, index, length).map_err(none)
+            if length > Lengths::LONGEST {
+                return Err(none(format!("sequences go up to length {}", Lengths::LONGEST)));
+            }
+            task.family.test(seed, index, length).map_err(|limit| none(limit.reason))
         })?;
         Ok((test.input_ids, test.labels))
     }

@@ -11,7 +11,7 @@ import pytest
 
 import inductive_counting as ic
 
-from conftest import TASK, exact_counter
+from conftest import PARITY, TASK, exact_counter
 from program import path
 
 Argument, Model, File, Missing = ic.ArgumentError, ic.ModelError, ic.FileError, ic.MissingFileError
@@ -26,6 +26,9 @@ def wrong_shape(ids: np.ndarray) -> np.ndarray:
 CASES: list[tuple[type[Exception], str, Callable[[Path], object]]] = [
     (Argument, "did you mean `chomsky/parity_check`", lambda _: ic.task("chomsky/parity_chek")),
     (Argument, "no setting `modulos`", lambda _: ic.task("modular,modulos=3")),
+    (Argument, "`modulus` is set twice, to 7 and to 8", lambda _: ic.task("modular,modulus=7,modulus=8")),
+    (Argument, "no test of length 536870912: sequences go up to length 16777216", lambda _: ic.task(PARITY).test(2**29)),
+    (Argument, "20000000 is longer than 16777216", lambda _: ic.sweep(exact_counter, **{**SWEEP, "lengths": "1..20000000:100"})),
     (Argument, "has no token `zebra`", lambda _: ic.task(TASK).encode("zebra")),
     (Argument, "has no token 99", lambda _: ic.task(TASK).decode([99])),
     (Argument, "has no token -1", lambda _: ic.task(TASK).labels([-1])),
@@ -145,6 +148,8 @@ def test_sizes_of_batches_have_limits() -> None:
     for options in [{"pad_to": 2**62}, {"pad_to": 0}, {"batch_size": 2**40}, {"start": 2**62}]:
         with pytest.raises(ic.ArgumentError, match=f"{next(iter(options))} is "):
             next(ic.batches("word/Z2", **options))
+    with pytest.raises(ic.ArgumentError, match="a batch of 32 rows of 16777216 tokens is too large"):
+        next(ic.batches("word/Z2", pad_to=2**24))
 
 
 def test_a_function_that_returns_nothing_says_so() -> None:

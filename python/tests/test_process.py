@@ -94,6 +94,39 @@ def test_ctrl_c_ends_a_long_sweep_at_once(model: str, onnx_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent in another way there")
+def test_ctrl_c_ends_a_sweep_that_still_plans() -> None:
+    code = """
+        import threading, time
+        import numpy as np, inductive_counting as ic
+        from conftest import PARITY
+        task, calls = ic.task(PARITY), 0
+        def zeros(ids):
+            global calls
+            calls += 1
+            return np.zeros((*ids.shape, len(task.vocabulary)), np.float32)
+        def watch():
+            before = -1
+            while calls == 0 or calls != before:  # until the probe is over
+                before = calls
+                time.sleep(1)
+            print("plans", flush=True)
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            ic.sweep(zeros, task=task, lengths=range(1, 5000), samples=2000)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    process = python(code)
+    assert process.stdout is not None and process.stdout.readline() == "plans\n"
+    start = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    out = said(process, within=60)
+    seconds = time.perf_counter() - start
+    assert out == "interrupted\n"
+    assert seconds < 2, f"it took {seconds:.1f} s"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent in another way there")
 def test_ctrl_c_saves_a_run_which_goes_on_to_the_same_end(tmp_path: Path) -> None:
     code = """
         import sys, inductive_counting as ic

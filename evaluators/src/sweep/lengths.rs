@@ -19,6 +19,10 @@ const MOST: u64 = 10_000_000;
 pub struct Lengths(Vec<u32>);
 
 impl Lengths {
+    /// The longest length that can be asked for: a sequence of so many tokens still fits into memory, and is made in
+    /// seconds.
+    pub const LONGEST: u32 = 1 << 24;
+
     /// Exactly the lengths that occur in `values`; zeros are dropped.
     pub fn from_values(values: impl IntoIterator<Item = u32>) -> Self {
         let mut values: Vec<u32> = values.into_iter().filter(|&l| l > 0).collect();
@@ -101,6 +105,7 @@ impl Range {
             Self { first: 0, .. } => Err("lengths start at 1, not 0".into()),
             Self { step: 0, .. } => Err("a step of 0 never arrives".into()),
             _ if first > last => Err(format!("{first}..{last} runs backwards; did you mean {last}..{first}?")),
+            _ if last > Lengths::LONGEST => Err(format!("{last} is longer than {}", Lengths::LONGEST)),
             _ => Ok(Self { first, last, step }),
         }
     }
@@ -163,7 +168,9 @@ mod tests {
             ("5..", "a number is missing"),
             ("1..9:0", "a step of 0 never arrives"),
             ("99999999999", "99999999999 is too large"),
-            ("1..20000000", "that is 20000000 lengths, more than 10000000"),
+            ("1..16000000", "that is 16000000 lengths, more than 10000000"),
+            ("10,16777217", "16777217 is longer than 16777216"),
+            ("4000000000", "4000000000 is longer than 16777216"),
         ] {
             assert_eq!(refused(text), format!("cannot read the lengths `{text}`: {reason}{hint}"));
         }

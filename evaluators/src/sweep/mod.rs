@@ -19,7 +19,7 @@ use crate::sweep::execute::execute;
 use crate::sweep::journal::Journal;
 use crate::sweep::plan::{Item, Job, pack};
 use crate::sweep::probe::{Asked, probe};
-use crate::sweep::rounds::{Furthest, Round, Tests, items};
+use crate::sweep::rounds::{Furthest, Round, Tests, items, total_tokens};
 use crate::sweep::setting::{Course, Setting};
 use crate::sweep::tally::Tally;
 use crate::sweep::work::{BatchScore, Work};
@@ -106,7 +106,7 @@ impl<'a> Sweep<'a> {
         self
     }
 
-    /// The lengths to score: a range, or parsed [`Lengths`].
+    /// The lengths to score: a range, or parsed [`Lengths`]; up to [`Lengths::LONGEST`].
     pub fn lengths(mut self, lengths: impl Into<Lengths>) -> Self {
         self.lengths = lengths.into();
         self
@@ -206,8 +206,8 @@ impl<'a> Sweep<'a> {
     }
 
     /// Ends the sweep with [`EvalError::Interrupted`] once `stop` says true. It is asked, in the thread that runs the
-    /// sweep, before every pass of a probe, after every batch, and every 50 ms in between. With a journal, the next sweep
-    /// goes on from there.
+    /// sweep, before every pass of a probe, between the tests that are made to plan the batches, after every batch, and
+    /// every 50 ms in between: often, so that it should be quick. With a journal, the next sweep goes on from there.
     pub fn stop_when(mut self, stop: impl FnMut() -> bool + 'a) -> Self {
         self.stop = Box::new(stop);
         self
@@ -224,7 +224,7 @@ impl<'a> Sweep<'a> {
     pub fn probe(mut self) -> Result<Option<Probe>> {
         let named = self.named_task()?;
         let task = self.task.or(named.as_ref()).ok_or_else(|| self.no_task())?;
-        let longest = self.longest_tokens(task);
+        let longest = self.longest_tokens(task)?;
         Ok(Setting::new(self.model, task, self.augmentation, self.seed).and_then(|s| self.prepared(s, longest))?.probe)
     }
 
@@ -240,14 +240,14 @@ impl<'a> Sweep<'a> {
     ///
     /// # Errors
     /// The model names no task, or its vocabulary differs from the task's; the task runs a program, which nobody has
-    /// allowed ([`data::allow_commands`]); nothing says how its scalar positions are
-    /// made; it runs at none of the lengths. Otherwise, lengths that cannot be scored are not an error: their rows say
-    /// why.
+    /// allowed ([`data::allow_commands`]); nothing says how its scalar positions are made; it runs at none of the
+    /// lengths, or one is beyond [`Lengths::LONGEST`]. Otherwise, lengths that cannot be scored are not an error: their
+    /// rows say why.
     pub fn results(mut self) -> Result<SweepResult> {
         let named = self.named_task()?;
         let task = self.task.or(named.as_ref()).ok_or_else(|| self.no_task())?;
         task.family.outside().map_or(Ok(()), |outside| outside.ready())?;
-        let tokens = self.longest_tokens(task);
+        let tokens = self.longest_tokens(task)?;
         let setting =
             Setting::new(self.model, task, self.augmentation, self.seed).and_then(|s| self.prepared(s, tokens))?;
         let lengths = self.lengths.clone();
@@ -264,7 +264,7 @@ impl<'a> Sweep<'a> {
         let mut open: Vec<usize> = (0..tests.lengths.len()).collect(); // slots that want more tracks, ascending
         let mut furthest = Furthest::default();
         loop {
-            let round = tests.round(tracks.clone(), open);
+            let round = tests.round(tracks.clone(), open, &mut self.stop)?;
             furthest = furthest.max(round.furthest());
             self.run_round(&tests, course, &round, &mut ledger)?;
 
@@ -279,7 +279,7 @@ impl<'a> Sweep<'a> {
         }
 
         let mut tally = ledger.tally;
-        let lengths = tests.results(course.plan, &tally, furthest);
+        let lengths = tests.results(course.plan, &tally, furthest, &mut self.stop)?;
         check_that_something_ran(&setting, &tally, &lengths)?;
         tally.predictions.sort_by_key(|p| (p.length, p.index));
         let facts = SweepFacts::new(self.model, task, "sweep");
@@ -290,7 +290,7 @@ impl<'a> Sweep<'a> {
     fn run_round(&mut self, tests: &Tests<'_>, course: Course, round: &Round, ledger: &mut Ledger) -> Result<()> {
         let Ledger { tally, journal, progress } = ledger;
         let items = items(course.plan, &round.asked, &round.reach);
-        let total: usize = items.clone().map(|item| item.tokens).sum();
+        let total = total_tokens(course.plan, &round.asked, &round.reach);
         progress.total_tokens += total as u64;
         round.expected().for_each(|(slot, sequences)| tally.expect(slot, sequences));
 
@@ -351,10 +351,17 @@ impl<'a> Sweep<'a> {
     }
 
     /// The tokens of the longest length.
-    fn longest_tokens(&self, task: &Task) -> usize {
+    ///
+    /// # Errors
+    /// It is beyond [`Lengths::LONGEST`].
+    fn longest_tokens(&self, task: &Task) -> Result<usize> {
         let longest = self.lengths.longest().unwrap_or(0);
+        if longest > Lengths::LONGEST {
+            let reason = format!("{longest} is longer than {}", Lengths::LONGEST);
+            return Err(EvalError::Lengths { text: self.lengths.to_string(), reason });
+        }
         let track = task.family.track(self.seed, 0, longest);
-        track.header + longest as usize * track.stride
+        Ok(track.header + longest as usize * track.stride)
     }
 
     fn open_journal(&self, task: &Task, setting: &Setting, course: Course) -> Result<Option<Journal>> {
@@ -363,7 +370,7 @@ impl<'a> Sweep<'a> {
             return Ok(None);
         };
         // How much memory is free changes all the time; it is part of the sweep only where it leaves out lengths.
-        let tokens = self.longest_tokens(task);
+        let tokens = self.longest_tokens(task)?;
         let title = json!({
             "model": model,
             "logits": setting.interface.output.name,

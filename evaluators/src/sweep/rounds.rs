@@ -3,7 +3,7 @@
 use crate::sweep::plan::{Item, Job};
 use crate::sweep::setting::Setting;
 use crate::sweep::tally::Tally;
-use crate::{LengthResult, Plan};
+use crate::{EvalError, LengthResult, Plan, Result};
 use data::{Example, Family, LengthLimit, Track};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,7 +40,8 @@ pub(crate) struct Reach {
 
 impl Reach {
     fn contains(&self, slot: usize) -> bool {
-        self.slots.iter().any(|block| block.contains(&slot))
+        let block = self.slots.partition_point(|block| block.end <= slot);
+        self.slots.get(block).is_some_and(|block| block.contains(&slot))
     }
 
     /// How many lengths there are.
@@ -99,24 +100,26 @@ impl<'s> Tests<'s> {
         self.family().track(self.seed, self.number(index), self.lengths.last().copied().unwrap_or(0))
     }
 
-    fn test(&self, index: usize, length: u32) -> Result<Example, LengthLimit> {
+    fn test(&self, index: usize, length: u32) -> std::result::Result<Example, LengthLimit> {
         self.family().test(self.seed, self.number(index), length)
     }
 
     /// Walks over the tracks, which costs little next to the model, to see which of the lengths each has a test of.
-    pub fn round(&self, tracks: Range<usize>, open: Vec<usize>) -> Round {
+    ///
+    /// # Errors
+    /// `stop` said true, which is asked between any two tests.
+    pub fn round(&self, tracks: Range<usize>, open: Vec<usize>, stop: &mut dyn FnMut() -> bool) -> Result<Round> {
         let asked: Vec<u32> = open.iter().map(|&slot| self.lengths[slot]).collect();
-        let slots = if self.family().prefix_closed() {
-            tracks.clone().map(|index| self.prefixes(&self.track(index), &asked)).collect()
-        } else {
-            self.single_tests(tracks.clone(), &asked)
-        };
-        let reach = tracks.zip(slots).map(|(index, slots)| {
-            let Track { header, stride, .. } = self.track(index);
-            Reach { index, slots, header, stride }
-        });
-        let reach = reach.collect();
-        Round { open, asked, reach }
+        let closed = self.family().prefix_closed();
+        let mut own = if closed { vec![] } else { self.single_tests(tracks.clone(), &asked, stop)? }.into_iter();
+        let mut reach = Vec::new();
+        for index in tracks {
+            go_on(stop)?;
+            let track = self.track(index);
+            let slots = if closed { self.prefixes(&track, &asked) } else { own.next().unwrap_or_default() };
+            reach.push(Reach { index, slots, header: track.header, stride: track.stride });
+        }
+        Ok(Round { open, asked, reach })
     }
 
     /// The lengths that a track tests with its prefixes.
@@ -130,21 +133,30 @@ impl<'s> Tests<'s> {
 
     /// The lengths that each track has a test of its own of, one length after the other: what is costly to make for one
     /// track may be there for the others.
-    fn single_tests(&self, tracks: Range<usize>, asked: &[u32]) -> Vec<Vec<Range<usize>>> {
+    fn single_tests(
+        &self,
+        tracks: Range<usize>,
+        asked: &[u32],
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<Vec<Range<usize>>>> {
         let runs = |example: &Example| self.setting.obstacle(example.as_ref()).is_none();
         let (next, found) = (AtomicUsize::new(0), Mutex::new(vec![vec![false; asked.len()]; tracks.len()]));
         let lock = || found.lock().unwrap_or_else(PoisonError::into_inner);
-        data::threads::share(data::threads::available(), || {
+        let stopped = data::threads::share_until(data::threads::available(), stop, |stop| {
             loop {
                 let slot = next.fetch_add(1, Ordering::Relaxed);
                 let Some(length) = asked.get(slot) else { return };
-                let has = |index: usize| self.test(index, *length).is_ok_and(|example| runs(&example));
-                let has: Vec<bool> = tracks.clone().map(has).collect();
+                let has =
+                    |index: usize| (!stop()).then(|| self.test(index, *length).is_ok_and(|example| runs(&example)));
+                let Some(has) = tracks.clone().map(has).collect::<Option<Vec<bool>>>() else { return };
                 lock().iter_mut().zip(has).for_each(|(own, has)| own[slot] = has);
             }
         });
+        if stopped {
+            return Err(EvalError::Interrupted);
+        }
         let of_track = |own: &Vec<bool>| blocks((0..asked.len()).filter(|slot| own[*slot]));
-        lock().iter().map(of_track).collect()
+        Ok(lock().iter().map(of_track).collect())
     }
 
     /// The sequence of an item of a round.
@@ -160,16 +172,32 @@ impl<'s> Tests<'s> {
 
     /// One row per length. Where even the longest track ends before the length, it knows why; otherwise the model is
     /// the limit.
-    pub fn results(&self, plan: Plan, tally: &Tally, furthest: Furthest) -> Vec<LengthResult> {
+    ///
+    /// # Errors
+    /// `stop` said true, which is asked for every length.
+    pub fn results(
+        &self,
+        plan: Plan,
+        tally: &Tally,
+        furthest: Furthest,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<LengthResult>> {
         let result = |(slot, &length): (usize, &u32)| {
+            go_on(stop)?;
             let obstacle = || {
                 let test = self.test(furthest.index, length);
                 test.map_or_else(|limit| Some(limit.reason), |example| self.setting.obstacle(example.as_ref()))
             };
-            self.setting.result(length, plan, &tally.scores[slot], tally.failures[slot].clone(), obstacle)
+            Ok(self.setting.result(length, plan, &tally.scores[slot], tally.failures[slot].clone(), obstacle))
         };
         self.lengths.iter().enumerate().map(result).collect()
     }
+}
+
+/// # Errors
+/// `stop` says true.
+pub(crate) fn go_on(stop: &mut dyn FnMut() -> bool) -> Result<()> {
+    if stop() { Err(EvalError::Interrupted) } else { Ok(()) }
 }
 
 impl Round {
@@ -182,8 +210,15 @@ impl Round {
 
     /// How many sequences will be scored for each slot.
     pub fn expected(&self) -> impl Iterator<Item = (usize, usize)> {
-        let tracks = |asked: usize| self.reach.iter().filter(|reach| reach.contains(asked)).count();
-        self.open.iter().enumerate().map(move |(asked, &slot)| (slot, tracks(asked)))
+        let mut ends = vec![(0, 0); self.open.len() + 1]; // of blocks: how many begin at a slot, and how many ended before it
+        for block in self.reach.iter().flat_map(|reach| &reach.slots) {
+            ends[block.start].0 += 1;
+            ends[block.end].1 += 1;
+        }
+        self.open.iter().zip(ends).scan(0, |tracks, (&slot, (begin, ended))| {
+            *tracks = *tracks + begin - ended;
+            Some((slot, *tracks))
+        })
     }
 
     /// The tokens of all `lengths`, as the track has them that reaches the most.
@@ -194,11 +229,7 @@ impl Round {
 }
 
 /// The sequences of a round, longest first.
-pub(crate) fn items<'i>(
-    plan: Plan,
-    lengths: &'i [u32],
-    reach: &'i [Reach],
-) -> impl Iterator<Item = Item> + Clone + Send + 'i {
+pub(crate) fn items<'i>(plan: Plan, lengths: &'i [u32], reach: &'i [Reach]) -> impl Iterator<Item = Item> + Send + 'i {
     let levels = if plan == Plan::SinglePass { 0..1 } else { 0..lengths.len() };
     levels.rev().flat_map(move |slot| {
         reach.iter().flat_map(move |reach| {
@@ -213,6 +244,23 @@ pub(crate) fn items<'i>(
             })
         })
     })
+}
+
+/// The tokens of all [`items`], without a walk over every length of every track.
+pub(crate) fn total_tokens(plan: Plan, lengths: &[u32], reach: &[Reach]) -> usize {
+    let sum = |sum: &mut usize, length: &u32| {
+        *sum += *length as usize;
+        Some(*sum)
+    };
+    let sums: Vec<usize> = std::iter::once(0).chain(lengths.iter().scan(0, sum)).collect();
+    let tokens = |reach: &Reach| -> usize {
+        let block = |block: &Range<usize>| match plan {
+            Plan::SinglePass => reach.header + lengths[block.end - 1] as usize * reach.stride,
+            _ => block.len() * reach.header + (sums[block.end] - sums[block.start]) * reach.stride,
+        };
+        reach.slots.iter().map(block).sum()
+    };
+    reach.iter().map(tokens).sum()
 }
 
 #[cfg(test)]
@@ -230,6 +278,8 @@ mod tests {
         let spans = |plan| items(plan, &[5, 6, 7, 9], &reach).map(|item| (item.span, item.tokens)).collect::<Vec<_>>();
         assert_eq!(spans(Plan::Exhaustive), [(3..4, 19), (1..2, 13), (0..1, 11)]);
         assert_eq!(spans(Plan::SinglePass), [(0..2, 13), (3..4, 19)]);
+        assert_eq!(total_tokens(Plan::Exhaustive, &[5, 6, 7, 9], &reach), 19 + 13 + 11);
+        assert_eq!(total_tokens(Plan::SinglePass, &[5, 6, 7, 9], &reach), 13 + 19);
         let round = Round { open: vec![0, 1, 2, 3], asked: vec![5, 6, 7, 9], reach: reach.into() };
         assert_eq!((round.furthest().index, round.furthest().lengths), (4, 4));
         assert_eq!(round.expected().collect::<Vec<_>>(), [(0, 1), (1, 1), (2, 0), (3, 1)]);

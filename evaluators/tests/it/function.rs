@@ -141,6 +141,54 @@ fn a_sweep_stops_when_it_is_told_to() {
     assert!(seen.load(Ordering::Relaxed) - before < 100, "{}", seen.load(Ordering::Relaxed) - before);
 }
 
+/// Making thousands of tests to see which lengths have any took half a minute, in which nobody asked.
+#[test]
+fn a_sweep_stops_while_it_plans_and_while_it_makes_rows() {
+    let trusted = || Some(evaluators::Probe::trusted());
+    for name in ["chomsky/parity_check", "word/Z2"] {
+        let task = Task::by_name(name).unwrap();
+        assert_eq!(task.family.prefix_closed(), name == "word/Z2");
+        let (passes, width) = (Arc::new(AtomicUsize::new(0)), task.vocabulary.len());
+        let counter = passes.clone();
+        let mut model = Model::from_function("zeros", ModelInfo::default(), move |batch: &Batch| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            Ok(vec![0.0; batch.batch * batch.seq * width])
+        });
+        let mut asked = 0;
+        let sweep = Sweep::new(&mut model).task(&task).lengths(1..=5000).samples(2000).probed(trusted());
+        let result = sweep
+            .stop_when(|| {
+                asked += 1;
+                asked > 50
+            })
+            .results();
+        assert!(matches!(result, Err(EvalError::Interrupted)), "{name}");
+        assert_eq!((asked, passes.load(Ordering::Relaxed)), (51, 1), "{name}: one pass to see the width of the logits");
+    }
+    // Rows of lengths without scores: each makes a test to see why.
+    let task = Task::by_name(MOD10).unwrap();
+    let mut model = crate::common::model("reads_positions"); // 64 positions
+    let (tokens, mut asked) = (AtomicUsize::new(0), 0);
+    let sweep = Sweep::new(&mut model).task(&task).lengths(1..=2000).probed(trusted());
+    let sweep = sweep
+        .progress(|progress| tokens.store((progress.total_tokens - progress.tokens) as usize + 1, Ordering::Relaxed));
+    let result = sweep
+        .stop_when(|| {
+            asked += u32::from(tokens.load(Ordering::Relaxed) == 1); // all have run
+            asked > 100
+        })
+        .results();
+    assert!(matches!(result, Err(EvalError::Interrupted)));
+}
+
+#[test]
+fn lengths_without_end_are_refused() {
+    let task = Task::by_name(MOD10).unwrap();
+    let mut model = crate::common::model("counts_mod10");
+    let error = Sweep::new(&mut model).task(&task).lengths(5..=20_000_000).results().err().unwrap().to_string();
+    assert!(error.contains("lengths `5..20000000`: 20000000 is longer than 16777216"), "{error}");
+}
+
 #[test]
 fn an_interrupted_sweep_goes_on_from_its_journal() {
     let task = Task::by_name(MOD10).unwrap();
