@@ -25,7 +25,9 @@ log = logging.getLogger("inductive_counting")
 #: The names of ``exporter=``, and in which order they are tried.
 EXPORTERS = ("torchscript", "dynamo")
 #: Sequences of up to this many tokens are compared.
-MOST_TOKENS = 1024
+MOST_TOKENS = 4096
+#: Longer ones are compared alone.
+MANY_TOKENS = 1024
 #: Logits may differ by this much, or by this part of the largest one.
 TOLERANCE = 1e-3
 #: Exporters change state of the whole process, as the filters of warnings are; a failing one prints its graph.
@@ -62,10 +64,6 @@ class _Differs(ModelError):
     """The exported file computes something else."""
 
 
-class _Decides(_Differs):
-    """The module decides something in Python by values or sizes of tensors, and a trace keeps one of the ways."""
-
-
 def load(
     module: torch.nn.Module,
     task: Task,
@@ -92,15 +90,19 @@ def load(
         if refused is not None:
             # A file would run where the module does not, and give scores that nobody could have.
             reasons, kinds = [refused], ()
+        example = _example(module, [ids for ids, _ in tests if len(ids) > 1][-1])
+        if kinds and (where := _decision(module, example)):
+            # Both exporters forget it, and only at some lengths or in some batches does that show.
+            decides = f"decides something in Python by values or sizes of tensors ({where}), which an ONNX file forgets"
+            if exporter != "auto":
+                hint = "exporter='none' has PyTorch run the module, which is slower"
+                raise ModelError(f"{name} {decides}\n  hint: {hint}")
+            reasons, kinds = [f"it {decides}"], ()
         for kind in kinds:
             try:
-                model = _export(module, kind, tests[-1][0])
+                model = _export(module, kind, example)
             except Exception as error:  # exporters fail with exceptions of every kind
-                if isinstance(error, _Decides) and exporter != "auto":
-                    raise
                 reasons.append(f"{kind}: {_first_line(error)}")
-                if isinstance(error, _Decides):
-                    break  # the other exporter forgets it as well, and does not say so
                 continue
             try:
                 loaded = _native.Model.from_bytes(name, with_metadata(model, facts), **options)
@@ -161,24 +163,24 @@ def _in_evaluation(module: torch.nn.Module) -> Callable[[np.ndarray[Any, Any]], 
 def _tests(
     run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], task: Task, longest: int
 ) -> tuple[list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]], str | None]:
-    """Ids ``[3, seq]`` of three lengths, a test of the task and two rows at random, with the module's logits of them; and why
-    the module refused the longest, if it did.
+    """Ids ``[rows, seq]`` of several lengths, ascending, alone and in threes (a test of the task, and rows at random), with the
+    module's logits of them; and why the module refused the longest, if it did.
 
     The longest is the sweep's, but for modules that do not take as much: then the longest that runs of its halves.
     """
     draw = np.random.default_rng(0)
 
-    def ids(length: int) -> np.ndarray[Any, Any]:
+    def ids(length: int, rows: int) -> np.ndarray[Any, Any]:
         try:
             test = np.array(task.test(length)[0], np.int64)
         except ArgumentError:  # the task has no test of that length
             test = draw.integers(0, len(task.vocabulary), length)
-        others = draw.integers(0, len(task.vocabulary), (2, len(test)))
+        others = draw.integers(0, len(task.vocabulary), (rows - 1, len(test)))
         return np.concatenate([test[None], others])[:, :MOST_TOKENS]
 
     length, refused = max(1, min(longest, MOST_TOKENS)), None
     while True:
-        given = ids(length)
+        given = ids(length, 3 if length <= MANY_TOKENS else 1)
         try:
             last = (given, run(given))
             break
@@ -190,8 +192,9 @@ def _tests(
                 name = f"the module refused ids of the shape {given.shape}"
                 raise ModelError(f"{name}: {_first_line(error)}\n  hint: it is called with int64 ids [batch, seq]") from error
             length //= 2
-    shorter = sorted({1, (length + 1) // 2} - {length})
-    tests = [(given, run(given)) for given in map(ids, shorter)] + [last]
+    rows = {length // 4: 1, 3 * length // 4: 1, (length + 1) // 2: 3, MANY_TOKENS: 3, 1: 3}
+    shorter = [ids(one, rows[one]) for one in sorted(rows) if 1 <= one < length]
+    tests = [(given, run(given)) for given in shorter] + [last]
     width = len(task.vocabulary)
     for given, logits in tests:
         if logits.shape[:2] != given.shape or logits.ndim != 3 or logits.shape[2] != width:
@@ -202,38 +205,48 @@ def _tests(
     return tests, refused
 
 
-def _export(module: torch.nn.Module, exporter: str, ids: np.ndarray[Any, Any]) -> bytes:
-    """The module as a serialised ``ModelProto``, with symbolic batch and seq."""
+def _example(module: torch.nn.Module, ids: np.ndarray[Any, Any]) -> torch.Tensor:
+    """The ids that a module is exported with: 2 rows of an even number of tokens, which is not the only one that is compared:
+    what is fixed to it by mistake shows."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    # An even number of tokens, and not the only one that is compared: what is fixed to it by mistake shows.
-    example = torch.from_numpy(np.ascontiguousarray(ids[:2, : max(2, min(6, ids.shape[1]))])).to(device)
-    wrapped = _Logits(module).eval()
-    names: dict[str, Any] = {"input_names": ["input_ids"], "output_names": ["logits"]}
+    return torch.from_numpy(np.ascontiguousarray(ids[:2, : max(2, min(6, ids.shape[1]))])).to(device)
+
+
+@contextlib.contextmanager
+def _exporting() -> Iterator[list[warnings.WarningMessage]]:
+    """Alone, without what exporters print and warn of; the warnings are kept."""
     with _EXPORTING, _unfused(), warnings.catch_warnings(record=True) as said, contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # about what is compared afterwards, and about the exporters' own future
+        yield said
+
+
+def _decision(module: torch.nn.Module, example: torch.Tensor) -> str | None:
+    """Where the module decides something in Python by values or sizes of tensors, if it does: a trace tells. PyTorch's own
+    modules know what they do; others may take another way for other ids, at other lengths, or in other batches. (That a size
+    has become a number, of which PyTorch warns as well, shows in the comparison.)"""
+    tracing: type[Warning] = getattr(torch.jit, "TracerWarning")  # noqa: B009  # its stubs do not have it
+    own = str(Path(torch.__file__).parent)
+    with _exporting() as said:
+        warnings.simplefilter("always", tracing)
+        with contextlib.suppress(Exception):  # what cannot be traced may have decided before
+            torch.jit.trace(_Logits(module).eval(), (example,), check_trace=False)
+    for one in said:
+        is_one = issubclass(one.category, tracing) and "Python boolean" in str(one.message)
+        if is_one and not one.filename.startswith(own):
+            return f"{Path(one.filename).name}, line {one.lineno}"
+    return None
+
+
+def _export(module: torch.nn.Module, exporter: str, example: torch.Tensor) -> bytes:
+    """The module as a serialised ``ModelProto``, with symbolic batch and seq."""
+    wrapped = _Logits(module).eval()
+    names: dict[str, Any] = {"input_names": ["input_ids"], "output_names": ["logits"]}
+    with _exporting():
         if exporter == "torchscript":
-            tracing: type[Warning] = getattr(torch.jit, "TracerWarning")  # noqa: B009  # its stubs do not have it
-            warnings.simplefilter("always", tracing)
             file = io.BytesIO()
             axes = {name: {0: "batch", 1: "seq"} for name in ("input_ids", "logits")}
             to: Any = file  # PyTorch's annotations forget that it takes one
             torch.onnx.export(wrapped, (example,), to, dynamo=False, dynamic_axes=axes, **names)
-            # PyTorch's own modules know what they do; others may take another way for other ids, or at other lengths. (That a
-            # size has become a number, of which PyTorch warns as well, shows in the comparison.)
-            own = str(Path(torch.__file__).parent)
-            decided = [
-                one
-                for one in said
-                if issubclass(one.category, tracing)
-                and "Python boolean" in str(one.message)
-                and not one.filename.startswith(own)
-            ]
-            if decided:
-                where = f"{Path(decided[0].filename).name}, line {decided[0].lineno}"
-                raise _Decides(
-                    f"the module decides something in Python by values or sizes of tensors ({where}), which a trace forgets\n  hint: "
-                    "exporter='none' has PyTorch run the module, which is slower"
-                )
             return file.getvalue()
         for needed in ("onnx", "onnxscript"):
             if importlib.util.find_spec(needed) is None:

@@ -172,6 +172,44 @@ def test_a_module_that_decides_by_sizes_is_run_by_pytorch() -> None:
     assert losses[:2] == pytest.approx(known[:2], abs=1e-5) and abs(losses[2] - known[2]) > 1e-3
 
 
+class Decides(nn.Module):
+    """Takes the other way where ``when`` says so, of the ids."""
+
+    def __init__(self, when: Any) -> None:
+        super().__init__()
+        self.inner, self.when = Lstm(3, 8), when
+
+    def forward(self, ids: Any) -> Any:
+        logits = self.inner(ids)
+        return -logits if self.when(ids) else logits
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo", "auto"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        lambda ids: ids.shape[1] > 1100,  # more tokens than most comparisons have
+        lambda ids: ids.shape[1] % 7 == 3,
+        lambda ids: ids.shape[0] == 1,
+        lambda ids: len(ids) == 1,
+        lambda ids: int(ids.shape[1]) > 1100,
+    ],
+)
+def test_no_exporter_forgets_what_a_module_decides(exporter: str, when: Any) -> None:
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(4)
+    module = Decides(when).eval()
+    options: dict[str, Any] = {"task": "word/Z2", "lengths": [1, 9, 10, 500, 1500], "samples": 3}
+    if exporter == "auto":
+        with pytest.warns(UserWarning, match="so that PyTorch runs it"):
+            found = ic.sweep(module, **options)
+        wanted = ic.sweep(module, exporter="none", **options)
+        assert found.drop_columns(["arch"]).equals(wanted.drop_columns(["arch"]))
+    else:
+        with pytest.raises(ic.ModelError, match="decides something in Python|differs from the module: on"):
+            ic.sweep(module, exporter=exporter, **options)
+
+
 class Masked(nn.Module):
     """Leaves out tokens with minus infinity, and returns a dictionary."""
 
