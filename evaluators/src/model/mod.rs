@@ -270,9 +270,7 @@ impl Model {
             fallback,
             threads,
             pool: vec![],
-            only_logits: Some(
-                RunOptions::new().map_err(engine)?.with_outputs(OutputSelector::no_default().with(output.float())),
-            ),
+            only_logits: Some(only_logits(&output, path)?),
             interface: Arc::new(Interface::of(&session, feeds, states, output)),
             engine: session.into(),
         })
@@ -379,36 +377,21 @@ impl Model {
     /// # Errors
     /// The model fails, out of memory for example, or the logits have another shape than `[batch, seq, vocab]`.
     pub fn run(&mut self, batch: &Batch) -> Result<Logits> {
-        let session = match &mut self.engine {
-            Engine::Session(session) => session,
-            Engine::Function(forward) => {
-                let logits = forward(batch).and_then(|values| {
-                    let vocab = width(values.len(), batch.batch, batch.seq)?;
-                    Ok(Logits { values: Values::Own(values), seq: batch.seq, vocab })
-                });
-                let (path, batch, seq) = (&self.path, batch.batch, batch.seq);
-                return logits.map_err(|reason| EvalError::Run { path: path.clone(), batch, seq, reason });
-            }
-        };
-        let failed =
-            |reason: String| EvalError::Run { path: self.path.clone(), batch: batch.batch, seq: batch.seq, reason };
-        let engine = |e: ort::Error| failed(blame(e.to_string(), &format!("[{}, {}, vocab]", batch.batch, batch.seq)));
-        let mut inputs = self.interface.fed(batch.clone()).map_err(engine)?;
-        let states = self.interface.first_states(batch.batch).map_err(engine)?;
-        inputs.extend(states.into_iter().map(|(name, zeros)| (name.to_owned(), zeros)));
-        let mut outputs = match &self.only_logits {
-            Some(only_logits) => session.run_with_options(inputs, only_logits),
-            None => session.run(inputs),
+        run(&mut self.engine, self.only_logits.as_ref(), &self.interface, &self.path, batch)
+    }
+
+    /// [`Self::run`] for threads side by side: one for each of [`Self::engines`].
+    ///
+    /// # Errors
+    /// As [`Self::engines`].
+    pub(crate) fn runners(&mut self, count: usize, shapes: &Shapes) -> Result<Vec<Runner<'_>>> {
+        let (path, interface) = (self.path.clone(), self.interface.clone());
+        let mut runners = Vec::new();
+        for engine in self.engines(count, shapes)? {
+            let only_logits = engine.session().map(|_| only_logits(&interface.output, &path)).transpose()?;
+            runners.push(Runner { path: path.clone(), engine, interface: interface.clone(), only_logits });
         }
-        .map_err(engine)?;
-        let logits = outputs.remove(self.interface.output.float()).ok_or_else(|| failed("it gave no logits".into()))?;
-        let values = logits.downcast::<TensorValueType<f32>>().map_err(engine)?;
-        match values.shape()[..] {
-            [rows, columns, vocab] if (rows, columns) == (batch.batch as i64, batch.seq as i64) => {
-                Ok(Logits { values: Values::Runtime(values), seq: batch.seq, vocab: vocab as usize })
-            }
-            ref other => Err(failed(format!("its logits have the shape {other:?}"))),
-        }
+        Ok(runners)
     }
 
     /// [`Self::run`] in pieces of `piece` tokens, each from the recurrent states of the one before: all logits,
@@ -481,6 +464,65 @@ impl Model {
             position_ids: PositionIds::Integers((0..batch).flat_map(|_| 0..seq as i64).collect()),
             attention_mask: vec![1; ids.len()],
         })
+    }
+}
+
+/// One of several engines of a model.
+pub(crate) struct Runner<'m> {
+    path: PathBuf,
+    engine: &'m mut Engine,
+    interface: Arc<Interface>,
+    only_logits: Option<RunOptions<HasSelectedOutputs>>,
+}
+
+impl Runner<'_> {
+    /// [`Model::run`].
+    pub fn run(&mut self, batch: &Batch) -> Result<Logits> {
+        run(self.engine, self.only_logits.as_ref(), &self.interface, &self.path, batch)
+    }
+}
+
+/// Requests nothing but the logits.
+fn only_logits(output: &Output, path: &Path) -> Result<RunOptions<HasSelectedOutputs>> {
+    let options = RunOptions::new().map_err(|e| EvalError::Load { path: path.into(), reason: e.to_string() })?;
+    Ok(options.with_outputs(OutputSelector::no_default().with(output.float())))
+}
+
+/// See [`Model::run`].
+fn run(
+    engine: &mut Engine,
+    only_logits: Option<&RunOptions<HasSelectedOutputs>>,
+    interface: &Interface,
+    path: &Path,
+    batch: &Batch,
+) -> Result<Logits> {
+    let failed = |reason: String| EvalError::Run { path: path.into(), batch: batch.batch, seq: batch.seq, reason };
+    let session = match engine {
+        Engine::Session(session) => session,
+        Engine::Function(forward) => {
+            let logits = forward(batch).and_then(|values| {
+                let vocab = width(values.len(), batch.batch, batch.seq)?;
+                Ok(Logits { values: Values::Own(values), seq: batch.seq, vocab })
+            });
+            return logits.map_err(failed);
+        }
+    };
+    let engine = |e: ort::Error| failed(blame(e.to_string(), &format!("[{}, {}, vocab]", batch.batch, batch.seq)));
+    let mut inputs = interface.fed(batch.clone()).map_err(engine)?;
+    let states = interface.first_states(batch.batch).map_err(engine)?;
+    inputs.extend(states.into_iter().map(|(name, zeros)| (name.to_owned(), zeros)));
+    let mut outputs = match only_logits {
+        Some(only_logits) => session.run_with_options(inputs, only_logits),
+        None => session.run(inputs),
+    }
+    .map_err(engine)?;
+    let logits = outputs.remove(interface.output.float()).ok_or_else(|| failed("it gave no logits".into()))?;
+    let values = logits.downcast::<TensorValueType<f32>>().map_err(engine)?;
+    match values.shape()[..] {
+        [rows, columns, vocab] if (rows, columns) == (batch.batch as i64, batch.seq as i64) => {
+            Ok(Logits { values: Values::Runtime(values), seq: batch.seq, vocab: vocab as usize })
+        }
+        ref other => Err(failed(format!("its logits have the shape {other:?}"))),
     }
 }
 

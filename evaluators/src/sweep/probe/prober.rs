@@ -3,12 +3,16 @@
 use super::samples::{LONG, Random, WIDTHS, checked, sequences, sorted, tokens};
 use super::{Asked, Finding, Probe};
 use crate::error::{is_out_of_memory, shortened};
+use crate::model::contract::Shapes;
+use crate::sweep::SESSION_BYTES;
 use crate::sweep::setting::Setting;
-use crate::{EvalError, Model, Result};
-use data::{Batch, Collation, ExampleRef};
+use crate::{EvalError, Logits, Model, Result};
+use data::{Batch, Collation, ExampleRef, threads};
 use std::collections::HashMap;
 use std::fmt::{Display, Formatter};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Rounding: logits may differ by this much of their scale, see [`differ`]. Other shapes make other orders of summation,
 /// which change float32 by far less; quantisation with scales that depend on the input changes them by more.
@@ -23,6 +27,8 @@ const CROWD: usize = 16;
 const USUAL_ROWS: usize = 256;
 /// The most rows that are tried at once.
 const MOST_ROWS: usize = 1024;
+/// Passes of a probe that there must be for each session: with fewer, opening it takes longer than it saves.
+const PASSES_PER_SESSION: usize = 16;
 /// The most tokens of the vocabulary that are tried one by one as the next token.
 const MOST_TOKENS: usize = 256;
 
@@ -74,6 +80,37 @@ fn differ(a: &[f32], b: &[f32]) -> bool {
     };
     a.iter().zip(b).any(apart)
 }
+
+/// The rows as a batch. The same draw for all: where positions are random, the same sequence gets the same ones in every
+/// batch.
+fn collated(setting: &Setting<'_>, rows: &[&[u16]], width: usize) -> std::result::Result<Batch, String> {
+    let labels = vec![-1; width];
+    let examples = rows.iter().map(|row| {
+        let example = ExampleRef { input_ids: row, labels: &labels[..row.len()], length: row.len() as u32 };
+        (0, example)
+    });
+    let collation = Collation { positions: setting.positions, pad_to: Some(width) };
+    Batch::collate_rows(examples, &setting.task.vocabulary, &collation).map_err(|e| e.to_string())
+}
+
+/// The logits of a pass, or the message of why there are none.
+fn expected_width(logits: Result<Logits>, vocab: usize) -> std::result::Result<Logits, String> {
+    let logits = logits.map_err(|error| match error {
+        EvalError::Run { reason, .. } => shortened(&reason),
+        other => other.to_string(),
+    })?;
+    match logits.vocab() == vocab {
+        true => Ok(logits),
+        false => Err(format!("its logits are {} wide", logits.vocab())),
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A number of tokens at which the model contradicts the pass over a longer sequence, or does not run.
+type Contradiction = (usize, std::result::Result<Difference, String>);
 
 /// Logits of one row `[tokens, vocab]`, or ONNX Runtime's message.
 type Outcome = std::result::Result<Rc<Vec<f32>>, String>;
@@ -140,22 +177,8 @@ impl<'m, 's> Prober<'m, 's> {
             return Err("interrupted".into());
         }
         self.passes += 1;
-        let labels = vec![-1; width];
-        // The same draw for all: where positions are random, the same sequence gets the same ones in every batch.
-        let examples = rows.iter().map(|row| {
-            let example = ExampleRef { input_ids: row, labels: &labels[..row.len()], length: row.len() as u32 };
-            (0, example)
-        });
-        let collation = Collation { positions: self.setting.positions, pad_to: Some(width) };
-        let batch =
-            Batch::collate_rows(examples, &self.setting.task.vocabulary, &collation).map_err(|e| e.to_string())?;
-        let logits = self.model.run(&batch).map_err(|error| match error {
-            EvalError::Run { reason, .. } => shortened(&reason),
-            other => other.to_string(),
-        })?;
-        if logits.vocab() != self.vocab {
-            return Err(format!("its logits are {} wide", logits.vocab()));
-        }
+        let batch = collated(self.setting, rows, width)?;
+        let logits = expected_width(self.model.run(&batch), self.vocab)?;
         let rows = rows.iter().enumerate();
         Ok(rows.map(|(at, row)| Rc::new(logits.sequence(at)[..row.len() * self.vocab].to_vec())).collect())
     }
@@ -445,21 +468,75 @@ impl<'m, 's> Prober<'m, 's> {
         let Ok(all) = self.alone(0, top) else { return Ok(finding) };
         let first = good.first().copied().unwrap_or(1);
         let asked = self.asked.min(top);
-        for tokens in checked(asked, self.model.bytes()).filter(|tokens| *tokens >= first && !good.contains(tokens)) {
-            let row = self.sequences[0][..tokens].to_vec();
-            match self.one(&row, tokens) {
-                Ok(alone) => {
-                    let more = top - tokens;
-                    finding.note(difference(&alone, &all, self.vocab), || format!("followed by {more} more"));
-                }
-                Err(why) if is_out_of_memory(&why) => {}
-                Err(why) => return Err((tokens, why)),
-            }
-            if !finding.holds() {
+        let widths = checked(asked, self.model.bytes()).filter(|tokens| *tokens >= first && !good.contains(tokens));
+        // Of longer ones, one may need all the memory there is.
+        let (near, far): (Vec<usize>, Vec<usize>) = widths.partition(|tokens| *tokens <= LONG);
+        let (mut contradiction, full) = self.side_by_side(&near, &all);
+        for tokens in sorted([full, far].concat()) {
+            if contradiction.is_some() {
                 break;
             }
+            let row = self.sequences[0][..tokens].to_vec();
+            match self.one(&row, tokens) {
+                Ok(alone) => contradiction = difference(&alone, &all, self.vocab).map(|found| (tokens, Ok(found))),
+                Err(why) if is_out_of_memory(&why) => {}
+                Err(why) => contradiction = Some((tokens, Err(why))),
+            }
+        }
+        match contradiction {
+            Some((tokens, Err(why))) => return Err((tokens, why)),
+            Some((tokens, Ok(found))) => finding.note(Some(found), || format!("followed by {} more", top - tokens)),
+            None => {}
         }
         Ok(finding)
+    }
+
+    /// Runs the first sequence at each of `widths` on its own, several of them at a time, and compares it with `all`: the
+    /// first width that contradicts, in their order, with the difference or the message; and those that ran out of memory,
+    /// which they may not do one at a time.
+    fn side_by_side(&mut self, widths: &[usize], all: &[f32]) -> (Option<Contradiction>, Vec<usize>) {
+        let (setting, vocab, row) = (self.setting, self.vocab, &self.sequences[0]);
+        let most = match self.model.provider().is_cpu() {
+            true => self.model.threads().min(SESSION_BYTES / self.model.bytes().max(1)),
+            false => 1,
+        };
+        let count = most.min(widths.len() / PASSES_PER_SESSION).max(1);
+        let longest = widths.last().copied().unwrap_or(1);
+        let shapes = Shapes { rows: 1, tokens: longest, interface: self.model.interface().clone() };
+        let Ok(runners) = self.model.runners(count, &shapes) else { return (None, widths.to_vec()) };
+        let (count, runners) = (runners.len(), Mutex::new(runners));
+        let (next, end) = (AtomicUsize::new(0), AtomicUsize::new(widths.len())); // none from `end` on matters
+        let found = Mutex::new((None::<Contradiction>, vec![]));
+        let stopped = threads::share_until(count, self.stop, |stop| {
+            let Some(mut runner) = locked(&runners).pop() else { return };
+            loop {
+                let at = next.fetch_add(1, Relaxed);
+                if at >= end.load(Relaxed) || stop() {
+                    return;
+                }
+                let tokens = widths[at];
+                let logits = collated(setting, &[&row[..tokens]], tokens)
+                    .and_then(|batch| expected_width(runner.run(&batch), vocab));
+                let contradiction = match logits {
+                    Ok(logits) => match difference(logits.sequence(0), all, vocab) {
+                        Some(difference) => Ok(difference),
+                        None => continue,
+                    },
+                    Err(why) if is_out_of_memory(&why) => {
+                        locked(&found).1.push(tokens);
+                        continue;
+                    }
+                    Err(why) => Err(why),
+                };
+                let mut found = locked(&found);
+                if at < end.fetch_min(at, Relaxed) {
+                    found.0 = Some((tokens, contradiction));
+                }
+            }
+        });
+        self.stopped |= stopped;
+        self.passes += (end.into_inner() + 1).min(widths.len()) as u32;
+        found.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every token of the vocabulary in turn as the next token.
