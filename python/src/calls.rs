@@ -3,6 +3,7 @@
 use crate::errors::Failure;
 use pyo3::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,10 +18,34 @@ where
     T: Send,
     E: Into<Failure> + Send,
 {
-    match py.detach(|| catch_unwind(AssertUnwindSafe(work))) {
+    ended(py.detach(|| catch_unwind(AssertUnwindSafe(work))))
+}
+
+fn ended<T, E: Into<Failure>>(outcome: std::thread::Result<Result<T, E>>) -> PyResult<T> {
+    match outcome {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(PyErr::from(error.into())),
         Err(panic) => Err(Failure::of_panic(&*panic).into()),
+    }
+}
+
+/// [`released`] for long work that nobody can tell to stop: on a thread of its own, which Ctrl-C leaves to itself.
+pub fn released_apart<T, E>(py: Python<'_>, work: impl FnOnce() -> Result<T, E> + Send + 'static) -> PyResult<T>
+where
+    T: Send + 'static,
+    E: Into<Failure> + Send + 'static,
+{
+    let (done, outcome) = mpsc::channel();
+    let apart = move || done.send(catch_unwind(AssertUnwindSafe(work))).unwrap_or(()); // nobody waits after Ctrl-C
+    std::thread::Builder::new().spawn(apart)?;
+    let outcome = Mutex::new(outcome);
+    loop {
+        let found = py.detach(|| outcome.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(LOOK));
+        match found {
+            Ok(found) => return ended(found),
+            Err(RecvTimeoutError::Timeout) => py.check_signals()?,
+            Err(RecvTimeoutError::Disconnected) => return Err(Failure::of_panic(&"its thread is gone").into()),
+        }
     }
 }
 

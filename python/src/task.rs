@@ -1,12 +1,15 @@
 //! Tasks.
 
-use crate::calls::released;
+use crate::calls::{released, released_apart};
 use crate::errors::{Failure, Kind};
 use data::Split;
 use evaluators::Lengths;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
+
+/// Tests of more main tokens may take a while.
+const LONG: u32 = 1 << 14;
 
 /// The names of all presets.
 #[pyfunction]
@@ -172,17 +175,18 @@ impl Task {
     /// Test number `index` of a length: ids and labels.
     #[pyo3(signature = (length, index=0, seed=0))]
     fn test(&self, py: Python<'_>, length: u32, index: usize, seed: u64) -> PyResult<(Vec<u16>, Vec<i16>)> {
-        let task = &self.task;
-        let none = |reason: String| {
+        let task = self.task.clone();
+        let none = move |task: &data::Task, reason: String| {
             Failure::new(Kind::Argument, format!("task `{}` has no test of length {length}: {reason}", task.name))
         };
-        let test = released(py, || {
+        if length > Lengths::LONGEST {
+            return Err(none(&task, format!("sequences go up to length {}", Lengths::LONGEST)).into());
+        }
+        let make = move || {
             task.family.outside().map_or(Ok(()), |outside| outside.ready())?;
-            if length > Lengths::LONGEST {
-                return Err(none(format!("sequences go up to length {}", Lengths::LONGEST)));
-            }
-            task.family.test(seed, index, length).map_err(|limit| none(limit.reason))
-        })?;
+            task.family.test(seed, index, length).map_err(|limit| none(&task, limit.reason))
+        };
+        let test = if length > LONG { released_apart(py, make) } else { released(py, make) }?;
         Ok((test.input_ids, test.labels))
     }
 

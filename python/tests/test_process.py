@@ -127,6 +127,28 @@ def test_ctrl_c_ends_a_sweep_that_still_plans() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent in another way there")
+def test_ctrl_c_ends_the_making_of_a_test() -> None:
+    code = """
+        import inductive_counting as ic
+        task = ic.task("abacus/multiplication")
+        print("now", flush=True)
+        try:
+            task.test(2**22)  # a minute and more
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    process = python(code)
+    assert process.stdout is not None and process.stdout.readline() == "now\n"
+    time.sleep(1)
+    start = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    out = said(process, within=60)
+    seconds = time.perf_counter() - start
+    assert out == "interrupted\n"
+    assert seconds < 2, f"it took {seconds:.1f} s"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent in another way there")
 def test_ctrl_c_saves_a_run_which_goes_on_to_the_same_end(tmp_path: Path) -> None:
     code = """
         import sys, inductive_counting as ic
