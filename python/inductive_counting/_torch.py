@@ -224,14 +224,14 @@ def _decision(module: torch.nn.Module, example: torch.Tensor) -> str | None:
     """Where the module decides something in Python by values or sizes of tensors, if it does: a trace tells. PyTorch's own
     modules know what they do; others may take another way for other ids, at other lengths, or in other batches. (That a size
     has become a number, of which PyTorch warns as well, shows in the comparison.)"""
-    tracing: type[Warning] = getattr(torch.jit, "TracerWarning")  # noqa: B009  # its stubs do not have it
+    jit: Any = torch.jit  # its stubs lack what is used here
     own = str(Path(torch.__file__).parent)
     with _exporting() as said:
-        warnings.simplefilter("always", tracing)
+        warnings.simplefilter("always", jit.TracerWarning)
         with contextlib.suppress(Exception):  # what cannot be traced may have decided before
-            torch.jit.trace(_Logits(module).eval(), (example,), check_trace=False)
+            jit.trace(_Logits(module).eval(), (example,), check_trace=False)
     for one in said:
-        is_one = issubclass(one.category, tracing) and "Python boolean" in str(one.message)
+        is_one = issubclass(one.category, jit.TracerWarning) and "Python boolean" in str(one.message)
         if is_one and not one.filename.startswith(own):
             return f"{Path(one.filename).name}, line {one.lineno}"
     return None
