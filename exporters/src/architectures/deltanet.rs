@@ -58,14 +58,13 @@ fn mixer(
     let (name, doc, dims) =
         (format!("memory_l{layer}"), "the memory of every head, by key and value", [heads, size, size]);
     let before = g.state_input(&name, doc, ids, &dims);
-    let (y, after) = g.scope("delta_rule", |g| match g.target() {
-        Target::Portable => delta_rule(g, [&q, &k, &v, &step, &log_decay], &before, [heads, size]),
-        Target::Ort => Ok(linear_attention(g, [&q, &k, &v, &step, &log_decay], &before, heads)),
-    })?;
+    let inputs = Inputs { q, k, v, step, log_decay: Some(log_decay) };
+    let rule = DeltaRule { heads, key: size, value: size, corrections: 1, scale: 1.0 };
+    let (y, after) = g.scope("delta_rule", |g| rule.lower(g, &inputs, &before))?;
     g.state_output(&name, doc, after, &dims);
 
     let y = g.reshape(&y, &split);
-    let y = head_norm(g, &y, size)?;
+    let y = head_norm(g, &y, size, NORM_EPSILON)?;
     let y = g.reshape(&y, &joined);
     let gate = linear(g, "g_proj", x, [hidden, hidden])?;
     let gate = silu(g, &gate);
@@ -74,7 +73,12 @@ fn mixer(
 }
 
 /// −exp(A_log)·softplus(a + dt_bias), `[batch, seq, heads]`.
-fn log_decay(g: &mut GraphBuilder<'_>, x: &Value, hidden: usize, heads: usize) -> Result<Value, ExportError> {
+pub(crate) fn log_decay(
+    g: &mut GraphBuilder<'_>,
+    x: &Value,
+    hidden: usize,
+    heads: usize,
+) -> Result<Value, ExportError> {
     let a = linear(g, "a_proj", x, [hidden, heads])?;
     let bias = g.parameter("dt_bias", &[heads])?;
     let a = g.add(&a, &bias);
@@ -84,59 +88,168 @@ fn log_decay(g: &mut GraphBuilder<'_>, x: &Value, hidden: usize, heads: usize) -
     Ok(g.mul(&dt, &rate))
 }
 
-/// The rule with standard operators, one time step after another: `q`, `k`, `v` `[batch, seq, hidden]`, `step` and
-/// `log_decay` `[batch, seq, heads]` → `[batch, seq, heads, size]`, and the memory at the end.
-fn delta_rule(
-    g: &mut GraphBuilder<'_>,
-    [q, k, v, step, log_decay]: [&Value; 5],
-    before: &Value,
-    [heads, size]: [usize; 2],
-) -> Result<(Value, Value), ExportError> {
-    let decay = g.exp(log_decay);
-    let row = g.list("row", &[0, 0, heads as i64, 1, size as i64]);
-    let single = g.list("single", &[0, 0, heads as i64, 1, 1]);
-    let by_time = |g: &mut GraphBuilder<'_>, x: &Value, shape: &Value| {
-        let x = g.reshape(x, shape);
-        g.transpose(&x, &[1, 0, 2, 3, 4]) // [seq, batch, heads, 1, size or 1]
-    };
-    let [q, k, v] = [q, k, v].map(|x| by_time(g, x, &row));
-    let [step, decay] = [step, &decay].map(|x| by_time(g, x, &single));
-    let ([after], [y]) = g.scan([before], [&q, &k, &v, &step, &decay], |g, [memory], [q, k, v, step, decay]| {
-        let decayed = g.mul(&memory, &decay);
-        let known = g.matmul(&k, &decayed); // [batch, heads, 1, size]
-        let error = g.sub(&v, &known);
-        let error = g.mul(&error, &step);
-        let key = g.transpose(&k, &[0, 1, 3, 2]);
-        let correction = g.mul(&key, &error);
-        let memory = g.add(&decayed, &correction);
-        let y = g.matmul(&q, &memory);
-        Ok(([memory], [y]))
-    })?;
-    let channel_row = g.list("row_axis", &[3]);
-    let y = g.squeeze(&y, &channel_row);
-    Ok((g.transpose(&y, &[1, 0, 2, 3]), after))
+/// The delta rule, with one or more corrections of the memory per token.
+pub(crate) struct DeltaRule {
+    pub(crate) heads: usize,
+    /// Channels of a query and of a key.
+    pub(crate) key: usize,
+    /// Channels of a value.
+    pub(crate) value: usize,
+    /// Corrections per token: the memory decays before the first, and is read after the last.
+    pub(crate) corrections: usize,
+    /// A factor of what is read.
+    pub(crate) scale: f64,
 }
 
-/// The rule by ONNX Runtime's operator; shapes as in [`delta_rule`], outputs `[batch, seq, hidden]`.
-fn linear_attention(
-    g: &mut GraphBuilder<'_>,
-    [q, k, v, step, log_decay]: [&Value; 5],
-    before: &Value,
-    heads: usize,
-) -> (Value, Value) {
-    let attributes = [
-        ("q_num_heads", Int(heads as i64)),
-        ("kv_num_heads", Int(heads as i64)),
-        ("scale", Float(1.0)),
-        ("update_rule", Text("gated_delta")),
-    ];
-    let inputs = [q, k, v, before, log_decay, step];
-    let [y, after] = g.nodes("com.microsoft.LinearAttention", &inputs, &attributes);
-    (y, after)
+/// What the rule reads. There is a row per token, or one per correction of a token.
+pub(crate) struct Inputs {
+    /// `[batch, seq, heads·key]`.
+    pub(crate) q: Value,
+    /// `[batch, seq·corrections, heads·key]`.
+    pub(crate) k: Value,
+    /// `[batch, seq·corrections, heads·value]`.
+    pub(crate) v: Value,
+    /// `[batch, seq·corrections, heads]`.
+    pub(crate) step: Value,
+    /// `[batch, seq, heads]`; without it, nothing decays.
+    pub(crate) log_decay: Option<Value>,
+}
+
+impl DeltaRule {
+    /// What is read, `[batch, seq, heads·value]`, and the memory after, `[batch, heads, key, value]`, from that before.
+    pub(crate) fn lower(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        inputs: &Inputs,
+        before: &Value,
+    ) -> Result<(Value, Value), ExportError> {
+        match g.target() {
+            Target::Portable => self.scan(g, inputs, before),
+            Target::Ort => Ok(self.linear_attention(g, inputs, before)),
+        }
+    }
+
+    /// With standard operators, one time step after another.
+    fn scan(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        Inputs { q, k, v, step, log_decay }: &Inputs,
+        before: &Value,
+    ) -> Result<(Value, Value), ExportError> {
+        let decay = log_decay.as_ref().map(|log| g.exp(log));
+        // `[batch, seq·rows, heads·size]` → `[seq, batch, heads, rows, size]`
+        let by_time = |g: &mut GraphBuilder<'_>, x: &Value, name: &str, [rows, size]: [usize; 2]| {
+            let seq = if rows == 1 { 0 } else { -1 };
+            let shape = g.list(name, &[0, seq, rows as i64, self.heads as i64, size as i64]);
+            let x = g.reshape(x, &shape);
+            g.transpose(&x, &[1, 0, 3, 2, 4])
+        };
+        let rows = self.corrections;
+        let q = by_time(g, q, "query_shape", [1, self.key]);
+        let k = by_time(g, k, "key_shape", [rows, self.key]);
+        let v = by_time(g, v, "value_shape", [rows, self.value]);
+        let step = by_time(g, step, "step_shape", [rows, 1]);
+        let ([after], [y]) = match decay {
+            Some(decay) => {
+                let decay = by_time(g, &decay, "decay_shape", [1, 1]);
+                g.scan([before], [&q, &k, &v, &step, &decay], |g, [memory], [q, k, v, step, decay]| {
+                    let decayed = g.mul(&memory, &decay);
+                    Ok(self.token(g, decayed, [&q, &k, &v, &step]))
+                })?
+            }
+            None => g.scan([before], [&q, &k, &v, &step], |g, [memory], [q, k, v, step]| {
+                Ok(self.token(g, memory, [&q, &k, &v, &step]))
+            })?,
+        };
+        let y = g.transpose(&y, &[1, 0, 3, 2, 4]); // [batch, seq, 1, heads, value]
+        let joined = g.list("joined", &[0, 0, (self.heads * self.value) as i64]);
+        Ok((g.reshape(&y, &joined), after))
+    }
+
+    /// The corrections of one token, from its decayed memory: `[batch, heads, rows, size]` each → the memory, and what
+    /// is read of it, `[batch, heads, 1, value]`.
+    fn token(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        mut memory: Value,
+        [q, k, v, step]: [&Value; 4],
+    ) -> ([Value; 1], [Value; 1]) {
+        let [k, v, step] = [k, v, step].map(|x| match self.corrections {
+            1 => vec![x.clone()],
+            rows => g.node_with(rows, "Split", &[x], &[("axis", Int(2)), ("num_outputs", Int(rows as i64))]),
+        });
+        for ((k, v), step) in k.iter().zip(&v).zip(&step) {
+            let known = g.matmul(k, &memory); // [batch, heads, 1, value]
+            let error = g.sub(v, &known);
+            let error = g.mul(&error, step);
+            let key = g.transpose(k, &[0, 1, 3, 2]);
+            let correction = g.mul(&key, &error);
+            memory = g.add(&memory, &correction);
+        }
+        let y = g.matmul(q, &memory);
+        let y = match self.scale {
+            1.0 => y,
+            scale => {
+                let scale = g.scalar("scale", scale as f32);
+                g.mul(&y, &scale)
+            }
+        };
+        ([memory], [y])
+    }
+
+    /// By ONNX Runtime's operator, which takes one correction per time step.
+    fn linear_attention(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        Inputs { q, k, v, step, log_decay }: &Inputs,
+        before: &Value,
+    ) -> (Value, Value) {
+        let attributes = [
+            ("q_num_heads", Int(self.heads as i64)),
+            ("kv_num_heads", Int(self.heads as i64)),
+            ("scale", Float(self.scale)),
+            ("update_rule", Text(if log_decay.is_some() { "gated_delta" } else { "delta" })),
+        ];
+        let (rows, keys, values) = (self.corrections, self.heads * self.key, self.heads * self.value);
+        // Queries that read nothing before a token's last correction, and decays of e⁰ after its first.
+        let q = self.spread(g, q, "query", keys, [rows - 1, 0]);
+        let log_decay = match log_decay {
+            Some(log) => self.spread(g, log, "decay", self.heads, [0, rows - 1]),
+            None => Value::none(),
+        };
+        let inputs = [&q, k, v, before, &log_decay, step];
+        let [y, after] = g.nodes("com.microsoft.LinearAttention", &inputs, &attributes);
+        if rows == 1 {
+            return (y, after);
+        }
+        let by_token = g.list("by_token", &[0, -1, rows as i64, values as i64]);
+        let last = g.scalar("last", rows as i64 - 1);
+        let y = g.reshape(&y, &by_token);
+        (g.gather(&y, &last, 2), after)
+    }
+
+    /// A row per correction, `[batch, seq, channels]` → `[batch, seq·corrections, channels]`: zeros before and after.
+    fn spread(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        x: &Value,
+        name: &str,
+        channels: usize,
+        [before, after]: [usize; 2],
+    ) -> Value {
+        if self.corrections == 1 {
+            return x.clone();
+        }
+        let ends = [0, 0, before * channels, 0, 0, after * channels].map(|n| n as i64);
+        let ends = g.list(&format!("{name}_ends"), &ends);
+        let x = g.node("Pad", &[x, &ends], &[]);
+        let shape = g.list(&format!("{name}_rows"), &[0, -1, channels as i64]);
+        g.reshape(&x, &shape)
+    }
 }
 
 /// x/√(Σ x² + ε) over the last axis: vectors of length 1.
-fn unit(g: &mut GraphBuilder<'_>, x: &Value) -> Value {
+pub(crate) fn unit(g: &mut GraphBuilder<'_>, x: &Value) -> Value {
     let (epsilon, channels) = (g.scalar("epsilon", LENGTH_EPSILON as f32), g.list("channel_axis", &[-1]));
     let square = g.mul(x, x);
     let square = g.node("ReduceSum", &[&square, &channels], &[("keepdims", Int(1))]);
@@ -146,10 +259,10 @@ fn unit(g: &mut GraphBuilder<'_>, x: &Value) -> Value {
 }
 
 /// x/√(mean x² + ε)·weight over the channels of each head, `[batch, seq, heads, size]` → the same shape.
-fn head_norm(g: &mut GraphBuilder<'_>, x: &Value, size: usize) -> Result<Value, ExportError> {
+pub(crate) fn head_norm(g: &mut GraphBuilder<'_>, x: &Value, size: usize, epsilon: f64) -> Result<Value, ExportError> {
     g.scope("o_norm", |g| {
         let weight = g.parameter("weight", &[size])?;
-        let (epsilon, channels) = (g.scalar("epsilon", NORM_EPSILON as f32), g.list("channel_axis", &[-1]));
+        let (epsilon, channels) = (g.scalar("epsilon", epsilon as f32), g.list("channel_axis", &[-1]));
         let square = g.mul(x, x);
         let mean = g.node("ReduceMean", &[&square, &channels], &[("keepdims", Int(1))]);
         let mean = g.add(&mean, &epsilon);

@@ -56,9 +56,10 @@ const SHAPES: [[usize; 4]; 8] = [
 type Attention<B> = fn(&[Tensor<B, 1>], [usize; 4], bool) -> [Tensor<B, 1>; 2];
 
 /// Flat arguments of both: q or r, k, v, decay, then the bonus or the step, then the state.
-fn arguments([batch, heads, seq, size]: [usize; 4], fourth: usize, fifth: usize) -> Vec<Vec<f64>> {
-    let n = batch * heads * seq * size;
-    let sizes = [n, n, n, fourth, fifth, batch * heads * size * size];
+fn arguments(shape: [usize; 4], value: usize, fourth: usize, fifth: usize) -> Vec<Vec<f64>> {
+    let [batch, heads, seq, key] = shape;
+    let rows = batch * heads * seq;
+    let sizes = [rows * key, rows * key, rows * value, fourth, fifth, batch * heads * key * value];
     let mut all: Vec<Vec<f64>> = sizes.iter().zip(0..).map(|(&n, i)| random(n, 1.0, i)).collect();
     // decays as they occur: exp(−exp(w))
     all[3].iter_mut().for_each(|w| *w = (-(4.0 * *w - 2.0).exp()).exp());
@@ -67,13 +68,18 @@ fn arguments([batch, heads, seq, size]: [usize; 4], fourth: usize, fifth: usize)
 
 fn wkv_arguments(shape: [usize; 4]) -> Vec<Vec<f64>> {
     let [batch, heads, seq, size] = shape;
-    arguments(shape, batch * heads * seq * size, heads * size)
+    arguments(shape, size, batch * heads * seq * size, heads * size)
+}
+
+/// How long the values of the delta rule are: shorter than the keys, as long, or longer.
+fn value_size([_, heads, seq, key]: [usize; 4]) -> usize {
+    (key + (heads + seq) % 3).saturating_sub(1).max(1)
 }
 
 /// Steps 0 … 2 and keys of length 1, some of which repeat.
 fn delta_arguments(shape: [usize; 4]) -> Vec<Vec<f64>> {
     let [batch, heads, seq, size] = shape;
-    let mut all = arguments(shape, batch * heads * seq, batch * heads * seq);
+    let mut all = arguments(shape, value_size(shape), batch * heads * seq, batch * heads * seq);
     all[4].iter_mut().for_each(|step| *step += 1.0);
     let keys: Vec<Vec<f64>> = all[1].chunks(size).map(<[f64]>::to_vec).collect();
     for (i, key) in all[1].chunks_mut(size).enumerate() {
@@ -104,12 +110,14 @@ fn delta_by<B: Backend>(
     with_state: bool,
     op: impl Fn(DeltaRule<B>, Option<Tensor<B, 4>>) -> (Tensor<B, 4>, Tensor<B, 4>),
 ) -> [Tensor<B, 1>; 2] {
-    let [batch, heads, seq, size] = shape;
-    let [q, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape(shape));
+    let ([batch, heads, seq, key], value) = (shape, value_size(shape));
+    let [q, k] = [0, 1].map(|i: usize| a[i].clone().reshape(shape));
+    let v = a[2].clone().reshape([batch, heads, seq, value]);
     let [decay, step] = [3, 4].map(|i: usize| a[i].clone().reshape([batch, heads, seq]));
-    let state = with_state.then(|| a[5].clone().reshape([batch, heads, size, size]));
+    let state = with_state.then(|| a[5].clone().reshape([batch, heads, key, value]));
     let (y, state) = op(DeltaRule { q, k, v, step, decay }, state);
-    assert_eq!(y.dims(), shape);
+    assert_eq!(y.dims(), [batch, heads, seq, value]);
+    assert_eq!(state.dims(), [batch, heads, key, value]);
     [y.reshape([-1]), state.reshape([-1])]
 }
 

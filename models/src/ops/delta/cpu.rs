@@ -18,11 +18,11 @@ const CHUNK: usize = 16;
 inputs! {
     /// The tensors that the rule reads, row-major; see [`recurrent`](crate::ops::delta::recurrent).
     pub struct Inputs {
-        /// `[batch, seq, heads, size]`.
+        /// `[batch, seq, heads, key]`.
         q,
-        /// `[batch, seq, heads, size]`.
+        /// `[batch, seq, heads, key]`.
         k,
-        /// `[batch, seq, heads, size]`.
+        /// `[batch, seq, heads, value]`.
         v,
         /// `[batch, seq, heads]`.
         step,
@@ -39,8 +39,8 @@ const COUNT: usize = Inputs::COUNT;
 /// The rule on numbers.
 #[derive(Debug, Clone, Copy)]
 pub struct Delta<'a> {
-    /// `[batch, seq, heads, size]`.
-    pub shape: [usize; 4],
+    /// `[batch, seq, heads, key, value]`: the tensors' axes, and the sizes of a key and of a value.
+    pub shape: [usize; 5],
     /// The inputs, in the shapes stated by the fields.
     pub inputs: Inputs<&'a [f32]>,
 }
@@ -48,7 +48,7 @@ pub struct Delta<'a> {
 /// The results of [`Delta::forward`].
 #[derive(Debug)]
 pub struct Outputs {
-    /// `[batch, seq, heads, size]`.
+    /// `[batch, seq, heads, value]`.
     pub y: Vec<f32>,
     /// The matrices after, `[batch, heads, key, value]`.
     pub last: Vec<f32>,
@@ -63,59 +63,61 @@ impl<'a> Delta<'a> {
 
     /// Runs over time; `keep`: saves what the backward pass needs.
     pub fn forward(&self, keep: bool) -> Outputs {
-        let [_, seq, heads, size] = self.shape;
-        let mut y = unwritten(self.inputs.q.len());
-        let mut last = transpose(self.inputs.state, size, size);
+        let [_, seq, heads, key, value] = self.shape;
+        let mut y = unwritten(self.inputs.v.len());
+        let mut last = transpose(self.inputs.state, key, value);
         let chunks = if keep { seq.div_ceil(CHUNK) } else { 0 };
-        let mut checkpoints = unwritten(self.units() * chunks * size * size);
+        let mut checkpoints = unwritten(self.units() * chunks * key * value);
         let kept: Vec<&mut [f32]> = match chunks {
             0 => (0..self.units()).map(|_| Default::default()).collect(),
-            _ => checkpoints.chunks_mut(chunks * size * size).collect(),
+            _ => checkpoints.chunks_mut(chunks * key * value).collect(),
         };
-        let units = (tiles(&mut y, seq, heads * size, size), last.par_chunks_mut(size * size), kept);
+        let units = (tiles(&mut y, seq, heads * value, value), last.par_chunks_mut(key * value), kept);
         units.into_par_iter().enumerate().for_each(|(unit, (y, matrix, checkpoints))| {
             with_simd(Forward { delta: self, unit, y, matrix, checkpoints });
         });
-        Outputs { y, last: transpose(&last, size, size), checkpoints }
+        Outputs { y, last: transpose(&last, value, key), checkpoints }
     }
 
     /// From the gradients of the outputs and of the last matrices (zero if `None`) to those of all inputs.
     pub fn backward(&self, checkpoints: &[f32], dy: &[f32], last: Option<&[f32]>) -> Inputs<Vec<f32>> {
-        let [_, seq, heads, size] = self.shape;
-        let whole = || unwritten(self.inputs.q.len());
-        let (mut dq, mut dk, mut dv) = (whole(), whole(), whole());
+        let [_, seq, heads, key, value] = self.shape;
+        let (mut dq, mut dk) = (unwritten(self.inputs.q.len()), unwritten(self.inputs.k.len()));
+        let mut dv = unwritten(self.inputs.v.len());
         let (mut dstep, mut ddecay) = (unwritten(self.inputs.step.len()), unwritten(self.inputs.step.len()));
         let mut dstate = match last {
-            Some(last) => transpose(last, size, size),
-            None => vec![0.0; self.units() * size * size],
+            Some(last) => transpose(last, key, value),
+            None => vec![0.0; self.units() * key * value],
         };
-        let tile = |x| tiles(x, seq, heads * size, size);
-        let outputs = (tile(&mut dq), tile(&mut dk), tile(&mut dv));
+        let tile = |x, size| tiles(x, seq, heads * size, size);
+        let outputs = (tile(&mut dq, key), tile(&mut dk, key), tile(&mut dv, value));
         let gates = (tiles(&mut dstep, seq, heads, 1), tiles(&mut ddecay, seq, heads, 1));
-        let units = (outputs.into_par_iter(), gates.into_par_iter(), dstate.par_chunks_mut(size * size));
+        let units = (outputs.into_par_iter(), gates.into_par_iter(), dstate.par_chunks_mut(key * value));
         units.into_par_iter().enumerate().for_each(|(unit, ((dq, dk, dv), (dstep, ddecay), dmatrix))| {
             with_simd(Backward { delta: self, unit, checkpoints, dy, dq, dk, dv, dstep, ddecay, dmatrix });
         });
-        Inputs { q: dq, k: dk, v: dv, step: dstep, decay: ddecay, state: transpose(&dstate, size, size) }
+        Inputs { q: dq, k: dk, v: dv, step: dstep, decay: ddecay, state: transpose(&dstate, value, key) }
     }
 
-    /// One time step of a unit in a tensor like `q`.
+    /// One time step of a unit in a tensor like `v`.
     #[inline(always)]
-    fn row(&self, x: &'a [f32], unit: usize, t: usize) -> &'a [f32] {
-        let size = self.shape[3];
-        &x[self.gate(unit, t) * size..][..size]
+    fn values(&self, x: &'a [f32], unit: usize, t: usize) -> &'a [f32] {
+        let value = self.shape[4];
+        &x[self.gate(unit, t) * value..][..value]
     }
 
     /// Where one time step of a unit is in a tensor like `step`.
     #[inline(always)]
     fn gate(&self, unit: usize, t: usize) -> usize {
-        let [_, seq, heads, _] = self.shape;
+        let [_, seq, heads, ..] = self.shape;
         (unit / heads * seq + t) * heads + unit % heads
     }
 
+    /// One time step of a unit in a tensor like `k`, in vectors.
     #[inline(always)]
     fn load<S: Simd>(&self, simd: S, x: &'a [f32], unit: usize, t: usize, vectors: &mut [V<S>]) {
-        pack(simd, self.row(x, unit, t), vectors, self.shape[3]);
+        let key = self.shape[3];
+        pack(simd, &x[self.gate(unit, t) * key..][..key], vectors, key);
     }
 }
 
@@ -125,7 +127,9 @@ pub struct DeltaKernel;
 
 impl DeltaKernel {
     fn of(inputs: &[FlexTensor; COUNT]) -> Delta<'_> {
-        Delta { shape: dims(&inputs[0]), inputs: inputs.each_ref().map(values).into() }
+        let tensors = Inputs::from(inputs.each_ref());
+        let ([batch, seq, heads, key], [.., value]) = (dims(tensors.k), dims::<4>(tensors.v));
+        Delta { shape: [batch, seq, heads, key, value], inputs: inputs.each_ref().map(values).into() }
     }
 }
 
@@ -134,8 +138,8 @@ impl Kernel<COUNT, 2> for DeltaKernel {
 
     fn forward(&self, inputs: [FlexTensor; COUNT], save: bool) -> ([FlexTensor; 2], Option<Self::Saved>) {
         let Outputs { y, last, checkpoints } = Self::of(&inputs).forward(save);
-        let outputs =
-            [tensor(y, dims::<4>(&inputs[0])), tensor(last, dims::<4>(Inputs::from(inputs.each_ref()).state))];
+        let tensors = Inputs::from(inputs.each_ref());
+        let outputs = [tensor(y, dims::<4>(tensors.v)), tensor(last, dims::<4>(tensors.state))];
         let length = checkpoints.len();
         (outputs, save.then(|| (inputs, tensor(checkpoints, [length]))))
     }
@@ -168,26 +172,26 @@ impl WithSimd for Forward<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { delta, unit, y, matrix, checkpoints } = self;
-        let size = delta.shape[3];
+        let [.., key, value] = delta.shape;
         let zero = V::splat(simd, 0.0);
-        let width = size.div_ceil(V::<S>::LANES);
-        let mut state = vec![zero; size * width];
-        pack(simd, matrix, &mut state, size);
+        let width = key.div_ceil(V::<S>::LANES);
+        let mut state = vec![zero; value * width];
+        pack(simd, matrix, &mut state, key);
         let (mut q, mut k) = (vec![zero; width], vec![zero; width]);
         for (t, y) in y.into_iter().enumerate() {
             if t % CHUNK == 0 && !checkpoints.is_empty() {
-                unpack(&state, &mut checkpoints[t / CHUNK * size * size..][..size * size], size);
+                unpack(&state, &mut checkpoints[t / CHUNK * key * value..][..key * value], key);
             }
             delta.load(simd, delta.inputs.q, unit, t, &mut q);
             delta.load(simd, delta.inputs.k, unit, t, &mut k);
-            let (v, gate) = (delta.row(delta.inputs.v, unit, t), delta.gate(unit, t));
+            let (v, gate) = (delta.values(delta.inputs.v, unit, t), delta.gate(unit, t));
             let (step, decay) = (delta.inputs.step[gate], delta.inputs.decay[gate]);
             for ((y, &v), state) in y.iter_mut().zip(v).zip(state.chunks_exact_mut(width)) {
                 write(state, &k, v, step, decay);
                 *y = dot(state, &q);
             }
         }
-        unpack(&state, matrix, size);
+        unpack(&state, matrix, key);
     }
 }
 
@@ -249,20 +253,20 @@ impl WithSimd for Backward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let [_, seq, _, size] = self.delta.shape;
-        let width = size.div_ceil(V::<S>::LANES);
+        let [_, seq, _, key, value] = self.delta.shape;
+        let width = key.div_ceil(V::<S>::LANES);
         let vectors = |count: usize| vec![V::splat(simd, 0.0); count];
         let mut chunk = Chunk {
             width,
-            states: vectors((CHUNK + 1) * size * width),
-            reads: vec![0.0; CHUNK * size],
-            dstate: vectors(size * width),
+            states: vectors((CHUNK + 1) * value * width),
+            reads: vec![0.0; CHUNK * value],
+            dstate: vectors(value * width),
             q: vectors(width),
             k: vectors(width),
             dq: vectors(width),
             dk: vectors(width),
         };
-        pack(simd, self.dmatrix, &mut chunk.dstate, size);
+        pack(simd, self.dmatrix, &mut chunk.dstate, key);
         for index in (0..seq.div_ceil(CHUNK)).rev() {
             let times = index * CHUNK..seq.min((index + 1) * CHUNK);
             self.recompute(simd, &mut chunk, index, times.clone());
@@ -270,7 +274,7 @@ impl WithSimd for Backward<'_> {
                 self.step(simd, &mut chunk, i, t);
             }
         }
-        unpack(&chunk.dstate, self.dmatrix, size);
+        unpack(&chunk.dstate, self.dmatrix, key);
     }
 }
 
@@ -279,17 +283,17 @@ impl Backward<'_> {
     #[inline(always)]
     fn recompute<S: Simd>(&self, simd: S, chunk: &mut Chunk<S>, index: usize, times: Range<usize>) {
         let (delta, unit) = (self.delta, self.unit);
-        let [_, seq, _, size] = delta.shape;
+        let [_, seq, _, key, value] = delta.shape;
         let Chunk { width, states, reads, k, .. } = chunk;
         let width = *width;
-        let checkpoint = (unit * seq.div_ceil(CHUNK) + index) * size * size;
-        pack(simd, &self.checkpoints[checkpoint..][..size * size], &mut states[..size * width], size);
+        let checkpoint = (unit * seq.div_ceil(CHUNK) + index) * key * value;
+        pack(simd, &self.checkpoints[checkpoint..][..key * value], &mut states[..value * width], key);
         for (i, t) in times.enumerate() {
             delta.load(simd, delta.inputs.k, unit, t, k);
-            let (v, gate) = (delta.row(delta.inputs.v, unit, t), delta.gate(unit, t));
-            let (before, after) = states[i * size * width..][..2 * size * width].split_at_mut(size * width);
+            let (v, gate) = (delta.values(delta.inputs.v, unit, t), delta.gate(unit, t));
+            let (before, after) = states[i * value * width..][..2 * value * width].split_at_mut(value * width);
             after.copy_from_slice(before);
-            for ((row, &v), read) in after.chunks_exact_mut(width).zip(v).zip(&mut reads[i * size..]) {
+            for ((row, &v), read) in after.chunks_exact_mut(width).zip(v).zip(&mut reads[i * value..]) {
                 *read = write(row, k, v, delta.inputs.step[gate], delta.inputs.decay[gate]);
             }
         }
@@ -299,21 +303,22 @@ impl Backward<'_> {
     #[inline(always)]
     fn step<S: Simd>(&mut self, simd: S, chunk: &mut Chunk<S>, i: usize, t: usize) {
         let (delta, unit, zero) = (self.delta, self.unit, V::splat(simd, 0.0));
-        let size = delta.shape[3];
+        let [.., key, values] = delta.shape;
         let Chunk { width, states, reads, dstate, q, k, dq, dk } = chunk;
         let width = *width;
         delta.load(simd, delta.inputs.q, unit, t, q);
         delta.load(simd, delta.inputs.k, unit, t, k);
-        let (v, dy, gate) = (delta.row(delta.inputs.v, unit, t), delta.row(self.dy, unit, t), delta.gate(unit, t));
+        let (v, dy) = (delta.values(delta.inputs.v, unit, t), delta.values(self.dy, unit, t));
+        let gate = delta.gate(unit, t);
         let (step, decay) = (delta.inputs.step[gate], delta.inputs.decay[gate]);
         dq.fill(zero);
         dk.fill(zero);
         let (mut dstep, mut ddecay, mut ddecay_sum) = (0.0, 0.0, zero);
-        let (reads, dv) = (&reads[i * size..][..size], &mut self.dv[t][..size]);
+        let (reads, dv) = (&reads[i * values..][..values], &mut self.dv[t][..values]);
         let (q, k, dq, dk) = (&q[..width], &k[..width], &mut dq[..width], &mut dk[..width]);
-        for value in 0..size {
-            let before = &states[(i * size + value) * width..][..width];
-            let after = &states[((i + 1) * size + value) * width..][..width];
+        for value in 0..values {
+            let before = &states[(i * values + value) * width..][..width];
+            let after = &states[((i + 1) * values + value) * width..][..width];
             let dstate = &mut dstate[value * width..][..width];
             // y = qᵀ·S
             let dy = V::splat(simd, dy[value]);
@@ -334,8 +339,8 @@ impl Backward<'_> {
                 dstate[w] = dread.mul_add(k[w], dstate[w] * decay);
             }
         }
-        unpack(dq, self.dq[t], size);
-        unpack(dk, self.dk[t], size);
+        unpack(dq, self.dq[t], key);
+        unpack(dk, self.dk[t], key);
         self.dstep[t][0] = dstep;
         self.ddecay[t][0] = ddecay + ddecay_sum.sum();
     }
@@ -348,8 +353,8 @@ pub fn delta_rule<B: RunKernels>(
     state: Option<&Tensor<B, 4>>,
 ) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
     let DeltaRule { q, k, v, step, decay } = inputs;
-    let [batch, heads, _, size] = q.dims();
-    let state = state.cloned().unwrap_or_else(|| zeros(q, [batch, heads, size, size]));
+    let ([batch, heads, _, key], [.., value]) = (k.dims(), v.dims());
+    let state = state.cloned().unwrap_or_else(|| zeros(q, [batch, heads, key, value]));
     let [q, k, v] = [q, k, v].map(|x| float(&x.clone().swap_dims(1, 2)));
     let [step, decay] = [step, decay].map(|x| float(&x.clone().swap_dims(1, 2)));
     let inputs = Inputs { q, k, v, step, decay, state: float(&state) };

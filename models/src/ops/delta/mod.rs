@@ -7,14 +7,14 @@ use super::kernel::RunKernels;
 use super::zeros;
 use burn::prelude::*;
 
-/// The tensors that the rule reads.
+/// The tensors that the rule reads. Keys and values may differ in size.
 #[derive(Debug, Clone)]
 pub struct DeltaRule<B: Backend> {
-    /// `[batch, heads, seq, size]`.
+    /// `[batch, heads, seq, key]`.
     pub q: Tensor<B, 4>,
-    /// Of length 1: `[batch, heads, seq, size]`.
+    /// Of length 1: `[batch, heads, seq, key]`.
     pub k: Tensor<B, 4>,
-    /// `[batch, heads, seq, size]`.
+    /// `[batch, heads, seq, value]`.
     pub v: Tensor<B, 4>,
     /// How much of the error is corrected, in 0..=2: `[batch, heads, seq]`.
     pub step: Tensor<B, 3>,
@@ -36,8 +36,8 @@ impl<B: Backend> DeltaRule<B> {
 
 /// The gated delta rule.
 pub trait DeltaRuleOp: RunKernels {
-    /// The gated delta rule from `state` `[batch, heads, size, size]` (zero if `None`) → outputs
-    /// `[batch, heads, seq, size]`, and the last state. See [`recurrent`] for the formula.
+    /// The gated delta rule from `state` `[batch, heads, key, value]` (zero if `None`) → outputs
+    /// `[batch, heads, seq, value]`, and the last state. See [`recurrent`] for the formula.
     fn delta_rule(inputs: DeltaRule<Self>, state: Option<Tensor<Self, 4>>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
         cpu::delta_rule(&inputs, state.as_ref()).unwrap_or_else(|| chunked(inputs, state))
     }
@@ -51,13 +51,13 @@ impl<B: RunKernels> DeltaRuleOp for B {}
 ///
 /// Shapes as in [`chunked`], which computes the same in fewer operations.
 pub fn recurrent<B: Backend>(inputs: DeltaRule<B>, state: Option<Tensor<B, 4>>) -> (Tensor<B, 4>, Tensor<B, 4>) {
-    let [batch, heads, seq, size] = inputs.q.dims();
-    let mut state = state.unwrap_or_else(|| zeros(&inputs.q, [batch, heads, size, size]));
+    let ([batch, heads, seq, key], [.., value]) = (inputs.k.dims(), inputs.v.dims());
+    let mut state = state.unwrap_or_else(|| zeros(&inputs.q, [batch, heads, key, value]));
     let mut outputs = Vec::with_capacity(seq);
     for t in 0..seq {
         let DeltaRule { q, k, v, step, decay } = inputs.steps(t, 1);
         let decayed = decay.unsqueeze_dim::<4>(3) * state;
-        let error = v - k.clone().matmul(decayed.clone()); // [batch, heads, 1, size]
+        let error = v - k.clone().matmul(decayed.clone()); // [batch, heads, 1, value]
         state = decayed + k.transpose().matmul(error * step.unsqueeze_dim::<4>(3));
         outputs.push(q.matmul(state.clone()));
     }
@@ -69,7 +69,7 @@ const CHUNK: usize = 64;
 
 /// [`recurrent`], in O(log seq) tensor operations per chunk of time steps.
 ///
-/// Gives the outputs `[batch, heads, seq, size]` and the last state from `state` `[batch, heads, size, size]` (zero if
+/// Gives the outputs `[batch, heads, seq, value]` and the last state from `state` `[batch, heads, key, value]` (zero if
 /// `None`).
 pub fn chunked<B: Backend>(inputs: DeltaRule<B>, state: Option<Tensor<B, 4>>) -> (Tensor<B, 4>, Tensor<B, 4>) {
     let seq = inputs.q.dims()[2];
@@ -91,7 +91,7 @@ pub fn chunked<B: Backend>(inputs: DeltaRule<B>, state: Option<Tensor<B, 4>>) ->
 /// double until they are the chunk. Nothing is inverted, and no intermediate value is larger than those of the
 /// definition.
 fn chunk<B: Backend>(inputs: DeltaRule<B>, state: Option<Tensor<B, 4>>) -> (Tensor<B, 4>, Tensor<B, 4>) {
-    let [batch, heads, seq, size] = inputs.q.dims();
+    let ([batch, heads, seq, key], [.., value]) = (inputs.k.dims(), inputs.v.dims());
     let rows = batch * heads;
     // Steps that neither read, write nor decay fill up to a power of two.
     let length = seq.next_power_of_two();
@@ -107,33 +107,34 @@ fn chunk<B: Backend>(inputs: DeltaRule<B>, state: Option<Tensor<B, 4>>) -> (Tens
     let step = fill(inputs.step.clone().unsqueeze_dim(3), 0.0); // [batch, heads, length, 1]
     let decay = fill(inputs.decay.clone().unsqueeze_dim(3), 1.0);
 
-    // rows (c ‖ w) of d and of y, [blocks, 2, steps of a block, 2·size]
-    let d = Tensor::cat(vec![step.clone() * v, step.neg() * decay.clone() * k.clone()], 3);
+    // rows (c ‖ w) of d and of y, [blocks, 2, steps of a block, value + key]
+    let channels = value + key;
+    let d = Tensor::cat(vec![step.clone() * v.clone(), step.neg() * decay.clone() * k.clone()], 3);
     let read = (q.clone() * k.clone()).sum_dim(3); // the factor of the step's own write
-    let y = read * d.clone() + Tensor::cat(vec![q.zeros_like(), decay.clone() * q], 3);
-    let single = [rows * length, 1, 1, 2 * size];
+    let y = read * d.clone() + Tensor::cat(vec![v.zeros_like(), decay.clone() * q], 3);
+    let single = [rows * length, 1, 1, channels];
     let mut affine = Tensor::cat(vec![d.reshape(single), y.reshape(single)], 1);
     // keys times the decays of the block's steps after them
-    let mut keys = k.reshape([rows * length, 1, size]);
+    let mut keys = k.reshape([rows * length, 1, key]);
     let mut total = decay.reshape([rows * length, 1, 1, 1]);
     let mut half = 1;
     while half < length {
         let blocks = rows * length / (2 * half);
         let affine_half = |which| {
-            let pairs = affine.clone().reshape([blocks, 2, 2, half, 2 * size]);
-            pairs.narrow(1, which, 1).reshape([blocks, 2, half, 2 * size])
+            let pairs = affine.clone().reshape([blocks, 2, 2, half, channels]);
+            pairs.narrow(1, which, 1).reshape([blocks, 2, half, channels])
         };
         let keys_half =
-            |which| keys.clone().reshape([blocks, 2, half, size]).narrow(1, which, 1).reshape([blocks, half, size]);
+            |which| keys.clone().reshape([blocks, 2, half, key]).narrow(1, which, 1).reshape([blocks, half, key]);
         let total_half =
             |which| total.clone().reshape([blocks, 2, 1, 1]).narrow(1, which, 1).reshape([blocks, 1, 1, 1]);
         let (first, second) = (affine_half(0), affine_half(1));
 
-        let written = first.clone().narrow(1, 0, 1).reshape([blocks, half, 2 * size]);
-        let weights = second.clone().narrow(3, size, size); // w of the second half, [blocks, 2, half, size]
-        let seen = weights.clone().reshape([blocks, 2 * half, size]).matmul(keys_half(0).transpose());
-        let second = Tensor::cat(vec![second.narrow(3, 0, size), weights * total_half(0)], 3)
-            + seen.matmul(written).reshape([blocks, 2, half, 2 * size]);
+        let written = first.clone().narrow(1, 0, 1).reshape([blocks, half, channels]);
+        let weights = second.clone().narrow(3, value, key); // w of the second half, [blocks, 2, half, key]
+        let seen = weights.clone().reshape([blocks, 2 * half, key]).matmul(keys_half(0).transpose());
+        let second = Tensor::cat(vec![second.narrow(3, 0, value), weights * total_half(0)], 3)
+            + seen.matmul(written).reshape([blocks, 2, half, channels]);
         let later = keys_half(0) * total_half(1).reshape([blocks, 1, 1]);
 
         affine = Tensor::cat(vec![first, second], 2);
@@ -142,16 +143,16 @@ fn chunk<B: Backend>(inputs: DeltaRule<B>, state: Option<Tensor<B, 4>>) -> (Tens
         half *= 2;
     }
 
-    let part = |which: usize| affine.clone().narrow(1, which, 1).reshape([batch, heads, length, 2 * size]);
+    let part = |which: usize| affine.clone().narrow(1, which, 1).reshape([batch, heads, length, channels]);
     let apply = |x: Tensor<B, 4>| {
-        let constant = x.clone().narrow(3, 0, size);
+        let constant = x.clone().narrow(3, 0, value);
         match &state {
             None => constant,
-            Some(state) => constant + x.narrow(3, size, size).matmul(state.clone()),
+            Some(state) => constant + x.narrow(3, value, key).matmul(state.clone()),
         }
     };
     let (d, y) = (apply(part(0)), apply(part(1)));
-    let written = keys.reshape([batch, heads, length, size]).transpose().matmul(d); // [batch, heads, key, value]
+    let written = keys.reshape([batch, heads, length, key]).transpose().matmul(d); // [batch, heads, key, value]
     let state = match state {
         None => written,
         Some(state) => total.reshape([batch, heads, 1, 1]) * state + written,

@@ -19,6 +19,7 @@ use models::ops::slstm::{self, SlstmOp, SlstmState};
 use models::ops::squared_relu::{self, SquaredReluOp};
 use models::ops::token_mix::{self as mix, TokenMixOps};
 use models::ops::wkv::{self, WkvOp};
+use burn::tensor::{DType, TensorData};
 use proptest::prelude::*;
 
 fn check(
@@ -85,34 +86,49 @@ proptest! {
         let (n, states) = (batch * seq * 4 * hidden, batch * hidden);
         let short = [-1.0, 1.0].map(|x: f64| x / (size as f64).sqrt());
         let wide = [-3.0, 3.0];
-        let positive = [0.5, 1.5];
-        let arguments =
-            [(n, wide), (heads * 4 * size * size, short), (states, UNIT), (states, UNIT), (states, positive), (states, UNIT)];
+        let arguments = [(n, wide), (heads * 4 * size * size, short)];
+        // No gradients belong to states.
+        let some = |i: usize, least: f32| -> Tensor<Training, 2> {
+            let values: Vec<f32> = (0..states).map(|j| least + 0.4 * ((7 * j + 3 * i) as f32).sin()).collect();
+            Tensor::from_data(TensorData::new(values, [batch, hidden]), (&Default::default(), DType::F32))
+        };
         let run = |a: &[Flat], fast: bool| {
             let gates = a[0].clone().reshape([batch, seq, 4 * hidden]);
             let recurrent = a[1].clone().reshape([heads, 4 * size, size]);
-            // No gradients belong to states.
+            let dtype = gates.dtype();
             let state = given.then(|| {
-                let [y, c, n, m] = [2, 3, 4, 5].map(|i: usize| a[i].clone().detach().reshape([batch, hidden]));
+                let [y, c, n, m] = [(0, 0.0), (1, 0.0), (2, 1.0), (3, 0.0)].map(|(i, least)| some(i, least).cast(dtype));
                 SlstmState { y, c, n, m }
             });
             let op = if fast { Training::slstm } else { slstm::reference };
             let (y, _) = op(gates, recurrent, state);
             vec![flat(y)]
         };
-        check("slstm", &arguments[..if given { 6 } else { 2 }], |a| run(a, true), |a| run(a, false));
+        check("slstm", &arguments, |a| run(a, true), |a| run(a, false));
     }
 
     #[test]
-    fn delta_rule(batch in 1..4usize, heads in 1..4usize, seq in 1..50usize, size in 1..20usize, given: bool) {
-        let (n, gates, state) = (batch * heads * seq * size, batch * heads * seq, batch * heads * size * size);
+    fn delta_rule(
+        batch in 1..4usize,
+        heads in 1..4usize,
+        seq in 1..50usize,
+        key in sizes_of_heads(),
+        value in sizes_of_heads(),
+        square: bool,
+        given: bool,
+    ) {
+        let value = if square { key } else { value };
+        let (rows, state) = (batch * heads * seq, batch * heads * key * value);
+        let (keys, values) = (rows * key, rows * value);
         // Keys are short enough for the rule to contract.
-        let short = [-1.0, 1.0].map(|x: f64| x / (size as f64).sqrt());
-        let arguments = [(n, UNIT), (n, short), (n, UNIT), (gates, [0.0, 2.0]), (gates, [0.0, 1.0]), (state, UNIT)];
+        let short = [-1.0, 1.0].map(|x: f64| x / (key as f64).sqrt());
+        let arguments =
+            [(keys, UNIT), (keys, short), (values, UNIT), (rows, [0.0, 2.0]), (rows, [0.0, 1.0]), (state, UNIT)];
         let run = |a: &[Flat], op: fn(DeltaRule<Training>, Option<Tensor<Training, 4>>) -> _| {
-            let [q, k, v] = [0, 1, 2].map(|i: usize| a[i].clone().reshape([batch, heads, seq, size]));
+            let [q, k] = [0, 1].map(|i: usize| a[i].clone().reshape([batch, heads, seq, key]));
+            let v = a[2].clone().reshape([batch, heads, seq, value]);
             let [step, decay] = [3, 4].map(|i: usize| a[i].clone().reshape([batch, heads, seq]));
-            let state = given.then(|| a[5].clone().reshape([batch, heads, size, size]));
+            let state = given.then(|| a[5].clone().reshape([batch, heads, key, value]));
             let (y, last): (Tensor<Training, 4>, Tensor<Training, 4>) = op(DeltaRule { q, k, v, step, decay }, state);
             vec![flat(y), flat(last)]
         };
