@@ -191,7 +191,7 @@ fn causal_convolution() {
 #[test]
 fn selective_scan() {
     let (channels, state) = (3, 2);
-    for (batch, seq) in SHAPES {
+    for ((batch, seq), negative_eigenvalues) in SHAPES.into_iter().flat_map(|shape| [(shape, false), (shape, true)]) {
         let (x, gate) = (batch * seq * channels, batch * seq * state);
         let sizes = [x, x, channels * state, gate, gate, batch * channels * state, channels, channels, x];
         let arguments: Vec<Vec<f64>> = (0u64..).zip(sizes).map(|(i, n)| random(n, 0.8, i)).collect();
@@ -205,6 +205,7 @@ fn selective_scan() {
                 delta_bias: a[6].clone(),
                 d: a[7].clone(),
                 z: a[8].clone().reshape([batch, seq, channels]),
+                negative_eigenvalues,
             };
             let h = a[5].clone().reshape([batch, channels, state]);
             let (y, h) = Training::selective_scan(inputs, Some(h));

@@ -56,7 +56,7 @@ fn mixer(
 
 /// h_t = exp(Δ_t·A)⊙h_{t−1} + Δ_t·u_t·B_t, y_t = h_t·C_t, one time step after another: `u` and Δ
 /// `[batch, seq, channels]`, `b` and `c` `[batch, seq, state]` → `[batch, seq, channels]`, from and to the state
-/// `ssm_l<layer>` `[batch, channels, state]`.
+/// `ssm_l<layer>` `[batch, channels, state]`. With negative eigenvalues, the factor of h is 2·exp(Δ_t·A) − 1.
 ///
 /// Inside the loop channels are on the last axis: a step then works on long rows, in half the time.
 fn selective_scan(
@@ -86,8 +86,13 @@ fn selective_scan(
         let before = g.transpose(&before, &[0, 2, 1]); // [batch, state, channels]
         let ([after], [y]) = g.scan([&before], [&delta, &input, &b, &c], |g, [h], [delta, input, b, c]| {
             let rate = g.mul(&delta, &a);
-            let decay = g.exp(&rate);
-            let kept = g.mul(&decay, &h);
+            let mut factor = g.exp(&rate);
+            if config.negative_eigenvalues {
+                let (two, one) = (g.scalar("two", 2f32), g.scalar("one", 1f32));
+                let doubled = g.mul(&factor, &two);
+                factor = g.sub(&doubled, &one);
+            }
+            let kept = g.mul(&factor, &h);
             let added = g.mul(&b, &input);
             let h = g.add(&kept, &added);
             let y = g.matmul(&c, &h); // [batch, 1, channels]

@@ -2,7 +2,8 @@
 //! positions.
 //!
 //! Source: A. Gu and T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752;
-//! sizes and initialisation of arXiv 2405.20131.
+//! sizes and initialisation of arXiv 2405.20131. The range of eigenvalues may be that of R. Grazzi et al., "Unlocking
+//! State-Tracking in Linear RNNs Through Negative Eigenvalues", arXiv 2411.12537.
 #![allow(non_snake_case)] // A and D, as in the paper and in checkpoints
 
 use crate::architecture::Architecture;
@@ -28,6 +29,9 @@ pub struct MambaConfig {
     pub conv_kernel: usize,
     /// A block has `expand`·`hidden_size` channels.
     pub expand: usize,
+    /// Whether the eigenvalues of the recurrence reach from −1 to 1 instead of from 0 to 1: 2·exp(Δ·A) − 1 instead of
+    /// exp(Δ·A).
+    pub negative_eigenvalues: bool,
 }
 
 /// ε of every RMSNorm.
@@ -35,7 +39,7 @@ pub const RMS_NORM_EPSILON: f64 = 1e-5;
 
 impl Default for MambaConfig {
     fn default() -> Self {
-        Self { hidden_size: 128, num_layers: 2, state_size: 16, conv_kernel: 4, expand: 2 }
+        Self { hidden_size: 128, num_layers: 2, state_size: 16, conv_kernel: 4, expand: 2, negative_eigenvalues: false }
     }
 }
 
@@ -63,7 +67,8 @@ impl Architecture for MambaConfig {
 
     fn examples() -> Vec<Self> {
         let small = Self { hidden_size: 16, num_layers: 2, ..Self::default() };
-        vec![small.clone(), Self { state_size: 3, conv_kernel: 2, expand: 3, ..small }]
+        let odd = Self { state_size: 3, conv_kernel: 2, expand: 3, negative_eigenvalues: true, ..small.clone() };
+        vec![small, odd]
     }
 
     fn tied() -> Option<(&'static str, &'static str)> {
@@ -172,6 +177,7 @@ pub struct Mixer<B: Backend> {
     D: Param<Tensor<B, 1>>,
     /// `[hidden, channels]`.
     out_proj: Linear<B>,
+    negative_eigenvalues: bool,
 }
 
 impl<B: Backend> Mixer<B> {
@@ -192,6 +198,7 @@ impl<B: Backend> Mixer<B> {
             A_log: init.values(log_a, [channels, state]),
             D: init.constant([channels], 1.0),
             out_proj: linear(init, hidden, channels, bound(channels) / (config.num_layers as f64).sqrt()),
+            negative_eigenvalues: config.negative_eigenvalues,
         }
     }
 }
@@ -215,6 +222,7 @@ impl<B: SequenceOps> Mixer<B> {
             c,
             d: self.D.val(),
             z,
+            negative_eigenvalues: self.negative_eigenvalues,
         };
         let (y, ssm) = B::selective_scan(inputs, ssm);
         (self.out_proj.forward(y), MambaState { conv, ssm })

@@ -128,6 +128,7 @@ fn mamba(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
         state_size: f.get("d_state")?.unwrap_or(default.state_size),
         conv_kernel: f.get("d_conv")?.unwrap_or(default.conv_kernel),
         expand: f.get("expand")?.unwrap_or(default.expand),
+        negative_eigenvalues: false,
     }))
 }
 

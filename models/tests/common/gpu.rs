@@ -49,8 +49,8 @@ fn on_shapes<S: Strategy>(usual: S::Value, shapes: S, test: impl Fn(S::Value)) {
 }
 
 pub fn selective_scan<B: SequenceOps>() {
-    let shapes = (1..4usize, 1..40usize, 1..150usize, 1..20usize, any::<bool>());
-    on_shapes((2, 33, 64, 16, false), shapes, |(batch, seq, channels, state, given)| {
+    let shapes = (1..4usize, 1..40usize, 1..150usize, 1..20usize, any::<bool>(), any::<bool>());
+    on_shapes((2, 33, 64, 16, false, false), shapes, |(batch, seq, channels, state, given, negative)| {
         let (wide, narrow) = (batch * seq * channels, batch * seq * state);
         let arguments = [
             (wide, UNIT),
@@ -64,24 +64,28 @@ pub fn selective_scan<B: SequenceOps>() {
             (batch * channels * state, UNIT),
         ];
         type Inputs<B> = (SelectiveScan<B>, Option<Tensor<B, 3>>);
-        fn inputs<B: Backend>(a: &[Flat<B>], [batch, seq, channels, state]: [usize; 4]) -> Inputs<B> {
+        fn inputs<B: Backend>(
+            a: &[Flat<B>],
+            [batch, seq, channels, state]: [usize; 4],
+            negative_eigenvalues: bool,
+        ) -> Inputs<B> {
             let [u, delta, z] = [0, 1, 7].map(|i: usize| a[i].clone().reshape([batch, seq, channels]));
             let [b, c] = [4, 5].map(|i: usize| a[i].clone().reshape([batch, seq, state]));
             let (delta_bias, d, matrix) = (a[2].clone(), a[6].clone(), a[3].clone().reshape([channels, state]));
             let h = a.get(8).map(|h| h.clone().reshape([batch, channels, state]));
-            (SelectiveScan { u, delta, delta_bias, a: matrix, b, c, d, z }, h)
+            (SelectiveScan { u, delta, delta_bias, a: matrix, b, c, d, z, negative_eigenvalues }, h)
         }
         let shape = [batch, seq, channels, state];
         check::<B>(
-            &format!("selective scan {shape:?}"),
+            &format!("selective scan {shape:?}, negative eigenvalues: {negative}"),
             &arguments[..if given { 9 } else { 8 }],
             |a| {
-                let (inputs, h) = inputs(a, shape);
+                let (inputs, h) = inputs(a, shape, negative);
                 let (y, last) = scan::cpu::selective_scan(&inputs, h.as_ref()).expect("a kernel");
                 vec![flat(y), flat(last)]
             },
             |a| {
-                let (inputs, h) = inputs(a, shape);
+                let (inputs, h) = inputs(a, shape, negative);
                 let (y, last) = scan::reference(inputs, h);
                 vec![flat(y), flat(last)]
             },

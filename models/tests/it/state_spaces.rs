@@ -288,7 +288,9 @@ fn the_convolution_is_the_sum_it_stands_for() {
 
 #[test]
 fn the_scan_is_the_recurrence_it_stands_for() {
-    for (batch, seq, channels, state) in [(1, 1, 1, 1), (2, 13, 3, 4), (1, 100, 2, 16)] {
+    for (batch, seq, channels, state, negative_eigenvalues) in
+        [(1, 1, 1, 1, false), (2, 13, 3, 4, false), (1, 100, 2, 16, false), (2, 13, 3, 4, true), (1, 100, 2, 16, true)]
+    {
         let x = batch * seq * channels;
         let (u, a) = (random(x, 1.0, 1), random(channels * state, 1.0, 2));
         let a: Vec<f32> = a.iter().map(|v| v - 1.0).collect();
@@ -303,8 +305,9 @@ fn the_scan_is_the_recurrence_it_stands_for() {
                 let (row, gate) = ((example * seq + t) * channels + channel, (example * seq + t) * state + n);
                 let h = &mut h[(example * channels + channel) * state + n];
                 let delta = f64::from(delta[row] + bias[channel]).exp().ln_1p();
-                *h = (delta * f64::from(a[channel * state + n])).exp() * *h
-                    + delta * f64::from(u[row]) * f64::from(b[gate]);
+                let decay = (delta * f64::from(a[channel * state + n])).exp();
+                let factor = if negative_eigenvalues { 2.0 * decay - 1.0 } else { decay };
+                *h = factor * *h + delta * f64::from(u[row]) * f64::from(b[gate]);
                 expected[row] += *h * f64::from(c[gate]);
             }
         }
@@ -323,6 +326,7 @@ fn the_scan_is_the_recurrence_it_stands_for() {
             a: tensor(&a, [channels, state]),
             b: tensor(&b, narrow),
             c: tensor(&c, narrow),
+            negative_eigenvalues,
         };
         let (y, last) = Cpu::selective_scan(inputs, Some(tensor(&start, [batch, channels, state])));
         assert_close(&format!("outputs {batch}×{seq}"), &flat(y), &expected, 1e-5);

@@ -54,9 +54,9 @@ inputs! {
 /// Tensors that [`SelectiveScan`] reads.
 const COUNT: usize = Inputs::COUNT;
 
-/// The scan on numbers.
+/// The scan on numbers. Where eigenvalues may be `NEGATIVE`, the factor of a state is 2·exp(Δ·A) − 1, not exp(Δ·A).
 #[derive(Debug, Clone, Copy)]
-pub struct Scan<'a> {
+pub struct Scan<'a, const NEGATIVE: bool> {
     /// `[batch, seq, channels, state]`.
     pub shape: [usize; 4],
     /// The inputs, in the shapes stated by the fields.
@@ -74,7 +74,7 @@ pub struct Outputs {
     pub checkpoints: Vec<f32>,
 }
 
-impl Scan<'_> {
+impl<const NEGATIVE: bool> Scan<'_, NEGATIVE> {
     fn groups(&self) -> usize {
         self.shape[2].div_ceil(GROUP)
     }
@@ -165,6 +165,13 @@ impl Scan<'_> {
         (&self.inputs.b[token * state..][..state], &self.inputs.c[token * state..][..state])
     }
 
+    /// The factor of a state, from Δ·A in powers of two.
+    #[inline(always)]
+    fn factor<S: Simd>(exponent: V<S>) -> V<S> {
+        let decay = exponent.exp2();
+        if NEGATIVE { decay.mul_add(V::splat(exponent.0, 2.0), V::splat(exponent.0, -1.0)) } else { decay }
+    }
+
     /// Some channels of a token in a tensor like `u`.
     #[inline(always)]
     fn row<S: Simd>(&self, simd: S, x: &[f32], token: usize, channels: &Range<usize>) -> V<S> {
@@ -187,21 +194,25 @@ impl Scan<'_> {
 
 /// The operation on tensors: [`Inputs`] → outputs and last state.
 #[derive(Debug, Clone, Copy)]
-pub struct SelectiveScan;
+pub struct SelectiveScan {
+    /// Whether the factors of the state are 2·exp(Δ·A) − 1 instead of exp(Δ·A).
+    pub negative_eigenvalues: bool,
+}
 
-impl SelectiveScan {
-    fn of(inputs: &[FlexTensor; COUNT]) -> Scan<'_> {
-        let tensors = Inputs::from(inputs.each_ref());
-        let ([batch, seq, channels], [_, state]) = (dims(tensors.u), dims(tensors.a));
-        Scan { shape: [batch, seq, channels, state], inputs: inputs.each_ref().map(values).into() }
-    }
+fn of<const NEGATIVE: bool>(inputs: &[FlexTensor; COUNT]) -> Scan<'_, NEGATIVE> {
+    let tensors = Inputs::from(inputs.each_ref());
+    let ([batch, seq, channels], [_, state]) = (dims(tensors.u), dims(tensors.a));
+    Scan { shape: [batch, seq, channels, state], inputs: inputs.each_ref().map(values).into() }
 }
 
 impl Kernel<COUNT, 2> for SelectiveScan {
     type Saved = ([FlexTensor; COUNT], FlexTensor);
 
     fn forward(&self, inputs: [FlexTensor; COUNT], save: bool) -> ([FlexTensor; 2], Option<Self::Saved>) {
-        let Outputs { y, last, checkpoints } = Self::of(&inputs).forward(save);
+        let Outputs { y, last, checkpoints } = match self.negative_eigenvalues {
+            false => of::<false>(&inputs).forward(save),
+            true => of::<true>(&inputs).forward(save),
+        };
         let tensors = Inputs::from(inputs.each_ref());
         let outputs = [tensor(y, dims::<3>(tensors.u)), tensor(last, dims::<3>(tensors.h))];
         let length = checkpoints.len();
@@ -215,7 +226,11 @@ impl Kernel<COUNT, 2> for SelectiveScan {
         _: [bool; COUNT],
     ) -> [Option<FlexTensor>; COUNT] {
         let Some(dy) = dy else { return Default::default() };
-        let gradients = Self::of(&inputs).backward(values(&checkpoints), values(&dy), last.as_ref().map(values));
+        let (checkpoints, dy, last) = (values(&checkpoints), values(&dy), last.as_ref().map(values));
+        let gradients = match self.negative_eigenvalues {
+            false => of::<false>(&inputs).backward(checkpoints, dy, last),
+            true => of::<true>(&inputs).backward(checkpoints, dy, last),
+        };
         gradients_of(&inputs, gradients)
     }
 
@@ -227,7 +242,7 @@ impl Kernel<COUNT, 2> for SelectiveScan {
         inputs: [CubeTensor<R>; COUNT],
         save: bool,
     ) -> Option<([CubeTensor<R>; 2], Vec<CubeTensor<R>>)> {
-        super::cube::forward(inputs.into(), save)
+        super::cube::forward(inputs.into(), save, self.negative_eigenvalues)
     }
 
     #[cfg(feature = "cube")]
@@ -237,13 +252,13 @@ impl Kernel<COUNT, 2> for SelectiveScan {
         gradients: [Option<CubeTensor<R>>; 2],
         _: [bool; COUNT],
     ) -> [Option<CubeTensor<R>>; COUNT] {
-        gpu_gradients(super::cube::backward(saved, gradients))
+        gpu_gradients(super::cube::backward(saved, gradients, self.negative_eigenvalues))
     }
 }
 
 /// The channels of one group, of one example.
-struct Forward<'a> {
-    scan: &'a Scan<'a>,
+struct Forward<'a, const NEGATIVE: bool> {
+    scan: &'a Scan<'a, NEGATIVE>,
     a: &'a [f32],
     example: usize,
     group: usize,
@@ -253,7 +268,7 @@ struct Forward<'a> {
     checkpoints: Vec<&'a mut [f32]>,
 }
 
-impl WithSimd for Forward<'_> {
+impl<const NEGATIVE: bool> WithSimd for Forward<'_, NEGATIVE> {
     type Output = ();
 
     #[inline(always)]
@@ -292,7 +307,7 @@ impl WithSimd for Forward<'_> {
                 let mut sum = u * V::load(simd, &scan.inputs.d[range]);
                 let rates = &rates[block * state..][..state];
                 for n in 0..state {
-                    h[n] = (delta * rates[n]).exp2().mul_add(h[n], input * b[n]);
+                    h[n] = Scan::<NEGATIVE>::factor(delta * rates[n]).mul_add(h[n], input * b[n]);
                     sum = h[n].mul_add(V::splat(simd, c[n]), sum);
                 }
                 (sum * z * z.sigmoid()).store(&mut y[block * lanes..]);
@@ -307,8 +322,8 @@ impl WithSimd for Forward<'_> {
 }
 
 /// The channels of one group, of one example.
-struct Backward<'a> {
-    scan: &'a Scan<'a>,
+struct Backward<'a, const NEGATIVE: bool> {
+    scan: &'a Scan<'a, NEGATIVE>,
     a: &'a [f32],
     example: usize,
     group: usize,
@@ -364,11 +379,11 @@ struct Chunk<S: Simd> {
     /// States before each step and after the last, `[CHUNK + 1, state]`.
     states: Vec<V<S>>,
     /// `[CHUNK, state]`.
-    decays: Vec<V<S>>,
+    factors: Vec<V<S>>,
     steps: [Step<S>; CHUNK],
 }
 
-impl WithSimd for Backward<'_> {
+impl<const NEGATIVE: bool> WithSimd for Backward<'_, NEGATIVE> {
     type Output = ();
 
     #[inline(always)]
@@ -379,7 +394,7 @@ impl WithSimd for Backward<'_> {
         let mut carried: Vec<Carried<S>> = (0..blocks).map(|block| self.carried(simd, block)).collect();
         let mut chunk = Chunk {
             states: vec![zero; (CHUNK + 1) * state],
-            decays: vec![zero; CHUNK * state],
+            factors: vec![zero; CHUNK * state],
             steps: [Step { u: zero, z: zero, raw: zero, delta: zero, y: zero }; CHUNK],
         };
         let mut dgates = vec![[zero; 2]; CHUNK * state]; // of b and c, over all blocks
@@ -410,7 +425,7 @@ impl WithSimd for Backward<'_> {
     }
 }
 
-impl Backward<'_> {
+impl<const NEGATIVE: bool> Backward<'_, NEGATIVE> {
     /// A block's numbers at the end of the sequence.
     #[inline(always)]
     fn carried<S: Simd>(&self, simd: S, block: usize) -> Carried<S> {
@@ -451,12 +466,12 @@ impl Backward<'_> {
             let delta = raw.softplus();
             let (b, c) = scan.gates(token, state);
             let (before, after) = chunk.states[i * state..][..2 * state].split_at_mut(state);
-            let decays = &mut chunk.decays[i * state..][..state];
+            let factors = &mut chunk.factors[i * state..][..state];
             let channel = &carried.states[..state];
             let (input, mut y) = (delta * u, u * d);
             for n in 0..state {
-                decays[n] = (delta * channel[n].rate).exp2();
-                after[n] = decays[n].mul_add(before[n], input * b[n]);
+                factors[n] = Scan::<NEGATIVE>::factor(delta * channel[n].rate);
+                after[n] = factors[n].mul_add(before[n], input * b[n]);
                 y = after[n].mul_add(V::splat(simd, c[n]), y);
             }
             chunk.steps[i] = Step { u, z, raw, delta, y };
@@ -492,7 +507,7 @@ impl Backward<'_> {
         let (mut dinput, mut drate) = (zero, zero);
         let (b, c) = scan.gates(token, state);
         let (before, after) = chunk.states[i * state..][..2 * state].split_at(state);
-        let decays = &chunk.decays[i * state..][..state];
+        let factors = &chunk.factors[i * state..][..state];
         let channel = &mut carried.states[..state];
         let dgates = &mut dgates[..state];
         for n in 0..state {
@@ -502,8 +517,9 @@ impl Backward<'_> {
             *dc = dy.mul_add(after[n], *dc);
             *db = g.mul_add(input, *db);
             dinput = g.mul_add(V::splat(simd, b[n]), dinput);
-            *dh = g * decays[n];
-            let dexponent = *dh * before[n];
+            *dh = g * factors[n];
+            // The derivative of 2·eˣ − 1 is one more than itself.
+            let dexponent = if NEGATIVE { g * (factors[n] + one) * before[n] } else { *dh * before[n] };
             *da = dexponent.mul_add(delta, *da);
             drate = dexponent.mul_add(*rate, drate);
         }
@@ -522,10 +538,10 @@ pub fn selective_scan<B: RunKernels>(
     inputs: &scan::SelectiveScan<B>,
     h: Option<&Tensor<B, 3>>,
 ) -> Option<(Tensor<B, 3>, Tensor<B, 3>)> {
-    let scan::SelectiveScan { u, delta, delta_bias, a, b, c, d, z } = inputs;
+    let scan::SelectiveScan { u, delta, delta_bias, a, b, c, d, z, negative_eigenvalues } = inputs;
     let ([batch, _, channels], [_, state]) = (u.dims(), a.dims());
     let h = h.cloned().unwrap_or_else(|| zeros(u, [batch, channels, state]));
-    let inputs = Inputs {
+    let tensors = Inputs {
         u: float(u),
         delta: float(delta),
         delta_bias: float(delta_bias),
@@ -536,5 +552,6 @@ pub fn selective_scan<B: RunKernels>(
         z: float(z),
         h: float(&h),
     };
-    B::run(SelectiveScan, inputs.into()).map(|[y, last]| (kernel::tensor(y), kernel::tensor(last)))
+    let kernel = SelectiveScan { negative_eigenvalues: *negative_eigenvalues };
+    B::run(kernel, tensors.into()).map(|[y, last]| (kernel::tensor(y), kernel::tensor(last)))
 }

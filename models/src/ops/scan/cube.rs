@@ -23,6 +23,7 @@ const LARGEST_STATE: usize = 32;
 pub fn forward<R: CubeRuntime>(
     inputs: Inputs<CubeTensor<R>>,
     save: bool,
+    negative_eigenvalues: bool,
 ) -> Option<([CubeTensor<R>; 2], Vec<CubeTensor<R>>)> {
     let Inputs { u, delta, delta_bias, a, b, c, d, z, h } = &inputs;
     let ([batch, seq, channels], [_, state]) = (u.shape().dims(), a.shape().dims());
@@ -34,7 +35,14 @@ pub fn forward<R: CubeRuntime>(
     let (y, last) = (empty(u, [batch, seq, channels]), empty(u, [batch, channels, state]));
     let checkpoints = empty(u, kept);
     let grid = Grid::over(channels, batch);
-    launch!(forward_kernel, grid, [u, delta, delta_bias, a, b, c, d, z, h, y, last, checkpoints], state, save);
+    launch!(
+        forward_kernel,
+        grid,
+        [u, delta, delta_bias, a, b, c, d, z, h, y, last, checkpoints],
+        state,
+        save,
+        negative_eigenvalues
+    );
     // The checkpoints begin with the state.
     let saved: [_; Inputs::COUNT] = Inputs { h: checkpoints, ..inputs }.into();
     Some(([y, last], saved.into()))
@@ -56,6 +64,7 @@ fn forward_kernel(
     checkpoints: &mut Tensor<f32>,
     #[comptime] state: usize,
     #[comptime] save: bool,
+    #[comptime] negative: bool,
 ) {
     let seq = u.shape(1);
     let channels = u.shape(2);
@@ -88,7 +97,7 @@ fn forward_kernel(
             let mut sum = skip * value;
             #[unroll]
             for n in 0..state {
-                let next = f32::exp(step * rates[n]) * states[n] + input * b[token * state + n];
+                let next = factor(step * rates[n], negative) * states[n] + input * b[token * state + n];
                 states[n] = next;
                 sum += next * c[token * state + n];
             }
@@ -106,6 +115,7 @@ fn forward_kernel(
 pub fn backward<R: CubeRuntime>(
     saved: Vec<CubeTensor<R>>,
     [dy, last]: [Option<CubeTensor<R>>; 2],
+    negative_eigenvalues: bool,
 ) -> Option<Inputs<CubeTensor<R>>> {
     let saved: [_; Inputs::COUNT] = saved.try_into().ok()?;
     let (Inputs { u, delta, delta_bias, a, b, c, d, z, h: checkpoints }, dy) = (saved.into(), dy?);
@@ -129,7 +139,8 @@ pub fn backward<R: CubeRuntime>(
         grid,
         [u, delta, delta_bias, a, b, c, d, z, checkpoints, dy, last, du, ddelta, dz, dh, per_channel, per_token],
         state,
-        parts
+        parts,
+        negative_eigenvalues
     );
     let per_channel = sum_rows(&per_channel, [1, batch, (2 + state) * channels]);
     let per_channel = reshape(per_channel, [2 + state, channels].into());
@@ -162,6 +173,7 @@ fn backward_kernel(
     per_token: &mut Tensor<f32>,
     #[comptime] state: usize,
     #[comptime] parts: usize,
+    #[comptime] negative: bool,
 ) {
     let seq = u.shape(1);
     let channels = u.shape(2);
@@ -220,6 +232,7 @@ fn backward_kernel(
                 length,
                 channel,
                 state,
+                negative,
             );
         }
         for j in 0..length {
@@ -239,19 +252,20 @@ fn backward_kernel(
                 #[unroll]
                 for n in 0..state {
                     let old = before[i * state + n];
-                    let decay = f32::exp(step * rates[n]);
+                    let kept = factor(step * rates[n], negative);
                     let write = b[token * state + n];
                     let read = c[token * state + n];
-                    let new = decay * old + step * value * write;
+                    let new = kept * old + step * value * write;
                     sum += new * read;
                     let dstate = dstates[n] + dsum * read;
                     shared[n * (UNITS + 1) + unit] = dstate * step * value;
                     shared[(state + n) * (UNITS + 1) + unit] = dsum * new;
-                    let dexponent = dstate * old * decay;
+                    let slope = if comptime![negative] { kept + 1.0f32 } else { kept }; // of the factor
+                    let dexponent = dstate * old * slope;
                     dstep += dexponent * rates[n];
                     drates[n] = drates[n] + dexponent * step;
                     dinput += dstate * write;
-                    dstates[n] = dstate * decay;
+                    dstates[n] = dstate * kept;
                 }
                 du[at] = dsum * skip + dinput * step;
                 dskip += dsum * value;
@@ -276,6 +290,13 @@ fn backward_kernel(
     }
 }
 
+/// The factor of a state: eˣ, or 2·eˣ − 1 where eigenvalues may be negative.
+#[cube]
+fn factor(exponent: f32, #[comptime] negative: bool) -> f32 {
+    let decay = f32::exp(exponent);
+    if comptime![negative] { 2.0f32 * decay - 1.0f32 } else { decay }
+}
+
 /// The states of one channel before each time step of a chunk, from those before the first; `states` are then those
 /// after the last.
 #[cube]
@@ -291,6 +312,7 @@ fn recompute(
     length: usize,
     channel: usize,
     #[comptime] state: usize,
+    #[comptime] negative: bool,
 ) {
     let channels = u.shape(2);
     for i in 0..length {
@@ -301,7 +323,7 @@ fn recompute(
         #[unroll]
         for n in 0..state {
             before[i * state + n] = states[n];
-            states[n] = f32::exp(step * rates[n]) * states[n] + input * b[token * state + n];
+            states[n] = factor(step * rates[n], negative) * states[n] + input * b[token * state + n];
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct SelectiveScan<B: Backend> {
     pub d: Tensor<B, 1>,
     /// The gate of the output, before SiLU: `[batch, seq, channels]`.
     pub z: Tensor<B, 3>,
+    /// Whether the factor of the state is 2·exp(Δ·A) − 1, in −1..=1, instead of exp(Δ·A), in 0..=1.
+    pub negative_eigenvalues: bool,
 }
 
 /// Mamba's selective scan.
@@ -43,9 +45,10 @@ impl<B: RunKernels> SelectiveScanOp for B {}
 
 /// With Δ = softplus(delta + delta_bias): h_t = exp(Δ_t·A)⊙h_{t−1} + Δ_t·u_t·B_t, y_t = (h_t·C_t + D·u_t)·silu(z_t),
 /// with h `[channels, state]`. Gives the outputs `[batch, seq, channels]` and the last state
-/// `[batch, channels, state]`, from the state `h` (zero if `None`).
+/// `[batch, channels, state]`, from the state `h` (zero if `None`). With negative eigenvalues, 2·exp(Δ_t·A) − 1 takes
+/// the place of exp(Δ_t·A) (Grazzi et al., arXiv 2411.12537, section 4.4).
 pub fn reference<B: Backend>(
-    SelectiveScan { u, delta, delta_bias, a, b, c, d, z }: SelectiveScan<B>,
+    SelectiveScan { u, delta, delta_bias, a, b, c, d, z, negative_eigenvalues }: SelectiveScan<B>,
     h: Option<Tensor<B, 3>>,
 ) -> (Tensor<B, 3>, Tensor<B, 3>) {
     let [batch, _, channels] = u.dims();
@@ -58,6 +61,7 @@ pub fn reference<B: Backend>(
     let mut outputs = Vec::new();
     for ((input, delta), (b, c)) in inputs.zip(gates) {
         let decay = (delta.unsqueeze_dim::<3>(2) * a.clone()).exp(); // [batch, channels, state]
+        let decay = if negative_eigenvalues { decay * 2.0 - 1.0 } else { decay };
         h = decay * h + input.unsqueeze_dim::<3>(2) * b.unsqueeze_dim::<3>(1);
         outputs.push(h.clone().matmul(c.unsqueeze_dim::<3>(2))); // [batch, channels, 1]
     }

@@ -40,7 +40,14 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(12) })]
 
     #[test]
-    fn selective_scan(batch in 1..4usize, seq in 1..50usize, channels in 1..80usize, state in 1..20usize, given: bool) {
+    fn selective_scan(
+        batch in 1..4usize,
+        seq in 1..50usize,
+        channels in 1..80usize,
+        state in 1..20usize,
+        given: bool,
+        negative_eigenvalues: bool,
+    ) {
         let (wide, narrow) = (batch * seq * channels, batch * seq * state);
         let arguments = [
             (wide, UNIT), (wide, [-4.0, 2.0]), (channels, UNIT), (channels * state, [-4.0, -0.1]), (narrow, UNIT),
@@ -51,7 +58,7 @@ proptest! {
             let [b, c] = [4, 5].map(|i: usize| a[i].clone().reshape([batch, seq, state]));
             let (delta_bias, d, matrix) = (a[2].clone(), a[6].clone(), a[3].clone().reshape([channels, state]));
             let h = given.then(|| a[8].clone().reshape([batch, channels, state]));
-            (SelectiveScan { u, delta, delta_bias, a: matrix, b, c, d, z }, h)
+            (SelectiveScan { u, delta, delta_bias, a: matrix, b, c, d, z, negative_eigenvalues }, h)
         };
         let run = |a: &[Flat], op: fn(SelectiveScan<Training>, Option<Tensor<Training, 3>>) -> _| {
             let (inputs, h) = inputs(a);
