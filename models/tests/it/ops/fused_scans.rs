@@ -5,6 +5,7 @@ use crate::common::cpu;
 use crate::common::kernels::{Argument, Flat, Training, UNIT, flat};
 use burn::prelude::*;
 use burn::tensor::activation;
+use burn::tensor::{DType, TensorData};
 use models::ops::causal_convolution::{self as convolution, CausalConvolutionOp};
 use models::ops::delta::{self, DeltaRule, DeltaRuleOp};
 use models::ops::dropout::{self as drop, DropoutOp, Mask};
@@ -19,7 +20,6 @@ use models::ops::slstm::{self, SlstmOp, SlstmState};
 use models::ops::squared_relu::{self, SquaredReluOp};
 use models::ops::token_mix::{self as mix, TokenMixOps};
 use models::ops::wkv::{self, WkvOp};
-use burn::tensor::{DType, TensorData};
 use proptest::prelude::*;
 
 fn check(
