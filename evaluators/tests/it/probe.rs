@@ -75,6 +75,23 @@ fn what_a_model_depends_on_is_found() {
     assert!(!found.batch.holds() && found.plan() == Plan::OneByOne, "{found}");
 }
 
+/// Prefixes run side by side: which of them contradicts first does not depend on how many threads there are.
+#[test]
+fn threads_change_nothing_about_what_is_found() {
+    let task = Task::by_name(MOD10).unwrap();
+    for name in ["foreign", "width_137", "widths_31_of_64", "places_200_229", "places_300_389", "multiples"] {
+        let probe = |threads| {
+            let mut model = Model::load(&fixture(name), on_cpu(threads)).unwrap();
+            Sweep::new(&mut model).task(&task).probe().unwrap().unwrap()
+        };
+        let alone = probe(1);
+        assert!(alone.causal.holds() == (name == "foreign"), "{name}: {alone}");
+        for threads in [2, 5] {
+            assert_eq!(probe(threads), alone, "{name}, {threads} threads");
+        }
+    }
+}
+
 #[test]
 fn what_was_found_reads_well() {
     assert_eq!(
