@@ -198,7 +198,7 @@ sys.exit(bad)
 PY
 done
 # Every other architecture, untrained: logits on each provider against the CPU's, and which nodes fell back to the CPU.
-for config in gru mingru deltanet s4 mamba mamba2 gla hgrn2 xlstm rwkv5 rwkv6; do
+for config in gru mingru deltanet gated_deltanet s4 mamba mamba2 gla hgrn2 xlstm rwkv5 rwkv6; do
   "$pipeline" train --config "$root/configs/$config.toml" --device cpu --json --quiet \
     --set task.train_examples=9600 --set train.max_steps=1 --set model.hidden_size=64 >"$config.json"
 done

@@ -11,6 +11,7 @@
 //! | [`gru`] | GRU |
 //! | [`mingru`] | minGRU, a GRU that is linear in its state |
 //! | [`deltanet`] | Gated DeltaNet, with eigenvalues down to −1 |
+//! | [`gated_deltanet`] | Gated DeltaNet and Gated DeltaProduct of flash-linear-attention |
 //! | [`gla`] | gated linear attention |
 //! | [`hgrn2`] | HGRN2: gated linear attention that writes what it forgets |
 //! | [`xlstm`] | xLSTM: sLSTM and mLSTM blocks in any order |

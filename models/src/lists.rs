@@ -19,6 +19,7 @@ macro_rules! architectures {
             Rwkv5 rwkv5 Rwkv5Config "RWKV-5";
             Rwkv6 rwkv6 Rwkv6Config "RWKV-6";
             Deltanet deltanet DeltaNetConfig "Gated DeltaNet";
+            GatedDeltanet gated_deltanet GatedDeltanetConfig "Gated DeltaNet (fla)";
             Gla gla GlaConfig "GLA";
             Hgrn2 hgrn2 Hgrn2Config "HGRN2";
             Xlstm xlstm XlstmConfig "xLSTM";

@@ -238,6 +238,8 @@ parity! {
     transformer_fire_L64 transformer_kerple_clamped transformer_cope_npos8 transformer_logn transformer_logn_clip
     options_alibi options_t5 options_kerple options_fire options_cope options_ssmax options_logn options_logn_clip
     options_windows
+    gated_deltanet gated_deltaproduct_n2
+    gated_deltanet_bare gated_deltanet_shared gated_deltaproduct_small gated_deltaproduct_steady
     options_absolute_frozen options_identity options_tied options_null options_scales
     options_rnn_tied options_rnn_null options_lstm_tied options_lstm_null
 }

@@ -1,6 +1,7 @@
 //! One lowering per architecture, the counterparts of `models::architectures`.
 
 pub(crate) mod deltanet;
+pub(crate) mod gated_deltanet;
 pub(crate) mod gla;
 pub(crate) mod gru;
 pub(crate) mod hgrn2;

@@ -4,6 +4,7 @@ use crate::common::{TARGETS, VOCAB, exported, graph, info, stateful_graph, weigh
 use exporters::onnx::{ModelProto, tensor_shape_proto::dimension, type_proto};
 use exporters::{ExportInfo, ExportOptions, Target, export};
 use models::deltanet::DeltaNetConfig;
+use models::gated_deltanet::GatedDeltanetConfig;
 use models::gru::GruConfig;
 use models::mingru::MinGruConfig;
 use models::rwkv5::Rwkv5Config;
@@ -21,6 +22,19 @@ fn mingru(hidden_size: usize, num_layers: usize) -> ModelConfig {
 
 fn deltanet(hidden_size: usize, num_layers: usize) -> ModelConfig {
     ModelConfig::Deltanet(DeltaNetConfig { hidden_size, num_layers, head_size: 16, ..Default::default() })
+}
+
+/// Two heads of keys, and four of values that are twice as long.
+fn gated_deltanet(num_householder: usize, forget_gate: bool) -> ModelConfig {
+    ModelConfig::GatedDeltanet(GatedDeltanetConfig {
+        hidden_size: 32,
+        num_layers: 2,
+        num_v_heads: 4,
+        head_size: 8,
+        num_householder,
+        forget_gate,
+        ..Default::default()
+    })
 }
 
 fn rwkv5(hidden_size: usize, num_layers: usize) -> ModelConfig {
@@ -41,10 +55,21 @@ fn every_state_goes_in_and_comes_out() {
         "wkv_l1 [2, 16, 16]",
         "ffn_shift_l1 [1, 32]",
     ];
-    let cases: [(ModelConfig, &[&str]); 5] = [
+    const DELTANET_STATES: &[&str] = &[
+        "q_conv_l0 [16, 3]",
+        "k_conv_l0 [16, 3]",
+        "v_conv_l0 [64, 3]",
+        "memory_l0 [4, 8, 16]",
+        "q_conv_l1 [16, 3]",
+        "k_conv_l1 [16, 3]",
+        "v_conv_l1 [64, 3]",
+        "memory_l1 [4, 8, 16]",
+    ];
+    let cases: [(ModelConfig, &[&str]); 6] = [
         (gru(32, 2), &["h_l0 [32]", "h_l1 [32]"]),
         (mingru(32, 2), &["h_l0 [64]", "h_l1 [64]"]),
         (deltanet(32, 2), &["memory_l0 [2, 16, 16]", "memory_l1 [2, 16, 16]"]),
+        (gated_deltanet(1, true), DELTANET_STATES),
         (rwkv5(32, 2), RWKV_STATES),
         (rwkv6(32, 2), RWKV_STATES),
     ];
@@ -80,6 +105,8 @@ fn only_files_for_onnx_runtime_have_its_operators() {
         (gru(32, 2), false),
         (mingru(32, 2), false),
         (deltanet(32, 2), true),
+        (gated_deltanet(1, true), true),
+        (gated_deltanet(3, false), true),
         (rwkv5(32, 2), false),
         (rwkv6(32, 2), true),
     ] {

@@ -4,7 +4,8 @@
 //!
 //! Sources: S. Yang et al., "Gated Delta Networks: Improving Mamba2 with Delta Rule", arXiv 2412.06464; R. Grazzi et
 //! al., "Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues", arXiv 2411.12537. The short
-//! convolutions of the former are left out, and the MLP is the one of the other models here.
+//! convolutions of the former are left out, and the MLP is the one of the other models here;
+//! [`gated_deltanet`](super::gated_deltanet) has all of it as published.
 #![allow(non_snake_case)] // A, as in the papers and in checkpoints
 
 use crate::architecture::{Architecture, Heads, check_dropout};
@@ -240,7 +241,7 @@ impl<B: SequenceOps> HeadNorm<B> {
 }
 
 /// Vectors of length 1 along the last axis.
-fn unit<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
-    let square = x.clone().square().sum_dim(3);
+pub(crate) fn unit<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    let square = x.clone().square().sum_dim(D - 1);
     x / (square + LENGTH_EPSILON).sqrt()
 }

@@ -1,6 +1,7 @@
 //! One file (or folder) per architecture; the list of them is in [`architectures!`](crate::architectures!).
 
 pub mod deltanet;
+pub mod gated_deltanet;
 pub mod gla;
 pub mod gru;
 pub mod hgrn2;

@@ -65,7 +65,7 @@ impl Original {
         // `arch` is a field of collected configs; in a run, `model` names the architecture of all but the Transformer.
         // Hugging Face's configs have `model_type`, which is not the architecture in others.
         let (arch, model, kind) = (fields.text("arch")?, fields.text("model")?, fields.text("model_type")?);
-        let kind = kind.filter(|kind| ModelConfig::kind(kind).is_some());
+        let kind = kind.filter(|kind| ModelConfig::kind(own_name(kind)).is_some());
         let arch = arch.or(model).or(kind).unwrap_or_else(|| "transformer".into());
         let model = match arch.to_lowercase().as_str() {
             "rnn" => rnn(&fields)?,
@@ -74,7 +74,7 @@ impl Original {
             "mamba" => mamba(&fields)?,
             "rwkv" => rwkv(&fields)?,
             "transformer" => transformer(&fields)?,
-            name => match ModelConfig::kind(name).and_then(|kind| (kind.original)(&fields)) {
+            name => match ModelConfig::kind(own_name(name)).and_then(|kind| (kind.original)(&fields)) {
                 Some(config) => config?,
                 None => return Err(error("arch", format!("`{arch}` is not an architecture that can be imported"))),
             },
@@ -83,6 +83,14 @@ impl Original {
         let (task, vocab, seed) = (fields.text("task")?, fields.get("vocab")?, fields.seed()?);
         let unused = map.keys().filter(|key| !fields.seen.borrow().contains(*key)).cloned().collect();
         Ok(Self { model, task, vocab, seed, unused, notes: fields.notes.into_inner() })
+    }
+}
+
+/// What an architecture of published code is called here.
+fn own_name(name: &str) -> &str {
+    match name {
+        "gated_deltaproduct" => "gated_deltanet", // with one correction, they are the same
+        name => name,
     }
 }
 

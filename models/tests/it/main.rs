@@ -10,6 +10,7 @@ mod reference;
 
 mod architectures;
 mod checkpoints;
+mod gated_deltanet;
 mod learning;
 mod linear_attention;
 mod ops;

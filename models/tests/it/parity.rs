@@ -24,6 +24,8 @@ parity! {
     options_windows
     gla gla_small gla_conv_kv gla_no_gate hgrn2 hgrn2_small hgrn2_conv mamba2 mamba2_small mamba2_groups
     xlstm_slstm xlstm_mlstm xlstm_small xlstm_plain xlstm_no_ff
+    gated_deltanet gated_deltaproduct_n2
+    gated_deltanet_bare gated_deltanet_shared gated_deltaproduct_small gated_deltaproduct_steady
     options_absolute_frozen options_identity options_tied options_null options_scales
     options_rnn_tied options_rnn_null options_lstm_tied options_lstm_null
 }

@@ -98,7 +98,7 @@ fn every_reference_model_can_be_imported_and_exported() {
         return eprintln!("skipped: the reference models are not here");
     };
     let more = fs::read_dir(repository("../shared/reference/models-beyond")).into_iter().flatten();
-    let ours = ["transformer", "gla", "hgrn2", "mamba2", "xlstm"];
+    let ours = ["transformer", "gla", "hgrn2", "mamba2", "xlstm", "gated_delta"];
     let more = more.filter(|entry| {
         let name = entry.as_ref().unwrap().file_name();
         ours.iter().any(|start| name.to_string_lossy().starts_with(start))
