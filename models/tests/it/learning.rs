@@ -7,6 +7,7 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use data::{Batch, Collation, Split, Task, stream_rng};
 use models::deltanet::DeltaNetConfig;
+use models::gated_deltanet::GatedDeltanetConfig;
 use models::gru::GruConfig;
 use models::lstm::LstmConfig;
 use models::mamba::MambaConfig;
@@ -91,43 +92,64 @@ fn a_transformer_learns_to_count() {
 /// A label per token, which depends on the token and on the label before it.
 type Automaton = fn(token: i64, before: Option<i64>) -> i64;
 
-/// Trains on fresh random strings of 32 of the `tokens` until 99 % of unseen answers are right.
-fn simulates(config: ModelConfig, tokens: &[i64], automaton: Automaton, lr: f64, max_steps: u64) {
-    let (batch, seq) = (16, 32);
-    let device = Default::default();
-    let strings = |step: u64| {
-        let mut rng = stream_rng(1, "strings", step);
-        let (mut ids, mut labels) = (vec![], vec![]);
-        for i in 0..batch * seq {
-            ids.push(tokens[rng.random_range(0..tokens.len())]);
-            let before = (i % seq > 0).then(|| labels[i - 1]);
-            labels.push(automaton(ids[i], before));
-        }
-        [ids, labels].map(|v| Tensor::<Autodiff<Cpu>, 2, Int>::from_data(TensorData::new(v, [batch, seq]), &device))
-    };
-    let input = |ids: Tensor<_, 2, Int>| ModelInput {
-        input_ids: ids.clone(),
-        position_ids: Positions::Integers(ids),
-        attention_mask: None,
-        dropout: None,
-    };
-    let mut model: Model<Autodiff<Cpu>> = config.init(11, 1, &device);
+/// Random strings of `tokens`, and their labels.
+fn strings(tokens: &[i64], automaton: Automaton, [batch, seq]: [usize; 2], draw: u64) -> [Ids; 2] {
+    let mut rng = stream_rng(1, "strings", draw);
+    let (mut ids, mut labels) = (vec![], vec![]);
+    for i in 0..batch * seq {
+        ids.push(tokens[rng.random_range(0..tokens.len())]);
+        let before = (i % seq > 0).then(|| labels[i - 1]);
+        labels.push(automaton(ids[i], before));
+    }
+    [ids, labels].map(|v| Tensor::from_data(TensorData::new(v, [batch, seq]), &Default::default()))
+}
+
+type Ids = Tensor<Autodiff<Cpu>, 2, Int>;
+
+fn logits(model: &Model<Autodiff<Cpu>>, ids: Ids) -> Tensor<Autodiff<Cpu>, 3> {
+    let position_ids = Positions::Integers(ids.clone());
+    model.forward(ModelInput { input_ids: ids, position_ids, attention_mask: None, dropout: None })
+}
+
+/// The part of the labels that are predicted.
+fn right(logits: Tensor<Autodiff<Cpu>, 3>, labels: Ids) -> f64 {
+    let answers = labels.dims().iter().product::<usize>() as f64;
+    f64::from(predictions(logits).equal(labels).int().sum().into_scalar()) / answers
+}
+
+/// Trains on fresh random strings of 32 of the `tokens`, until as many as `enough` of unseen answers are right, or for
+/// `max_steps`. Gives the model, how many are, and the steps.
+fn trained(
+    config: &ModelConfig,
+    tokens: &[i64],
+    automaton: Automaton,
+    lr: f64,
+    enough: f64,
+    max_steps: u64,
+) -> (Model<Autodiff<Cpu>>, f64, u64) {
+    let mut model: Model<Autodiff<Cpu>> = config.init(11, 1, &Default::default());
     let mut optimizer = AdamWConfig::new().init::<Autodiff<Cpu>, Model<Autodiff<Cpu>>>();
     let mut accuracy = 0.0;
     for step in 1..=max_steps {
-        let [ids, labels] = strings(step);
-        let logits = model.forward(input(ids));
+        let [ids, labels] = strings(tokens, automaton, [16, 32], step);
+        let logits = logits(&model, ids);
         if step % 20 == 0 {
-            let right = predictions(logits.clone()).equal(labels.clone()).int().sum().into_scalar();
-            accuracy = right as f64 / (batch * seq) as f64;
-            if accuracy >= 0.99 {
-                return eprintln!("{}: learned in {step} of at most {max_steps} steps", config.arch());
+            accuracy = right(logits.clone(), labels.clone());
+            if accuracy >= enough {
+                return (model, accuracy, step);
             }
         }
         let gradients = GradientsParams::from_grads(masked_cross_entropy(logits, labels).backward(), &model);
         model = optimizer.step(lr, model, gradients);
     }
-    panic!("{}: accuracy {accuracy} after {max_steps} steps", config.arch());
+    (model, accuracy, max_steps)
+}
+
+/// Learns an automaton from strings of 32 of the `tokens`.
+fn simulates(config: ModelConfig, tokens: &[i64], automaton: Automaton, lr: f64, max_steps: u64) {
+    let (_, accuracy, steps) = trained(&config, tokens, automaton, lr, 0.99, max_steps);
+    assert!(accuracy >= 0.99, "{}: accuracy {accuracy} after {max_steps} steps", config.arch());
+    eprintln!("{}: learned in {steps} of at most {max_steps} steps", config.arch());
 }
 
 /// The flip-flop language of Liu et al., arXiv 2306.00946, with ten symbols: every step has to output the symbol last
@@ -189,4 +211,45 @@ fn a_deltanet_learns_to_latch() {
 #[test]
 fn a_deltanet_learns_parity() {
     simulates(deltanet(true), &[0, 1], |token, before| (token + before.unwrap_or(0)) % 2, 5e-3, 1000);
+}
+
+/// With eigenvalues down to −1, parity is learned and goes on beyond the trained length; with those of 0 … 1, no length is
+/// learned (Grazzi et al., arXiv 2411.12537, theorem 1 and section 5.1).
+fn needs_negative_eigenvalues(config: impl Fn(bool) -> ModelConfig, lr: f64, steps: u64) {
+    let parity: Automaton = |token, before| (token + before.unwrap_or(0)) % 2;
+    let beyond = |negative| {
+        let (model, accuracy, _) = trained(&config(negative), &[0, 1], parity, lr, f64::INFINITY, steps);
+        let [ids, labels] = strings(&[0, 1], parity, [8, 256], 0);
+        let beyond = right(logits(&model, ids), labels);
+        eprintln!("{}: {accuracy} at 32 after {steps} steps, {beyond} at 256", config(negative).arch());
+        beyond
+    };
+    let [without, with] = [false, true].map(beyond);
+    assert!(with > 0.95, "{with} of the answers in strings of 256 with negative eigenvalues");
+    assert!(without < 0.75, "{without} of the answers in strings of 256 without");
+}
+
+#[test]
+fn parity_needs_a_gated_deltanet_with_negative_eigenvalues() {
+    let config = |negative_eigenvalues| {
+        ModelConfig::GatedDeltanet(GatedDeltanetConfig {
+            hidden_size: 32,
+            num_layers: 2,
+            head_size: 16,
+            expand_v: 1.0,
+            intermediate_size: 64,
+            forget_gate: false,
+            negative_eigenvalues,
+            ..Default::default()
+        })
+    };
+    needs_negative_eigenvalues(config, 5e-3, 400);
+}
+
+#[test]
+fn parity_needs_a_mamba_with_negative_eigenvalues() {
+    let config = |negative_eigenvalues| {
+        ModelConfig::Mamba(MambaConfig { hidden_size: 32, num_layers: 2, negative_eigenvalues, ..Default::default() })
+    };
+    needs_negative_eigenvalues(config, 5e-3, 400);
 }
