@@ -22,4 +22,4 @@ macro_rules! shipped {
 }
 
 /// All of them, in the order of a listing.
-pub const SHIPPED: [Shipped; 4] = shipped!("huang2024" "chomsky" "crasp-depth" "counting");
+pub const SHIPPED: [Shipped; 5] = shipped!("huang2024" "chomsky" "eigenvalues" "crasp-depth" "counting");
