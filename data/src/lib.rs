@@ -9,6 +9,19 @@
 //! make of them, in Parquet, Arrow, JSON and CSV), [`DatasetFolders`] says where they are kept, [`Batch`] pads some of
 //! them into the rectangular arrays that models take and gives them positions ([`Augmentation`]), [`Folded`] leaves out
 //! rows that others begin with, and [`EpochOrder`] is the seeded shuffle.
+//!
+//! ```
+//! use data::{Batch, Collation, Split, Task};
+//!
+//! let task = Task::by_name("modular,modulus=3,train_max=6")?;
+//! let make = task.examples(Split::Train, 0); // seed 0
+//! let examples: Vec<_> = (0..4).map(make).collect();
+//! let rows: Vec<_> = examples.iter().map(|example| example.as_ref()).collect();
+//! let batch = Batch::collate(&rows, &task.vocabulary, &Collation::sequential())?;
+//! assert_eq!(batch.input_ids.len(), 4 * batch.seq); // [batch, seq], padded on the right
+//! assert_eq!(task.labels(&examples[0].input_ids).as_ref(), Ok(&examples[0].labels));
+//! # Ok::<(), data::DataError>(())
+//! ```
 
 mod batch;
 mod dataset;
