@@ -22,18 +22,14 @@ pub(crate) fn lower(config: &Hgrn2Config, vocab: usize, g: &mut GraphBuilder<'_>
 
 /// The bounds of every layer from the parameters `[layers, hidden]`.
 fn lower_bounds(values: &[f32], hidden: usize) -> Vec<Vec<f64>> {
-    let column = |channel: usize| values.iter().skip(channel).step_by(hidden).map(|&value| f64::from(value));
-    let mut bounds = vec![vec![0.0; hidden]; values.len() / hidden];
-    for channel in 0..hidden {
-        let largest = column(channel).fold(f64::NEG_INFINITY, f64::max);
-        let total: f64 = column(channel).map(|value| (value - largest).exp()).sum();
-        let mut sum = 0.0;
-        for (layer, value) in column(channel).enumerate().skip(1) {
-            sum += (value - largest).exp() / total;
-            bounds[layer][channel] = sum;
-        }
-    }
-    bounds
+    let shares = |channel: usize| {
+        let column = values.iter().skip(channel).step_by(hidden).map(|&value| f64::from(value));
+        let largest = column.clone().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = column.clone().map(|value| (value - largest).exp()).sum();
+        column.map(move |value| (value - largest).exp() / total)
+    };
+    let layer = |layer: usize| (0..hidden).map(|channel| shares(channel).skip(1).take(layer).sum()).collect();
+    (0..values.len() / hidden).map(layer).collect()
 }
 
 /// `[batch, seq, hidden]` → the same shape, with the states of block `layer`.

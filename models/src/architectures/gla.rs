@@ -100,7 +100,7 @@ impl Architecture for GlaConfig {
         }
         for (key, factor) in [("expand_k", self.expand_k), ("expand_v", self.expand_v)] {
             let channels = self.hidden_size as f64 * factor;
-            let fits = channels.fract() == 0.0 && channels >= 1.0 && channels <= 1e9;
+            let fits = channels.fract() == 0.0 && (1.0..=1e9).contains(&channels);
             if !fits || !(channels as usize).is_multiple_of(self.num_heads) {
                 let reason = format!(
                     "{factor} times hidden_size, {channels}, cannot be split into {} heads\n  hint: choose num_heads so \

@@ -12,10 +12,11 @@ mod fresh;
 mod grids;
 mod import;
 mod library;
-mod models;
+
 mod outputs;
 mod own;
 mod reproduce;
+mod sizes;
 mod sweeps;
 mod tables;
 mod together;

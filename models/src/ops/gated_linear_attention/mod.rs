@@ -2,7 +2,7 @@
 //! factor in every key channel, or by one factor for all of them, before a key and its value are written; a query reads
 //! it after that. HGRN2 (arXiv 2404.07904), Mamba-2 (arXiv 2405.21060) and the mLSTM (arXiv 2405.04517) are made of it.
 //!
-//! There are no kernels of its own: [`blocks`] takes it apart into [`wkv`](super::wkv) operations, which have them.
+//! There are no kernels of its own: it is taken apart into [`wkv`](super::wkv) operations, which have them.
 
 use super::wkv::WkvOp;
 use super::zeros;

@@ -1,4 +1,6 @@
 //! `pipeline models`.
+#![cfg(feature = "train")]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use crate::common::{fails, ok};
 use models::ModelConfig;
