@@ -186,8 +186,10 @@ mod tests {
         settings.extend((kind.has_positions)().then(|| "positional_embedding = 'rope'".into()));
         let config = format!(
             "[task]\nname = 'counting_samesymbol_mod10bos'\n[model]\n{}\n\
-             [train]\nprecision = '{precision}'\n[optimizer]\nlr = 1e-2\n",
-            settings.join("\n")
+             [train]\nprecision = '{precision}'\n[optimizer]\nlr = {}\n",
+            settings.join("\n"),
+            // At 1e-2, its loss jumps up and down in any precision.
+            if arch == "gla" { 5e-3 } else { 1e-2 },
         );
         Config::parse(&config, &[]).unwrap()
     }
@@ -219,6 +221,7 @@ mod tests {
     #[test]
     fn every_architecture_learns_in_half_precision_as_in_single() {
         let steps = 20;
+        let mut wrong = vec![];
         for arch in ModelConfig::ARCHITECTURES {
             let (exact, _, _) = train_from(&small(arch, "fp32"), None, steps);
             assert!(exact[steps - 1] < 0.9 * exact[0], "{arch}: {exact:?}");
@@ -227,9 +230,13 @@ mod tests {
                 let (losses, _, _) = train_from(&config, loss_scale(&config), steps);
                 let late = |losses: &[f64]| losses[steps - 5..].iter().sum::<f64>();
                 let off = (late(&losses) / late(&exact) - 1.0).abs();
-                assert!(off > 0.0 && off < 0.05, "{arch}, {precision}: off by {off}: {losses:?}, not {exact:?}");
+                eprintln!("{arch}, {precision}: off by {off}");
+                if !(off > 0.0 && off < 0.05) {
+                    wrong.push(format!("{arch}, {precision}: off by {off}: {losses:?}, not {exact:?}"));
+                }
             }
         }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
     /// Gradients that overflow cost attempts and nothing else: the scale that is left gives the same weights from the
