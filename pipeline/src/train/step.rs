@@ -11,6 +11,12 @@ use models::layers::DropoutSource;
 use models::ops::SequenceOps;
 use models::ops::autocast::autocast;
 use models::{Model, ModelInput, weighted_cross_entropy, weighted_l2_wrap, weighted_set_loss};
+use std::sync::{Mutex, PoisonError};
+
+/// Held from the forward pass to the end of the backward pass. burn-autodiff 0.21 cleans up the graphs of all threads after
+/// a backward pass, and may take away a parameter that another thread is just about to use for the first time: its
+/// gradient would be missing.
+static GRAPH: Mutex<()> = Mutex::new(());
 
 /// The scale of the loss before the first step: none but in fp16, the only type that gradients can be too small for.
 pub fn loss_scale(config: &Config) -> Option<LossScale> {
@@ -75,6 +81,7 @@ where
     let cells: u64 = pieces.iter().map(|piece| piece.total_examples() * piece.batch.seq as u64).sum();
     let mut sum = GradientsAccumulator::new();
     let mut loss = Tensor::zeros([1], device);
+    let _alone = GRAPH.lock().unwrap_or_else(PoisonError::into_inner);
     for (number, piece) in pieces.iter().enumerate().filter(|(_, piece)| piece.labelled() > 0) {
         let batch = &piece.batch;
         let dropout = DropoutSource { seed: config.train.seed, step: step * pieces.len() as u64 + number as u64 };
@@ -237,6 +244,20 @@ mod tests {
             }
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    /// See [`GRAPH`]. A run beside others loses no gradient: it has the losses that it has alone.
+    #[test]
+    fn runs_of_several_threads_do_not_disturb_each_other() {
+        let config = small("transformer", "fp32");
+        let (alone, weights, _) = train_from(&config, None, 5);
+        let outcomes = std::thread::scope(|scope| {
+            let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| train_from(&config, None, 5))).collect();
+            runs.into_iter().map(|run| run.join().unwrap()).collect::<Vec<_>>()
+        });
+        for (losses, after, _) in outcomes {
+            assert_eq!((&losses, &after), (&alone, &weights));
+        }
     }
 
     /// Gradients that overflow cost attempts and nothing else: the scale that is left gives the same weights from the
