@@ -49,7 +49,7 @@ pub(crate) const OPENVINO: Plugin = Plugin {
         library: |folder| library_of(folder, "onnxruntime_ep_openvino", "onnxruntime_providers_openvino_plugin"),
     },
     device: DeviceType::CPU,
-    needs: "an x86-64 processor",
+    needs: "a processor of Intel",
 };
 
 /// NVIDIA's TensorRT for RTX.
