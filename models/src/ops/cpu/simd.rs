@@ -195,7 +195,8 @@ impl<S: Simd> Neg for V<S> {
     type Output = Self;
     #[inline(always)]
     fn neg(self) -> Self {
-        Self(self.0, self.0.neg_f32s(self.1))
+        // `neg_f32s` is not always inlined, and then costs a call.
+        Self(self.0, self.0.xor_f32s(self.0.splat_f32s(-0.0), self.1))
     }
 }
 
@@ -276,6 +277,19 @@ pub fn unpack<S: Simd>(vectors: &[V<S>], matrix: &mut [f32], size: usize) {
             vector.store(x);
         }
     }
+}
+
+/// Σ a·b.
+///
+/// # Panics
+/// There are no vectors.
+#[inline(always)]
+pub fn dot<S: Simd>(a: &[V<S>], b: &[V<S>]) -> f32 {
+    let mut sum = V::splat(a[0].0, 0.0);
+    for (a, b) in a.iter().zip(b) {
+        sum = a.mul_add(*b, sum);
+    }
+    sum.sum()
 }
 
 #[cfg(test)]
