@@ -133,6 +133,14 @@ pub trait Architecture: Debug {
     {
         None
     }
+
+    /// Parameters in files of published code that take no part in what the model computes, and that it does not have here.
+    fn unused() -> &'static [&'static str]
+    where
+        Self: Sized,
+    {
+        &[]
+    }
 }
 
 /// The key that sets the number of heads.
@@ -165,6 +173,8 @@ pub struct Kind {
     pub(crate) original: fn(&Fields<'_>) -> Option<Result<ModelConfig, OriginalError>>,
     /// [`Architecture::tied`].
     pub tied: fn() -> Option<(&'static str, &'static str)>,
+    /// [`Architecture::unused`].
+    pub unused: fn() -> &'static [&'static str],
 }
 
 impl Kind {
@@ -184,6 +194,7 @@ impl Kind {
             heads: C::heads,
             has_positions: C::has_positions,
             tied: C::tied,
+            unused: C::unused,
         }
     }
 }

@@ -18,6 +18,7 @@ macro_rules! architectures {
             Mamba2 mamba2 Mamba2Config "Mamba-2";
             Rwkv5 rwkv5 Rwkv5Config "RWKV-5";
             Rwkv6 rwkv6 Rwkv6Config "RWKV-6";
+            Rwkv7 rwkv7 Rwkv7Config "RWKV-7";
             Deltanet deltanet DeltaNetConfig "Gated DeltaNet";
             GatedDeltanet gated_deltanet GatedDeltanetConfig "Gated DeltaNet (fla)";
             Gla gla GlaConfig "GLA";

@@ -13,6 +13,7 @@ pub(crate) mod rnn;
 mod rwkv;
 pub(crate) mod rwkv5;
 pub(crate) mod rwkv6;
+pub(crate) mod rwkv7;
 pub(crate) mod s4;
 pub(crate) mod transformer;
 pub(crate) mod xlstm;

@@ -1,4 +1,4 @@
-//! The parts shared by the lowerings of RWKV-5 and RWKV-6. The counterpart of `models::rwkv` and `models::ops::wkv`.
+//! The parts shared by the lowerings of RWKV-5, RWKV-6 and RWKV-7. The counterpart of `models::rwkv` and `models::ops::wkv`.
 
 use crate::graph::Attribute::{Float, Int, Text};
 use crate::graph::{GraphBuilder, Value};
@@ -69,6 +69,20 @@ pub(crate) fn mixture(
     let part = g.parameter(name, &[1, 1, hidden])?;
     let step = g.mul(step, &part);
     Ok(g.add(base, &step))
+}
+
+/// x·W, where the weight W is stored `[in, out]`.
+pub(crate) fn product(
+    g: &mut GraphBuilder<'_>,
+    name: &str,
+    x: &Value,
+    shape: &[usize; 2],
+) -> Result<Value, ExportError> {
+    let weight = g.weight(name, shape)?;
+    let weight = g.factor(name, shape, &weight.values);
+    let x = g.narrow(x);
+    let y = g.matmul(&x, &weight);
+    Ok(g.widen(&y))
 }
 
 /// Every head normalised over its channels: `[batch, seq, heads, head_size]` → `[batch, seq, hidden]`.

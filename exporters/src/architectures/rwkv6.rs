@@ -1,6 +1,6 @@
 //! RWKV-6 "Finch": blocks of a time mix and a channel mix. The counterpart of `models::rwkv6`.
 
-use super::rwkv::{Decay, Sizes, group_norm, mixture, normalized_embedding, shift, wkv};
+use super::rwkv::{Decay, Sizes, group_norm, mixture, normalized_embedding, product, shift, wkv};
 use crate::ExportError;
 use crate::graph::Attribute::Int;
 use crate::graph::{GraphBuilder, Value};
@@ -89,15 +89,6 @@ fn mixtures(g: &mut GraphBuilder<'_>, x: &Value, d: &Value, hidden: usize) -> Re
     let first_axis = g.list("mixture_axis", &[0]);
     let mixed: [Value; MIXES] = g.nodes("Split", &[&m], &[("axis", Int(0)), ("num_outputs", Int(MIXES as i64))]);
     Ok(mixed.map(|m| g.squeeze(&m, &first_axis)))
-}
-
-/// x·W, where the weight W is stored `[in, out]`.
-fn product(g: &mut GraphBuilder<'_>, name: &str, x: &Value, shape: &[usize; 2]) -> Result<Value, ExportError> {
-    let weight = g.weight(name, shape)?;
-    let weight = g.factor(name, shape, &weight.values);
-    let x = g.narrow(x);
-    let y = g.matmul(&x, &weight);
-    Ok(g.widen(&y))
 }
 
 fn channel_mix(

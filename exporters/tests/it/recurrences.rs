@@ -9,6 +9,7 @@ use models::gru::GruConfig;
 use models::mingru::MinGruConfig;
 use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
+use models::rwkv7::Rwkv7Config;
 use models::{Cpu, ModelConfig, Weights};
 use prost::Message;
 
@@ -45,6 +46,10 @@ fn rwkv6(hidden_size: usize, num_layers: usize) -> ModelConfig {
     ModelConfig::Rwkv6(Rwkv6Config { hidden_size, num_layers, head_size: 16, ..Default::default() })
 }
 
+fn rwkv7(hidden_size: usize, num_layers: usize) -> ModelConfig {
+    ModelConfig::Rwkv7(Rwkv7Config { hidden_size, num_layers, head_size: 16, ..Default::default() })
+}
+
 #[test]
 fn every_state_goes_in_and_comes_out() {
     const RWKV_STATES: &[&str] = &[
@@ -65,13 +70,14 @@ fn every_state_goes_in_and_comes_out() {
         "v_conv_l1 [64, 3]",
         "memory_l1 [4, 8, 16]",
     ];
-    let cases: [(ModelConfig, &[&str]); 6] = [
+    let cases: [(ModelConfig, &[&str]); 7] = [
         (gru(32, 2), &["h_l0 [32]", "h_l1 [32]"]),
         (mingru(32, 2), &["h_l0 [64]", "h_l1 [64]"]),
         (deltanet(32, 2), &["memory_l0 [2, 16, 16]", "memory_l1 [2, 16, 16]"]),
         (gated_deltanet(1, true), DELTANET_STATES),
         (rwkv5(32, 2), RWKV_STATES),
         (rwkv6(32, 2), RWKV_STATES),
+        (rwkv7(32, 2), RWKV_STATES),
     ];
     for target in TARGETS {
         for (config, expected) in &cases {
@@ -109,6 +115,7 @@ fn only_files_for_onnx_runtime_have_its_operators() {
         (gated_deltanet(3, false), true),
         (rwkv5(32, 2), false),
         (rwkv6(32, 2), true),
+        (rwkv7(32, 2), false), // no operator has its rule
     ] {
         for target in TARGETS {
             let model = exported(&config, target);

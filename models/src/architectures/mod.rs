@@ -13,6 +13,7 @@ pub mod rnn;
 pub mod rwkv;
 pub mod rwkv5;
 pub mod rwkv6;
+pub mod rwkv7;
 pub mod s4;
 pub mod transformer;
 pub mod xlstm;

@@ -1,4 +1,4 @@
-//! The parts shared by RWKV-5 and RWKV-6: the shift by one token, the normalisation per head, the state, and the
+//! The parts shared by RWKV-5, RWKV-6 and RWKV-7: the shift by one token, the normalisation per head, the state, and the
 //! constants of their initialisation.
 //!
 //! Source: Peng et al., "Eagle and Finch: RWKV with Matrix-Valued States and Dynamic Recurrence", arXiv 2404.05892, and
@@ -30,15 +30,21 @@ pub struct RwkvState<B: Backend> {
 
 /// Refuses heads that do not divide the width, and widths without a channel mix.
 pub(crate) fn check_sizes(hidden: usize, head_size: usize) -> Result<(), ConfigError> {
+    check_heads(hidden, head_size)?;
+    if ffn_size(hidden) == 0 {
+        let reason = format!("{hidden} leaves no channels for the channel mix\n  hint: choose at least 10");
+        return Err(ConfigError::new("hidden_size", reason));
+    }
+    Ok(())
+}
+
+/// Refuses heads that do not divide the width.
+pub(crate) fn check_heads(hidden: usize, head_size: usize) -> Result<(), ConfigError> {
     if head_size == 0 || !hidden.is_multiple_of(head_size) {
         let reason = format!(
             "hidden_size {hidden} cannot be split into heads of {head_size}\n  hint: choose a divisor of {hidden}"
         );
         return Err(ConfigError::new("head_size", reason));
-    }
-    if ffn_size(hidden) == 0 {
-        let reason = format!("{hidden} leaves no channels for the channel mix\n  hint: choose at least 10");
-        return Err(ConfigError::new("hidden_size", reason));
     }
     Ok(())
 }
@@ -120,12 +126,12 @@ impl Depth {
     }
 
     /// From 0 in the first block to 1 in the last; 0 in an only block.
-    fn rise(self) -> f64 {
+    pub(crate) fn rise(self) -> f64 {
         self.layer as f64 / (self.layers - 1).max(1) as f64
     }
 
     /// From 1 in the first block to 1/layers in the last.
-    fn fall(self) -> f64 {
+    pub(crate) fn fall(self) -> f64 {
         1.0 - self.layer as f64 / self.layers as f64
     }
 
@@ -142,6 +148,11 @@ impl Depth {
     /// The same for receptance and gate: c^(fall/2).
     pub(crate) fn mix_gate(self) -> Vec<f32> {
         self.per_channel(|c| c.powf(self.fall() / 2.0))
+    }
+
+    /// The same with another exponent: c^(exponent·fall).
+    pub(crate) fn mix_with(self, exponent: f64) -> Vec<f32> {
+        self.per_channel(|c| c.powf(exponent * self.fall()))
     }
 
     /// w, where the decay is exp(−exp(w)): from −6 in the first channel to −1 in the last, bent with depth.
@@ -162,7 +173,7 @@ impl Depth {
     }
 
     /// From 0 in the first channel to 1 in the last.
-    fn along(self, n: usize) -> f64 {
+    pub(crate) fn along(self, n: usize) -> f64 {
         n as f64 / (self.hidden - 1).max(1) as f64
     }
 

@@ -11,6 +11,7 @@ use crate::mamba::{MambaConfig, RMS_NORM_EPSILON};
 use crate::rnn::RnnConfig;
 use crate::rwkv5::Rwkv5Config;
 use crate::rwkv6::Rwkv6Config;
+use crate::rwkv7::Rwkv7Config;
 use crate::s4::S4Config;
 use crate::transformer::{AbsoluteInit, PositionalEmbedding, TransformerConfig};
 use data::Augmentation;
@@ -141,6 +142,10 @@ fn mamba(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
 }
 
 fn rwkv(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
+    let version = f.text("my_testing")?;
+    if version.as_deref() == Some("x070") {
+        return Rwkv7Config::of(f).map(ModelConfig::Rwkv7);
+    }
     let hidden_size = f.required("hidden_size")?;
     let num_layers = f.required("num_hidden_layers")?;
     let head_size = f.get("head_size_a")?.unwrap_or(64);
@@ -148,10 +153,10 @@ fn rwkv(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
     f.only("head_size_divisor", &8)?;
     f.only("dim_att", &hidden_size)?;
     f.only("dim_ffn", &(hidden_size * 7 / 2 / 32 * 32))?;
-    match f.text("my_testing")?.as_deref() {
+    match version.as_deref() {
         Some("x052") => Ok(ModelConfig::Rwkv5(Rwkv5Config { hidden_size, num_layers, head_size, dropout })),
         None | Some("x060") => Ok(ModelConfig::Rwkv6(Rwkv6Config { hidden_size, num_layers, head_size, dropout })),
-        Some(other) => Err(error("my_testing", format!("`{other}` is not supported; x052 and x060 are"))),
+        Some(other) => Err(error("my_testing", format!("`{other}` is not supported; x052, x060 and x070 are"))),
     }
 }
 

@@ -1,6 +1,6 @@
-use crate::Model;
 pub(crate) use crate::architecture::SHARED;
 use crate::ops::SequenceOps;
+use crate::{Model, ModelConfig};
 use burn::module::ParamId;
 use burn::tensor::{TensorData, bf16, f16};
 use burn_store::{ApplyError, ModuleSnapshot, TensorSnapshot};
@@ -267,9 +267,11 @@ pub(crate) fn with_axes(shape: &[usize]) -> Vec<usize> {
     if shape.is_empty() { vec![1] } else { shape.to_vec() }
 }
 
-/// Whether a float tensor of a checkpoint is not a parameter but a buffer that PyTorch models save.
+/// Whether a float tensor of a checkpoint is not a parameter but a buffer that PyTorch models save, or a parameter that
+/// takes no part in anything.
 pub(crate) fn is_buffer(name: &str) -> bool {
-    ["sine.pe", "attn.bias", "attn.masked_bias", "inv_freq"].iter().any(|buffer| name.ends_with(buffer))
+    let unused = || ModelConfig::KINDS.iter().any(|kind| (kind.unused)().contains(&name));
+    ["sine.pe", "attn.bias", "attn.masked_bias", "inv_freq"].iter().any(|buffer| name.ends_with(buffer)) || unused()
 }
 
 const RECURRENT: [&str; 4] = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"];

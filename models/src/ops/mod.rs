@@ -23,6 +23,7 @@ pub mod dropout;
 pub mod gated;
 pub mod gated_linear_attention;
 pub mod gelu;
+pub mod generalized_delta;
 pub mod kernel;
 pub mod linear_recurrence;
 pub mod norm;
@@ -59,6 +60,7 @@ pub trait SequenceOps:
     + gated::GatedOp
     + gated_linear_attention::GatedLinearAttentionOp
     + gelu::GeluOp
+    + generalized_delta::GeneralizedDeltaOp
     + linear_recurrence::LinearRecurrenceOp
     + norm::NormOp
     + projection::ProjectionOp

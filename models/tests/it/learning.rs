@@ -15,6 +15,7 @@ use models::mingru::MinGruConfig;
 use models::rnn::RnnConfig;
 use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
+use models::rwkv7::Rwkv7Config;
 use models::s4::S4Config;
 use models::transformer::{PositionalEmbedding, TransformerConfig};
 use models::{Cpu, Model, ModelConfig, ModelInput, Positions, masked_cross_entropy, predictions};
@@ -195,6 +196,12 @@ fn an_rwkv5_learns_to_latch() {
 #[test]
 fn an_rwkv6_learns_to_latch() {
     latches(ModelConfig::Rwkv6(Rwkv6Config { hidden_size: 32, num_layers: 2, head_size: 16, dropout: 0.0 }), 5e-3, 600);
+}
+
+#[test]
+fn an_rwkv7_learns_to_latch() {
+    let config = Rwkv7Config { hidden_size: 32, num_layers: 2, head_size: 16, ..Default::default() };
+    latches(ModelConfig::Rwkv7(config), 5e-3, 600);
 }
 
 fn deltanet(negative_eigenvalues: bool) -> ModelConfig {

@@ -15,7 +15,7 @@ macro_rules! parity {
 
 parity! {
     rnn lstm s4 mamba
-    rwkv5 rwkv5_x052 rwkv5_bf16ckpt
+    rwkv5 rwkv5_x052 rwkv5_bf16ckpt rwkv7 rwkv7_small rwkv7_saved_while_training
     transformer_nope transformer_ape_shift transformer_sinusoidal_shift transformer_rope_shift transformer_spe
     transformer_padhelper_rope
     transformer_alibi transformer_t5 transformer_kerple transformer_fire transformer_cope transformer_ssmax

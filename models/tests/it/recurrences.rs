@@ -9,10 +9,12 @@ use models::deltanet::DeltaNetConfig;
 use models::gru::GruConfig;
 use models::mingru::MinGruConfig;
 use models::ops::delta::{self, DeltaRule, DeltaRuleOp};
+use models::ops::generalized_delta::{self, GeneralizedDelta, GeneralizedDeltaOp};
 use models::ops::linear_recurrence::LinearRecurrenceOp;
 use models::ops::{RecurrentWeights, SequenceOps, wkv};
 use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
+use models::rwkv7::Rwkv7Config;
 use models::{Cpu, Model, ModelConfig, ModelInput, Weights};
 
 fn gru(hidden_size: usize, num_layers: usize) -> ModelConfig {
@@ -28,7 +30,7 @@ fn deltanet(hidden_size: usize, num_layers: usize, head_size: usize) -> ModelCon
     ModelConfig::Deltanet(DeltaNetConfig { hidden_size, num_layers, head_size, negative_eigenvalues, dropout: 0.1 })
 }
 
-fn all() -> [ModelConfig; 5] {
+fn all() -> [ModelConfig; 6] {
     let (hidden_size, num_layers, head_size, dropout) = (32, 2, 8, 0.1);
     [
         gru(hidden_size, num_layers),
@@ -36,6 +38,7 @@ fn all() -> [ModelConfig; 5] {
         deltanet(hidden_size, num_layers, head_size),
         ModelConfig::Rwkv5(Rwkv5Config { hidden_size, num_layers, head_size, dropout }),
         ModelConfig::Rwkv6(Rwkv6Config { hidden_size, num_layers, head_size, dropout }),
+        ModelConfig::Rwkv7(Rwkv7Config { hidden_size, num_layers, head_size, dropout, ..Default::default() }),
     ]
 }
 
@@ -90,6 +93,23 @@ fn delta_arguments(shape: [usize; 4]) -> Vec<Vec<f64>> {
     all
 }
 
+/// As for the delta rule, but that a share of what a key reads, of every channel its own, is removed.
+fn generalized_arguments(shape: [usize; 4]) -> Vec<Vec<f64>> {
+    let [batch, heads, seq, size] = shape;
+    let mut all = arguments(shape, value_size(shape), batch * heads * seq * size, batch * heads * seq * size);
+    let state = all.pop().unwrap_or_default();
+    let keys = all[4].clone();
+    let unit = keys.chunks(size).flat_map(|key| {
+        let length = key.iter().map(|k| k * k).sum::<f64>().sqrt();
+        key.iter().map(move |k| k / length)
+    });
+    all[4] = unit.collect();
+    let rates = random(keys.len(), 0.5, 6);
+    all.push(all[4].iter().zip(rates).map(|(key, rate)| key * (rate + 0.5)).collect());
+    all.push(state);
+    all
+}
+
 fn wkv_by<B: Backend>(
     a: &[Tensor<B, 1>],
     shape: [usize; 4],
@@ -137,6 +157,31 @@ fn defined_delta<B: Backend>(a: &[Tensor<B, 1>], shape: [usize; 4], with_state: 
     delta_by(a, shape, with_state, delta::recurrent)
 }
 
+fn generalized_by<B: Backend>(
+    a: &[Tensor<B, 1>],
+    shape: [usize; 4],
+    with_state: bool,
+    op: impl Fn(GeneralizedDelta<B>, Option<Tensor<B, 4>>) -> (Tensor<B, 4>, Tensor<B, 4>),
+) -> [Tensor<B, 1>; 2] {
+    let ([batch, heads, seq, key], value) = (shape, value_size(shape));
+    let [q, k, decay] = [0, 1, 3].map(|i: usize| a[i].clone().reshape(shape));
+    let [removed, under] = [4, 5].map(|i: usize| a[i].clone().reshape(shape));
+    let v = a[2].clone().reshape([batch, heads, seq, value]);
+    let state = with_state.then(|| a[6].clone().reshape([batch, heads, key, value]));
+    let (y, state) = op(GeneralizedDelta { q, k, v, decay, removed, under }, state);
+    assert_eq!(y.dims(), [batch, heads, seq, value]);
+    assert_eq!(state.dims(), [batch, heads, key, value]);
+    [y.reshape([-1]), state.reshape([-1])]
+}
+
+fn fast_generalized<B: SequenceOps>(a: &[Tensor<B, 1>], shape: [usize; 4], with_state: bool) -> [Tensor<B, 1>; 2] {
+    generalized_by(a, shape, with_state, B::generalized_delta)
+}
+
+fn defined_generalized<B: Backend>(a: &[Tensor<B, 1>], shape: [usize; 4], with_state: bool) -> [Tensor<B, 1>; 2] {
+    generalized_by(a, shape, with_state, generalized_delta::recurrent)
+}
+
 fn assert_equal(what: &str, fast: Attention<Cpu>, defined: Attention<Cpu>, a: &[Vec<f64>], shape: [usize; 4]) {
     let a: Vec<Tensor<Cpu, 1>> = a.iter().map(|a| tensor(a, [a.len()])).collect();
     for with_state in [false, true] {
@@ -153,6 +198,8 @@ fn fast_recurrences_are_the_defined_ones() {
     for shape in SHAPES {
         assert_equal("wkv", fast_wkv, defined_wkv, &wkv_arguments(shape), shape);
         assert_equal("delta rule", fast_delta, defined_delta, &delta_arguments(shape), shape);
+        let arguments = generalized_arguments(shape);
+        assert_equal("generalised delta rule", fast_generalized, defined_generalized, &arguments, shape);
     }
 }
 
@@ -163,6 +210,7 @@ fn extreme_decays_are_exact() {
         for (arguments, fast, defined) in [
             (wkv_arguments(shape), fast_wkv as Attention<Cpu>, defined_wkv as Attention<Cpu>),
             (delta_arguments(shape), fast_delta, defined_delta),
+            (generalized_arguments(shape), fast_generalized, defined_generalized),
         ] {
             let mut a = arguments;
             a[3].fill(decay);
@@ -198,6 +246,23 @@ fn the_delta_rule_flips_what_it_knows() {
     }
 }
 
+/// Where the same key reads and writes, with the step as the rate, the generalised rule is the delta rule.
+#[test]
+fn the_generalized_delta_rule_contains_the_delta_rule() {
+    let shape = [2, 3, 37, 5];
+    let a: Vec<Tensor<Cpu, 1>> = delta_arguments(shape).iter().map(|a| tensor(a, [a.len()])).collect();
+    let [known, known_state] = defined_delta(&a, shape, true);
+    let generalized = |DeltaRule { q, k, v, step, decay }: DeltaRule<Cpu>, state| {
+        let [step, decay] = [step, decay].map(|x| x.unsqueeze_dim::<4>(3).expand(k.dims()));
+        let removed = decay.clone() * k.clone();
+        let k = step * k;
+        Cpu::generalized_delta(GeneralizedDelta { q, under: k.clone(), v, k, removed, decay }, state)
+    };
+    let [found, state] = delta_by(&a, shape, true, generalized);
+    assert!(difference(&flat(known), &flat(found)) < 1e-11);
+    assert!(difference(&flat(known_state), &flat(state)) < 1e-11);
+}
+
 #[test]
 fn gradients_of_the_recurrences_are_their_derivatives() {
     for shape in [[1, 1, 1, 2], [2, 1, 3, 2], [1, 2, 6, 2]] {
@@ -205,6 +270,10 @@ fn gradients_of_the_recurrences_are_their_derivatives() {
         check_gradients(&what, &wkv_arguments(shape), |a| Tensor::cat(fast_wkv(&a, shape, true).to_vec(), 0));
         let what = format!("delta rule {shape:?}");
         check_gradients(&what, &delta_arguments(shape), |a| Tensor::cat(fast_delta(&a, shape, true).to_vec(), 0));
+        let what = format!("generalised delta rule {shape:?}");
+        check_gradients(&what, &generalized_arguments(shape), |a| {
+            Tensor::cat(fast_generalized(&a, shape, true).to_vec(), 0)
+        });
         let [batch, _, seq, channels] = shape;
         let n = batch * seq * channels;
         let a: Vec<Vec<f64>> = [n, n, batch * channels].iter().zip(0..).map(|(&n, i)| random(n, 1.0, i)).collect();
@@ -313,6 +382,7 @@ fn pieces_with_the_state_carried_over_equal_the_whole() {
             Model::Deltanet(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             Model::Rwkv5(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             Model::Rwkv6(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
+            Model::Rwkv7(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             other => panic!("{other:?}"),
         };
         for size in [1, 7, 64] {

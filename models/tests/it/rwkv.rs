@@ -5,7 +5,8 @@ use burn::backend::Autodiff;
 use burn::module::Module;
 use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
-use models::{Cpu, ModelConfig, Weight, Weights, l2_wrap};
+use models::rwkv7::{Ranks, Rwkv7Config};
+use models::{Architecture, Cpu, ModelConfig, ParameterGroup, Weight, Weights, l2_wrap};
 
 fn rwkv5(hidden_size: usize, num_layers: usize, head_size: usize) -> ModelConfig {
     ModelConfig::Rwkv5(Rwkv5Config { hidden_size, num_layers, head_size, dropout: 0.1 })
@@ -13,6 +14,10 @@ fn rwkv5(hidden_size: usize, num_layers: usize, head_size: usize) -> ModelConfig
 
 fn rwkv6(hidden_size: usize, num_layers: usize, head_size: usize) -> ModelConfig {
     ModelConfig::Rwkv6(Rwkv6Config { hidden_size, num_layers, head_size, dropout: 0.1 })
+}
+
+fn rwkv7(hidden_size: usize, num_layers: usize, head_size: usize) -> ModelConfig {
+    ModelConfig::Rwkv7(Rwkv7Config { hidden_size, num_layers, head_size, ..Default::default() })
 }
 
 fn both() -> [ModelConfig; 2] {
@@ -164,9 +169,73 @@ fn mixtures_decays_and_bonuses_depend_on_channel_and_depth() {
     expect(&single, "blocks.0.att.time_decay", &|n| -6.0 + 5.0 * (n / 31.0f64).powf(0.7));
 }
 
+/// Written out for two blocks of 32 channels in heads of 8, as the initialisation of BlinkDL/RWKV-LM has it.
+#[test]
+fn rwkv7_begins_as_published() {
+    let weights = weights(&rwkv7(32, 2, 8));
+    let expect = |name: &str, f: &dyn Fn(f64) -> f64| {
+        for (n, found) in values(&weights, name).into_iter().enumerate() {
+            let expected = f(n as f64);
+            assert!((found - expected).abs() < 1e-5, "{name}[{n}] is {found}, not {expected}");
+        }
+    };
+    let zigzag = |n: f64| {
+        let place = (n % 8.0 - 3.5) / 3.5;
+        place * place.abs()
+    };
+    let linear = |n: f64| n / 31.0 - 0.5;
+    for (i, rho, tau) in [(0, 0.0f64, 1.0f64), (1, 1.0, 0.5)] {
+        let at = |name: &str| format!("blocks.{i}.{name}");
+        for (letter, exponent) in [("r", 0.2), ("w", 0.9), ("k", 0.7), ("v", 0.7), ("a", 0.9), ("g", 0.2)] {
+            expect(&at(&format!("att.x_{letter}")), &|n| 1.0 - (n / 32.0).powf(exponent * tau));
+        }
+        expect(&at("att.w0"), &|n| -6.0 + 6.0 * (n / 31.0).powf(1.0 + rho.powf(0.3)) + 0.5 + 2.5 * zigzag(n));
+        expect(&at("att.a0"), &|n| -0.19 + 0.3 * zigzag(n) + 0.4 * linear(n));
+        expect(&at("att.k_k"), &|n| 0.71 - 0.1 * linear(n));
+        expect(&at("att.k_a"), &|_| 1.02);
+        expect(&at("att.r_k"), &|_| -0.04);
+        expect(&at("att.ln_x.weight"), &|_| ((1.0 + f64::from(i)) / 2.0).powf(0.7));
+        expect(&at("ffn.x_k"), &|n| 1.0 - (n / 32.0).powf(tau.powi(4)));
+        for zero in ["att.w1", "att.a1", "att.g1", "att.output.weight", "ffn.value.weight"] {
+            expect(&at(zero), &|_| 0.0);
+        }
+        for (name, gain) in [("att.receptance", 1.0), ("att.value", 1.0), ("ffn.key", 1.0), ("att.key", 0.1)] {
+            assert_orthogonal(&weights, &at(&format!("{name}.weight")), gain);
+        }
+        assert_orthogonal(&weights, &at("att.w2"), 0.1);
+    }
+    expect("blocks.1.att.v0", &|n| 0.73 - 0.4 * linear(n));
+    assert_eq!(weights.get("blocks.0.att.v0"), None, "the first block's values are not mixed");
+}
+
+/// By hand: 2.5, 2.5, 1.7 and 5 times the root of the width, to the nearest multiple of 32.
+#[test]
+fn ranks_of_rwkv7_are_those_that_its_code_suggests() {
+    let ranks = |hidden_size| Rwkv7Config { hidden_size, ..Default::default() }.ranks();
+    assert_eq!(ranks(768), Ranks { decay: 64, a: 64, v: 32, gate: 128 });
+    assert_eq!(ranks(2048), Ranks { decay: 128, a: 128, v: 64, gate: 224 });
+    assert_eq!(ranks(32), Ranks { decay: 32, a: 32, v: 32, gate: 32 });
+}
+
+#[test]
+fn only_matrices_of_rwkv7_decay() {
+    let group = |name: &str| Rwkv7Config::default().parameter_group(name);
+    for name in ["emb.weight", "head.weight", "blocks.1.att.key.weight", "blocks.0.ffn.value.weight"] {
+        assert_eq!(group(name), ParameterGroup::DEFAULT, "{name}");
+    }
+    for name in
+        ["blocks.1.att.ln_x.weight", "ln_out.weight", "blocks.0.ln1.bias", "blocks.0.att.a1", "blocks.0.att.r_k"]
+    {
+        assert_eq!(group(name), ParameterGroup::UNDECAYED, "{name}");
+    }
+    let w0 = ParameterGroup { lr_scale: 2.0, ..ParameterGroup::UNDECAYED };
+    assert_eq!(group("blocks.0.att.w0"), w0);
+}
+
 #[test]
 fn sizes_that_cannot_be_built_are_refused_by_key() {
     for (config, key) in [
+        (rwkv7(64, 1, 48), "head_size"),
         (rwkv6(64, 1, 48), "head_size"),
         (rwkv5(64, 1, 0), "head_size"),
         (rwkv6(8, 1, 8), "hidden_size"),

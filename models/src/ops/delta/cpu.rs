@@ -1,7 +1,7 @@
 //! The gated delta rule, forward and backward in one time loop each; memory as in [`wkv`](crate::ops::wkv::cpu).
 
 use crate::ops::cpu::memory::unwritten;
-use crate::ops::cpu::simd::{V, pack, tiles, transpose, unpack};
+use crate::ops::cpu::simd::{V, dot, pack, tiles, transpose, unpack};
 use crate::ops::cpu::{dims, gradients_of, tensor, values, with_simd};
 use crate::ops::delta::DeltaRule;
 use crate::ops::kernel::{self, Kernel, RunKernels, float, inputs};
@@ -193,15 +193,6 @@ impl WithSimd for Forward<'_> {
         }
         unpack(&state, matrix, key);
     }
-}
-
-#[inline(always)]
-fn dot<S: Simd>(a: &[V<S>], b: &[V<S>]) -> f32 {
-    let mut sum = V::splat(a[0].0, 0.0);
-    for (a, b) in a.iter().zip(b) {
-        sum = a.mul_add(*b, sum);
-    }
-    sum.sum()
 }
 
 /// One row (of one value) of S ← α·S + β·k·(v − kᵀ·α·S); gives kᵀ·S.

@@ -11,6 +11,7 @@ use models::ops::delta::{self, DeltaRule, DeltaRuleOp};
 use models::ops::dropout::{self as drop, DropoutOp, Mask};
 use models::ops::gated::{self, Gate, GatedOp};
 use models::ops::gelu::GeluOp;
+use models::ops::generalized_delta::{self, GeneralizedDelta, GeneralizedDeltaOp};
 use models::ops::linear_recurrence::{self as linear, LinearRecurrenceOp};
 use models::ops::norm::{self as norms, NormOp};
 use models::ops::s4_kernel::{self as s4, S4Kernel, S4KernelOp};
@@ -141,6 +142,41 @@ proptest! {
         };
         let arguments = &arguments[..if given { 6 } else { 5 }];
         check("delta rule", arguments, |a| run(a, Training::delta_rule), |a| run(a, delta::recurrent));
+    }
+
+    #[test]
+    fn generalized_delta(
+        batch in 1..4usize,
+        heads in 1..4usize,
+        seq in 1..50usize,
+        key in sizes_of_heads(),
+        value in sizes_of_heads(),
+        square: bool,
+        given: bool,
+    ) {
+        let value = if square { key } else { value };
+        let (rows, state) = (batch * heads * seq, batch * heads * key * value);
+        let (keys, values) = (rows * key, rows * value);
+        // What is removed is short enough for the rule to contract.
+        let short = [-1.0, 1.0].map(|x: f64| x / (key as f64).sqrt());
+        let arguments =
+            [(keys, UNIT), (keys, UNIT), (values, UNIT), (keys, [0.0, 1.0]), (keys, short), (keys, short), (state, UNIT)];
+        let run = |a: &[Flat], op: fn(GeneralizedDelta<Training>, Option<Tensor<Training, 4>>) -> _| {
+            let [q, k, decay] = [0, 1, 3].map(|i: usize| a[i].clone().reshape([batch, heads, seq, key]));
+            let [removed, under] = [4, 5].map(|i: usize| a[i].clone().reshape([batch, heads, seq, key]));
+            let v = a[2].clone().reshape([batch, heads, seq, value]);
+            let state = given.then(|| a[6].clone().reshape([batch, heads, key, value]));
+            let inputs = GeneralizedDelta { q, k, v, decay, removed, under };
+            let (y, last): (Tensor<Training, 4>, Tensor<Training, 4>) = op(inputs, state);
+            vec![flat(y), flat(last)]
+        };
+        let arguments = &arguments[..if given { 7 } else { 6 }];
+        check(
+            "generalised delta rule",
+            arguments,
+            |a| run(a, Training::generalized_delta),
+            |a| run(a, generalized_delta::recurrent),
+        );
     }
 
     #[test]
