@@ -432,7 +432,7 @@ fn what_the_original_asks_for_and_cannot_be_had_is_named() {
         (json!({"hidden_size": "wide"}), "hidden_size: invalid type"),
         (json!({"num_attention_heads": 7}), "num_heads: hidden_size 64 cannot be split into 7 heads"),
         (json!({"arch": "perceptron"}), "arch: `perceptron` is not an architecture"),
-        (json!({"arch": "rwkv", "my_testing": "x070"}), "my_testing: `x070` is not supported"),
+        (json!({"arch": "rwkv", "my_testing": "x080"}), "my_testing: `x080` is not supported"),
         (json!({"arch": "mamba", "rms_norm": false}), "rms_norm: false is not supported"),
     ] {
         let error = original(change).unwrap_err();
