@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 RESULT_COLUMNS = (
     "handle task arch positional_embedding num_layers hidden_size seed checkpoint provider precision split length "
     "n_sequences n_tokens accuracy counting_accuracy last_accuracy sequence_accuracy loss last_accuracy_low "
-    "last_accuracy_high in_distribution status plan model_fingerprint chance parameters state_size"
+    "last_accuracy_high in_distribution status plan model_fingerprint chance parameters state_size iterations"
 ).split()
 
 

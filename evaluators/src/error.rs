@@ -119,6 +119,16 @@ pub enum EvalError {
         /// The first thing found wrong.
         reason: String,
     },
+    /// A number of iterations that the model cannot run with.
+    #[error("{} cannot apply its blocks {iterations} times: {reason}", .path.display())]
+    Iterations {
+        /// The model file.
+        path: PathBuf,
+        /// What was asked for.
+        iterations: u32,
+        /// Why it cannot, with a hint.
+        reason: &'static str,
+    },
     /// The model and the task do not belong together.
     #[error("cannot evaluate {} on the task `{task}`: {reason}\n  hint: choose the task that the model was trained on", .path.display())]
     TaskMismatch {

@@ -18,7 +18,8 @@
 //! otherwise (`….T` transposed, `….iofc` gates reordered), the layout in the checkpoint.
 //!
 //! Every file has the input `input_ids` `[batch, seq]` and the output `logits` `[batch, seq, vocab]`. The Transformer
-//! also takes `attention_mask` and, unless it has no positional embedding, `position_ids`, both `[batch, seq]`. Of a recurrent model there is a
+//! also takes `attention_mask` and, unless it has no positional embedding, `position_ids`, both `[batch, seq]`; a looped one
+//! `iterations`, an integer without axes. Of a recurrent model there is a
 //! second file, which also takes its states before the first token as `state_<name>_in` `[batch, …]` and gives those after the last
 //! one as `state_<name>_out`: with it, a long sequence can be fed in pieces, in constant memory. The metadata has the vocabulary,
 //! the positional embedding and the origin of the model: see [`ExportInfo`].
@@ -179,6 +180,7 @@ fn metadata(
     ];
     metadata.push(("parameters", parameters.to_string()));
     metadata.push(("state_per_token", config.state_per_token().to_string()));
+    metadata.extend(config.iterations().map(|iterations| ("iterations", iterations.to_string())));
     metadata.extend((!info.units.is_empty()).then(|| ("units", serde_json::json!(info.units).to_string())));
     // Positions at and beyond this one have no row in the model's table.
     metadata.extend(config.max_length().map(|limit| ("position_limit", limit.to_string())));

@@ -73,6 +73,12 @@ pub trait Architecture: Debug {
         0
     }
 
+    /// How often a looped model applies its blocks; `None` for models that are not looped. Its ONNX file takes the number as
+    /// an input.
+    fn iterations(&self) -> Option<usize> {
+        None
+    }
+
     /// Refuses a batch whose positions the model cannot take: past the rows of its table, or of the wrong kind.
     fn check(&self, _batch: &Batch) -> Result<(), InputError> {
         Ok(())

@@ -69,7 +69,8 @@ impl Kind {
             | EvalError::UnknownName { .. }
             | EvalError::TaskMismatch { .. }
             | EvalError::NoTask { .. }
-            | EvalError::Positions { .. } => Self::Argument,
+            | EvalError::Positions { .. }
+            | EvalError::Iterations { .. } => Self::Argument,
             EvalError::Load { .. }
             | EvalError::Weights { .. }
             | EvalError::Contract { .. }

@@ -29,6 +29,7 @@ impl Shapes {
 }
 
 /// A recurrent state: an input, and its value after the last token.
+#[derive(Clone)]
 pub(crate) struct State {
     /// `state_<name>_in`.
     pub input: String,
@@ -57,7 +58,11 @@ impl State {
     }
 }
 
+/// The input of looped models, an integer without axes or `[1]`.
+pub(crate) const ITERATIONS: &str = "iterations";
+
 /// The inputs and outputs that some models have and others do not.
+#[derive(Clone)]
 pub(crate) struct Interface {
     /// The inputs that are fed.
     pub feeds: Vec<Feed>,
@@ -71,6 +76,8 @@ pub(crate) struct Interface {
     pub states: Vec<State>,
     /// The width of the logits, where the file fixes it.
     pub vocab: Option<usize>,
+    /// How often a looped model is to apply its blocks, and the axes of the input that takes the number.
+    pub iterations: Option<(u32, usize)>,
 }
 
 impl Interface {
@@ -78,7 +85,9 @@ impl Interface {
         let feed = |role| feeds.iter().find(|feed: &&Feed| feed.role == role);
         let logits = session.outputs().iter().find(|o| o.name() == output.name);
         let width = logits.and_then(|o| o.dtype().tensor_shape()?.get(2).copied());
+        let looped = session.inputs().iter().find(|input| input.name() == ITERATIONS);
         Self {
+            iterations: looped.map(|input| (1, input.dtype().tensor_shape().map_or(0, |shape| shape.len()))),
             position_ids: feed(Role::Positions).map(|feed| match feed.is_float() {
                 true => TensorElementType::Float32,
                 false => TensorElementType::Int64,
@@ -100,6 +109,7 @@ impl Interface {
             attention_mask: false,
             states: vec![],
             vocab: None,
+            iterations: None,
         }
     }
 
@@ -120,6 +130,11 @@ impl Interface {
                 },
             };
             values.push((feed.name.clone(), value));
+        }
+        if let Some((iterations, axes)) = self.iterations {
+            let shape: &[usize] = if axes == 0 { &[] } else { &[1] };
+            let value = Tensor::from_array((shape, vec![i64::from(iterations)]))?.into_dyn();
+            values.push((ITERATIONS.to_owned(), value));
         }
         if self.output.scored {
             let mut targets: Vec<i64> = labels.into_iter().map(|label| label.max(0)).collect();
@@ -147,7 +162,7 @@ impl Interface {
 
 /// Whether the inputs take at least one sequence at a time. With a fixed number of tokens there is one length to score.
 pub(super) fn check_sizes(inputs: &[Outlet]) -> std::result::Result<(), String> {
-    for input in inputs.iter().filter(|input| input.name() != TARGETS) {
+    for input in inputs.iter().filter(|input| ![TARGETS, ITERATIONS].contains(&input.name())) {
         if input.dtype().tensor_shape().and_then(|s| s.first()).is_some_and(|&rows| rows >= 0 && rows != 1) {
             let described = describe([input]);
             return Err(format!("its input {described} has a fixed batch, so it serves only batches of that size"));
@@ -173,6 +188,7 @@ mod tests {
             attention_mask: false,
             states: vec![state],
             vocab: Some(13),
+            iterations: None,
         };
         let shapes = |interface| Shapes { rows: 16, tokens: 1000, interface: Arc::new(interface) };
         let profile = shapes(interface).profile(16, 1000);
@@ -188,6 +204,7 @@ mod tests {
             attention_mask: true,
             states: vec![],
             vocab: None,
+            iterations: Some((4, 0)),
         };
         assert_eq!(shapes(interface).profile(1, 1), "ids:1x1,position_ids:1x1,attention_mask:1x1");
     }

@@ -36,6 +36,8 @@ pub struct ModelInfo {
     pub state_size: Option<u64>,
     /// Numbers that a cache of keys and values has for every token.
     pub state_per_token: Option<u64>,
+    /// How often a looped model applied its blocks in training; absent for models that are not looped.
+    pub iterations: Option<u32>,
     /// Position ids in training were below this; limits nothing by itself.
     pub max_position_embeddings: Option<u32>,
     /// Rows of a position table: position ids must be below this. Where the file does not say it, models with absolute
@@ -69,6 +71,7 @@ impl ModelInfo {
             parameters: number(metadata, "parameters")?,
             state_size: number(metadata, "state_size")?,
             state_per_token: number(metadata, "state_per_token")?,
+            iterations: number(metadata, "iterations")?,
             max_position_embeddings,
             position_limit: number(metadata, "position_limit")?.or(max_position_embeddings.filter(|_| has_table)),
         })

@@ -11,7 +11,7 @@ mod proto;
 mod provider;
 pub(crate) mod scoring;
 
-use crate::model::contract::{Interface, Shapes, State, check_sizes};
+use crate::model::contract::{ITERATIONS, Interface, Shapes, State, check_sizes};
 use crate::model::engine::{Engine, width};
 use crate::model::external::Source;
 use crate::model::feeds::Feed;
@@ -197,7 +197,11 @@ impl Model {
         let options = LoadOptions { provider: Provider::Cpu, threads: Some(self.threads) };
         let source = Source::in_folder(self.bytes[..self.length].to_vec(), self.folder.clone());
         let files = Files { fingerprint: self.fingerprint.clone().unwrap_or_default(), size: self.size };
-        Self::load_source(&self.path, source, files, options, Some(&self.interface.output.name), vec![])
+        let loaded = Self::load_source(&self.path, source, files, options, Some(&self.interface.output.name), vec![]);
+        loaded.and_then(|mut model| {
+            self.iterations().map_or(Ok(()), |iterations| model.set_iterations(iterations))?;
+            Ok(model)
+        })
     }
 
     fn load_source(
@@ -247,12 +251,16 @@ impl Model {
             Err(other) => return Err(other),
         };
         let states = State::of(&session);
-        let ignored: Vec<&str> = states.iter().map(|state| state.input.as_str()).chain([TARGETS]).collect();
+        let ignored: Vec<&str> = states.iter().map(|state| state.input.as_str()).chain([TARGETS, ITERATIONS]).collect();
         let (feeds, more) = Feed::of(session.inputs(), &ignored).map_err(contract)?;
         check_sizes(session.inputs()).map_err(contract)?;
         choose(&session)?;
         notes.extend(more.into_iter().chain(note));
         let info = session.metadata().map_err(engine).and_then(|m| ModelInfo::read(&m).map_err(contract))?;
+        let mut interface = Interface::of(&session, feeds, states, output.clone());
+        if let (Some((iterations, _)), Some(trained)) = (&mut interface.iterations, info.iterations) {
+            *iterations = trained;
+        }
         let own_export = session.metadata().is_ok_and(|m| is_own_export(&m, graph));
         let earlier_export = session.metadata().is_ok_and(|m| is_earlier_export(&m));
         Ok(Self {
@@ -271,7 +279,7 @@ impl Model {
             threads,
             pool: vec![],
             only_logits: Some(only_logits(&output, path)?),
-            interface: Arc::new(Interface::of(&session, feeds, states, output)),
+            interface: Arc::new(interface),
             engine: session.into(),
         })
     }
@@ -297,6 +305,34 @@ impl Model {
     /// model is probed like any other.
     pub fn is_earlier_export(&self) -> bool {
         self.earlier_export
+    }
+
+    /// How often a looped model applies its blocks: as often as in training, or as
+    /// [`set_iterations`](Self::set_iterations) says. `None` for models that are not looped.
+    pub fn iterations(&self) -> Option<u32> {
+        self.interface.iterations.map(|(iterations, _)| iterations)
+    }
+
+    /// Makes a looped model apply its blocks so many times from now on.
+    ///
+    /// # Errors
+    /// The model is not looped, or the number is 0.
+    pub fn set_iterations(&mut self, iterations: u32) -> Result<()> {
+        let refused = |reason| Err(EvalError::Iterations { path: self.path.clone(), iterations, reason });
+        if iterations == 0 {
+            return refused("there would be no model left\n  hint: choose 1 or more");
+        }
+        let mut interface = (*self.interface).clone();
+        match &mut interface.iterations {
+            Some((number, _)) => *number = iterations,
+            None => {
+                return refused(
+                    "it is not looped, so that it has no input `iterations`\n  hint: leave the number out; models are looped whose config sets model.iterations",
+                );
+            }
+        }
+        self.interface = Arc::new(interface);
+        Ok(())
     }
 
     /// The number of tokens of a sequence, where the file fixes it.

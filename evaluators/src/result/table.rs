@@ -62,6 +62,7 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         nullable("chance", Float64),
         nullable("parameters", Int64),
         nullable("state_size", Int64),
+        nullable("iterations", Int64),
     ]))
 });
 
@@ -129,6 +130,8 @@ pub struct SweepFacts {
     pub model_fingerprint: Option<String>,
     /// Weights of the model.
     pub parameters: Option<u64>,
+    /// How often a looped model applied its blocks.
+    pub iterations: Option<u32>,
     /// Numbers that the model keeps of one sequence: regardless of its length, and for every token.
     pub state_size: Option<[u64; 2]>,
 }
@@ -151,7 +154,12 @@ impl SweepFacts {
             split: split.to_owned(),
             model_fingerprint: model.fingerprint().map(str::to_owned),
             parameters: info.parameters,
-            state_size: info.state_size.zip(info.state_per_token).map(|(fixed, growing)| [fixed, growing]),
+            iterations: model.iterations(),
+            // every iteration has keys and values of its own
+            state_size: info.state_size.zip(info.state_per_token).map(|(fixed, growing)| {
+                let times = model.iterations().zip(info.iterations.filter(|trained| *trained > 0));
+                [fixed, times.map_or(growing, |(now, trained)| growing / u64::from(trained) * u64::from(now))]
+            }),
         }
     }
 }
@@ -276,6 +284,7 @@ pub fn to_record_batch(results: &[LengthResult], facts: &SweepFacts) -> Result<R
         Arc::new(results.iter().map(|r| r.chance).collect::<Float64Array>()),
         Arc::new(Int64Array::from(vec![facts.parameters.map(signed); results.len()])),
         Arc::new(results.iter().map(|r| facts.state_size_at(r.length).map(signed)).collect::<Int64Array>()),
+        Arc::new(Int64Array::from(vec![facts.iterations.map(i64::from); results.len()])),
     ];
     let columns = facts.columns(results.len()).into_iter().chain(own).collect();
     RecordBatch::try_new(SCHEMA.clone(), columns).map_err(|e| EvalError::Table { reason: e.to_string() })

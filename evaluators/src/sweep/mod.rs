@@ -384,6 +384,7 @@ impl<'a> Sweep<'a> {
             "plan": format!("{course:?}"),
             "positions": format!("{:?}", setting.positions),
             "max_tokens": self.max_tokens,
+            "iterations": self.model.iterations(),
             "provider": setting.provider.name(),
             "version": env!("CARGO_PKG_VERSION"),
         });

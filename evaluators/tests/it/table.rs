@@ -14,7 +14,7 @@ use std::path::Path;
 
 const HEADER: &str = "handle,task,arch,positional_embedding,num_layers,hidden_size,seed,checkpoint,provider,precision,\
                       split,length,n_sequences,n_tokens,accuracy,counting_accuracy,last_accuracy,sequence_accuracy,loss,\
-                      last_accuracy_low,last_accuracy_high,in_distribution,status,plan,model_fingerprint,chance,parameters,state_size";
+                      last_accuracy_low,last_accuracy_high,in_distribution,status,plan,model_fingerprint,chance,parameters,state_size,iterations";
 
 /// Length 1 has no counting accuracy, 98 and 99 few tracks, 100 none.
 fn table() -> RecordBatch {

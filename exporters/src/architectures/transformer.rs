@@ -12,11 +12,16 @@ use crate::onnx::tensor_proto::DataType;
 use crate::positions::{self, Places, Score};
 use models::transformer::TransformerConfig;
 
+/// The input of looped models.
+const ITERATIONS: &str = "iterations";
+
 pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuilder<'_>) -> Result<(), ExportError> {
     let hidden = config.hidden_size;
     let ids = input_ids(g); // [batch, seq]
     let attention_mask =
         g.input("attention_mask", "0 at tokens that attention must not see", DataType::Int64, &[BATCH, SEQ]);
+    let iterations =
+        (config.iterations > 0).then(|| g.input(ITERATIONS, "how often the blocks are applied", DataType::Int64, &[]));
     let places = Places { ids: ids.clone(), positions: positions::input(g, config) };
     let is_shared = !config.positional_embedding.per_layer();
     let score = if is_shared { positions::score(g, config, &places)? } else { Score::Nothing };
@@ -26,18 +31,32 @@ pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuild
     let x = token_embedding(g, "wte", &ids, [vocab, width], config.freeze_null_embedding)?; // [batch, seq, width]
     let placed = positions::embed(g, config, &x, &places.positions)?; // [batch, seq, hidden]
     // Without positions in it, the first block's input has as many values as there are tokens.
-    let rows = if placed.is_none() && is_tabular(vocab, hidden) {
+    let rows = if placed.is_none() && config.iterations == 0 && is_tabular(vocab, hidden) {
         let rows = g.scope("wte", |g| token_table(g, [vocab, width], config.freeze_null_embedding))?;
         Some(rows.into_iter().map(f64::from).collect::<Vec<_>>())
     } else {
         None
     };
-    let mut x = placed.unwrap_or(x);
-    for i in 0..config.num_layers {
-        let rows = rows.as_deref().filter(|_| i == 0);
-        let input = rows.map(|rows| (&ids, rows));
-        x = g.scope(format!("h.{i}"), |g| block(g, config, i, x, input, (&attend, &places)))?;
-    }
+    let x = placed.unwrap_or(x);
+    let blocks = |g: &mut GraphBuilder<'_>, mut x: Value| -> Result<Value, ExportError> {
+        for i in 0..config.num_layers {
+            let rows = rows.as_deref().filter(|_| i == 0);
+            let input = rows.map(|rows| (&ids, rows));
+            x = g.scope(format!("h.{i}"), |g| block(g, config, i, x, input, (&attend, &places)))?;
+        }
+        Ok(x)
+    };
+    let x = match iterations {
+        None => blocks(g, x)?,
+        Some(iterations) if config.input_injection => {
+            let nothing = g.sub(&x, &x);
+            g.repeat(&iterations, &nothing, |g, state| {
+                let x = g.add(&state, &x);
+                blocks(g, x)
+            })?
+        }
+        Some(iterations) => g.repeat(&iterations, &x, blocks)?,
+    };
     let x = layer_norm(g, "ln_f", &x, hidden, config.layer_norm_epsilon)?;
     let tied = config.tie_word_embeddings.then_some("wte");
     let scores = decoder(g, "lm_head", &x, [hidden, vocab], tied)?; // [batch, seq, vocab]

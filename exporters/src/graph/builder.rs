@@ -199,6 +199,33 @@ impl<'a> GraphBuilder<'a> {
         Ok((std::array::from_fn(|i| outputs[i].clone()), std::array::from_fn(|i| outputs[S + i].clone())))
     }
 
+    /// `state` after `body` has been applied to it so many `times` (an integer without axes). `body` may use any value and any
+    /// weight from outside.
+    pub(crate) fn repeat(
+        &mut self,
+        times: &Value,
+        state: &Value,
+        body: impl FnOnce(&mut Self, Value) -> Result<Value, ExportError>,
+    ) -> Result<Value, ExportError> {
+        let name = self.node_name("Loop_body");
+        let outside = std::mem::take(&mut self.graph.node);
+        let [iteration, condition, before] =
+            ["iteration", "goes_on", "state"].map(|what| Value(format!("{name}_{what}")));
+        let built = body(self, before.clone());
+        let goes_on = self.node("Identity", &[&condition], &[]);
+        let nodes = std::mem::replace(&mut self.graph.node, outside);
+        let after = built?;
+        let named = |value: &Value| ValueInfoProto { name: Some(value.0.clone()), ..Default::default() };
+        let graph = GraphProto {
+            name: Some(name),
+            node: nodes,
+            input: [iteration, condition, before].iter().map(named).collect(),
+            output: [goes_on, after].iter().map(named).collect(),
+            ..Default::default()
+        };
+        Ok(self.node("Loop", &[times, &Value::none(), state], &[("body", Attribute::Graph(&graph))]))
+    }
+
     /// Makes `value` an output of the graph, called `name`.
     pub(crate) fn output(&mut self, name: &str, doc: &str, value: Value, element: DataType, dims: &[Dim]) {
         rename(&mut self.graph.node, &value.0, name);

@@ -17,6 +17,7 @@ fn inputs_and_outputs_are_those_of_the_contract() {
             let mut expected = vec!["input_ids int64 [batch, seq]".to_owned()];
             if let ModelConfig::Transformer(config) = &config {
                 expected.push("attention_mask int64 [batch, seq]".to_owned());
+                expected.extend((config.iterations > 0).then(|| "iterations int64 []".to_owned()));
                 expected.extend(match config.positional_embedding.input() {
                     Input::None => None,
                     Input::Integers => Some("position_ids int64 [batch, seq]".to_owned()),

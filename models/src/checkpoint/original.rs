@@ -183,6 +183,8 @@ fn transformer(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
     Ok(ModelConfig::Transformer(TransformerConfig {
         hidden_size: f.required("hidden_size")?,
         num_layers: f.required("num_hidden_layers")?,
+        iterations: f.get("iterations")?.unwrap_or(default.iterations),
+        input_injection: f.flag("input_injection")?,
         num_heads: f.required("num_attention_heads")?,
         mlp_ratio: f.get("mlp_dim_multipler")?.unwrap_or(4), // sic
         positional_embedding,

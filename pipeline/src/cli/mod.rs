@@ -352,6 +352,10 @@ pub struct EvalArgs {
     /// Also print means over these lengths, for example 41..500: accuracy, above chance, exact match. Can be repeated
     #[arg(long, value_name = "LENGTHS", allow_hyphen_values = true)]
     pub mean: Vec<Lengths>,
+    /// How often a looped model applies its blocks, one result for each number: 4, or 1..16, or 1,2,4,8 [default: as often as
+    /// in training]
+    #[arg(long, value_name = "NUMBERS", allow_hyphen_values = true)]
+    pub iterations: Option<Lengths>,
     /// Run every length separately, instead of scoring all lengths in one pass
     #[arg(long)]
     pub exhaustive: bool,

@@ -26,6 +26,12 @@ pub struct TransformerConfig {
     pub hidden_size: usize,
     /// Blocks.
     pub num_layers: usize,
+    /// How often the blocks are applied, one after the other and then again from the first, with the same weights: a
+    /// looped Transformer. 0: once, and not looped. An exported looped model takes this number as an input, so that it
+    /// can be another one in tests.
+    pub iterations: usize,
+    /// Adds the embeddings to the input of every iteration but the first, whose input they are.
+    pub input_injection: bool,
     /// Attention heads; divides `hidden_size`.
     pub num_heads: usize,
     /// Width of an MLP, in multiples of `hidden_size`.
@@ -86,6 +92,8 @@ impl Default for TransformerConfig {
         Self {
             hidden_size: 1024,
             num_layers: 2,
+            iterations: 0,
+            input_injection: false,
             num_heads: 8,
             mlp_ratio: 4,
             positional_embedding: PositionalEmbedding::None,
@@ -118,6 +126,9 @@ impl Default for TransformerConfig {
 /// Added to the scores of keys outside of a head's window. It is higher than the mask of padding, so that a query whose
 /// window has padding alone attends evenly to the keys before it, and never to later ones.
 pub const OUTSIDE_WINDOW: f32 = -1e30;
+
+/// The most iterations of a looped model.
+const MOST_ITERATIONS: usize = 4096;
 
 /// The usual ε of a LayerNorm.
 pub const LAYER_NORM_EPSILON: f64 = 1e-5;
@@ -185,6 +196,7 @@ impl Architecture for TransformerConfig {
         if !(self.layer_norm_epsilon.is_finite() && self.layer_norm_epsilon > 0.0) {
             return refuse("layer_norm_epsilon", format!("{} is not a positive number", self.layer_norm_epsilon));
         }
+        self.check_iterations()?;
         self.check_augmentation()?;
         self.positional_embedding.check(self)?;
         self.check_scheme_keys()?;
@@ -193,7 +205,11 @@ impl Architecture for TransformerConfig {
     }
 
     fn state_per_token(&self) -> usize {
-        2 * self.num_layers * self.hidden_size
+        2 * self.num_layers * self.iterations.max(1) * self.hidden_size
+    }
+
+    fn iterations(&self) -> Option<usize> {
+        (self.iterations > 0).then_some(self.iterations)
     }
 
     fn has_dropout(&self) -> bool {
@@ -258,9 +274,17 @@ impl Architecture for TransformerConfig {
         examples.extend([
             Self { must_attend_to_identity: true, ..rotary.clone() },
             Self { tie_word_embeddings: true, ..rotary.clone() },
-            Self { freeze_null_embedding: true, mlp_ratio: 2, ..small },
+            Self { freeze_null_embedding: true, mlp_ratio: 2, ..small.clone() },
             Self { scale_attn_weights: false, scale_attn_by_inverse_layer_idx: false, ..rotary.clone() },
             Self { attention_windows: vec![3, 0], ..rotary.clone() },
+            Self { iterations: 3, ..small.clone() },
+            Self {
+                iterations: 2,
+                input_injection: true,
+                positional_embedding: PositionalEmbedding::Fire,
+                resid_pdrop: 0.1,
+                ..small.clone()
+            },
             Self {
                 attention_windows: vec![1, 0],
                 positional_embedding: PositionalEmbedding::Cope,
@@ -294,6 +318,17 @@ impl Architecture for TransformerConfig {
 }
 
 impl TransformerConfig {
+    fn check_iterations(&self) -> Result<(), ConfigError> {
+        if self.iterations > MOST_ITERATIONS {
+            return Err(ConfigError::new("iterations", format!("must be at most {MOST_ITERATIONS}")));
+        }
+        if self.input_injection && self.iterations == 0 {
+            let reason = "is about looped models, and this one is not\n  hint: set iterations, or leave it out";
+            return Err(ConfigError::new("input_injection", reason));
+        }
+        Ok(())
+    }
+
     fn check_augmentation(&self) -> Result<(), ConfigError> {
         let positions = self.positional_embedding;
         let choices = positions.augmentations();

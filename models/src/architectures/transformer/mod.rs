@@ -3,6 +3,11 @@
 //! Sources: Vaswani et al., arXiv 1706.03762; Radford et al., "Language Models are Unsupervised Multitask Learners",
 //! 2019; sizes and initialisation of arXiv 2405.20131. How positions enter is in
 //! [`crate::positions`](mod@crate::positions).
+//!
+//! With `iterations`, the blocks are applied several times with the same weights: Dehghani et al., "Universal
+//! Transformers", arXiv 1807.03819, without its adaptive halting. With `input_injection`, the embeddings are added again before each
+//! time: Yang et al., "Looped Transformers are Better at Learning Learning Algorithms", arXiv 2311.12424; Fan et al.,
+//! "Looped Transformers for Length Generalization", arXiv 2409.15647.
 
 mod config;
 
@@ -120,8 +125,14 @@ impl<B: SequenceOps> Transformer<B> {
             mask: input.attention_mask.map(|keys| KeyMask { keys, identity }),
             dropout: input.dropout,
         };
-        let x = dropout(x, config.embd_pdrop, input.dropout, 0);
-        let x = self.h.iter().fold(x, |x, block| block.forward(x, &pass));
+        let embedded = dropout(x, config.embd_pdrop, input.dropout, 0);
+        let mut x = embedded.clone();
+        for iteration in 0..config.iterations.max(1) {
+            if iteration > 0 && config.input_injection {
+                x = x + embedded.clone();
+            }
+            x = self.h.iter().fold(x, |x, block| block.forward(x, &pass, iteration));
+        }
         let x = self.ln_f.forward(x);
         match &self.lm_head {
             Some(lm_head) => lm_head.forward(x),
@@ -136,8 +147,8 @@ impl<B: SequenceOps> Transformer<B> {
 }
 
 impl<B: SequenceOps> Block<B> {
-    fn forward(&self, x: Tensor<B, 3>, pass: &Pass<'_, B>) -> Tensor<B, 3> {
-        let place = 3 * self.attn.layer as u64; // of the dropouts
+    fn forward(&self, x: Tensor<B, 3>, pass: &Pass<'_, B>, iteration: usize) -> Tensor<B, 3> {
+        let place = 3 * (iteration * pass.config.num_layers + self.attn.layer) as u64; // of the dropouts
         let residual = |y, place| dropout(y, pass.config.resid_pdrop, pass.dropout, place);
         let x = x.clone() + residual(self.attn.forward(self.ln_1.forward(x), pass, place + 1), place + 2);
         x.clone() + residual(self.mlp.forward(self.ln_2.forward(x)), place + 3)

@@ -9,7 +9,7 @@ use crate::run::{MODEL_FILE, RunDir};
 use crate::split::NamedSplit;
 use anyhow::{Context as _, Result, bail};
 use data::files::{self, DestinationKind};
-use evaluators::Format;
+use evaluators::{Format, Lengths};
 use std::path::{Path, PathBuf};
 
 /// A model to evaluate.
@@ -24,6 +24,8 @@ pub struct Target {
     pub prefix: String,
     /// Where the progress of its sweep is kept.
     pub journal: PathBuf,
+    /// How often a looped model is to apply its blocks, where that is not as often as in training.
+    pub iterations: Option<u32>,
 }
 
 /// Models whose results go into the same tables, and the files of these.
@@ -103,6 +105,16 @@ pub fn groups(
             let stem = first.folder.join("checkpoints");
             vec![group(targets, None, &shared(stem))]
         }
+        (None, Some(_)) if args.iterations.is_some() => {
+            let mut groups = Vec::new();
+            while let Some(first) = targets.first() {
+                let (folder, prefix, model) = (first.folder.clone(), first.prefix.clone(), first.model.clone());
+                let (same, others) = targets.into_iter().partition(|target| target.model == model);
+                groups.push(group(same, None, &shared(folder.join(format!("{prefix}iterations")))));
+                targets = others;
+            }
+            groups
+        }
         (None, _) => {
             let own = |target: Target| {
                 let (folder, prefix) = (target.folder.clone(), target.prefix.clone());
@@ -173,8 +185,16 @@ pub fn journal(context: &Context, args: &EvalArgs, target: &Target, sweeps: bool
     }
 }
 
-/// The models that the command line names.
+/// The models that the command line names, each as often as there are numbers of iterations.
 pub fn targets(context: &Context, args: &EvalArgs) -> Result<Vec<Target>> {
+    let named = named_targets(context, args)?;
+    Ok(match &args.iterations {
+        Some(numbers) => named.iter().flat_map(|target| target.looped(numbers)).collect(),
+        None => named,
+    })
+}
+
+fn named_targets(context: &Context, args: &EvalArgs) -> Result<Vec<Target>> {
     let runs = &context.runs;
     if !args.model.is_empty() {
         return models(&args.model);
@@ -210,7 +230,19 @@ pub fn targets(context: &Context, args: &EvalArgs) -> Result<Vec<Target>> {
 impl Target {
     fn new(name: String, model: PathBuf, folder: PathBuf, prefix: String) -> Self {
         let journal = folder.join(format!(".{prefix}sweep.progress"));
-        Self { name, model, folder, prefix, journal }
+        Self { name, model, folder, prefix, journal, iterations: None }
+    }
+
+    /// The same model with each of these numbers of iterations.
+    fn looped(&self, numbers: &Lengths) -> impl Iterator<Item = Self> {
+        numbers.as_slice().iter().map(|&iterations| Self {
+            name: format!("{}-{iterations}-iterations", self.name),
+            model: self.model.clone(),
+            folder: self.folder.clone(),
+            prefix: self.prefix.clone(),
+            journal: self.folder.join(format!(".{}{iterations}-iterations-sweep.progress", self.prefix)),
+            iterations: Some(iterations),
+        })
     }
 }
 

@@ -229,6 +229,9 @@ fn evaluate(
     let options = LoadOptions { provider, threads: args.threads.map(usize::from) };
     let mut model = Model::load_with_logits(&target.model, options, args.logits.as_deref())?;
     model.notes().iter().for_each(|note| context.progress.note(format!("{}: {note}", target.model.display())));
+    if let Some(iterations) = target.iterations {
+        model.set_iterations(iterations)?;
+    }
     if let Some(reason) = model.fallback() {
         context.progress.note(format!("running on the CPU: {reason}"));
     }

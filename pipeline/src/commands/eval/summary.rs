@@ -41,6 +41,7 @@ pub fn document(evaluated: &Evaluated, ranges: &[Lengths]) -> Value {
         "model": evaluated.model,
         "task": evaluated.facts.task,
         "provider": evaluated.facts.provider,
+        "iterations": evaluated.facts.iterations,
         "seconds": evaluated.seconds,
         "session_seconds": evaluated.session_seconds,
         "files": evaluated.files,
@@ -76,7 +77,8 @@ pub fn summary_text(evaluated: &Evaluated, ranges: &[Lengths]) -> String {
     let what = sweep.iter().map(|sweep| format!("{} lengths", sweep.lengths.len()));
     let what: Vec<String> = what.chain(splits.iter().map(|split| split.by_length.facts.split.clone())).collect();
     let (arch, what) = (facts.arch.as_deref().unwrap_or("model"), what.join(", "));
-    let mut lines = vec![format!("{arch} on {} · {} · {what} in {seconds:.2} s", facts.task, facts.provider)];
+    let looped = facts.iterations.map_or(String::new(), |iterations| format!(", {iterations} iterations"));
+    let mut lines = vec![format!("{arch}{looped} on {} · {} · {what} in {seconds:.2} s", facts.task, facts.provider)];
     lines.extend(sweep.iter().map(|sweep| summary::table(&sweep.lengths, evaluated.train_max).to_string()));
     if let Some(sweep) = sweep.as_ref().filter(|_| !ranges.is_empty()) {
         let means: Vec<_> = ranges.iter().map(|range| (range.to_string(), over(&sweep.lengths, range))).collect();
@@ -102,7 +104,13 @@ pub fn figure(all: &[Evaluated]) -> Option<Figure> {
             let facts = &evaluated.facts;
             let positions = facts.positional_embedding.as_deref().unwrap_or_default();
             let name = plot::display_name(facts.arch.as_deref().unwrap_or("model"), positions);
-            let label = if all.len() > 1 { format!("{name} {}", evaluated.name) } else { name };
+            let label = match facts.iterations {
+                Some(iterations) if all.iter().all(|other| other.model == first.model) => {
+                    format!("{name}, {iterations} iterations")
+                }
+                _ if all.len() > 1 => format!("{name} {}", evaluated.name),
+                _ => name,
+            };
             (points.len() > 1).then_some(Series { label, points })
         })
         .collect();
