@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times training against PyTorch and prints three Markdown tables.
+"""Times training against PyTorch and prints four Markdown tables.
 
     cargo build --release
     python3 scripts/bench_train.py --baseline torch_baseline.py --python /path/to/python/with/torch
@@ -16,6 +16,9 @@
    (at least 5, at most 1000), scaled to 1000. Recipes with dropout (S4, RWKV) do not fold.
 3. Steps of random sequences of 128 to 4096 tokens: microseconds per token, which stay the same where time is linear
    in length; and the largest memory that the process held, beside what the formula of docs/memory.md predicts.
+
+4. The newer recurrent models beside what there is of them for a CPU in PyTorch (`scripts/torch_recurrent.py`): the best step of
+   all, in turn; and microseconds per token at 128 to 4096 tokens. Only with `--only recurrent`.
 
 Run it on an idle machine. Needs nothing but Python 3 for itself.
 """
@@ -78,7 +81,7 @@ def options():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the baseline")
     parser.add_argument("--gflops", type=float, help="the machine's rate for products, instead of measuring it")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--only", default="steps,training,scaling", help="which of the tables")
+    parser.add_argument("--only", default="steps,training,scaling", help="which of the tables; also recurrent")
     parser.add_argument("--archs", help="only these, of any table: lstm,transformer-rope")
     parser.add_argument("--tasks", default="counting_samesymbol_mod10,counting_samesymbol_shiftedstart3")
     parser.add_argument("--budget", type=float, default=15, help="seconds for each time in the second table")
@@ -220,6 +223,47 @@ def scaling_table(o, folder):
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
+# Settings of the newer models, as `scripts/torch_recurrent.py` has them: width 128, two layers.
+NEWER = {
+    "mamba2": [],
+    "gla": ["num_heads=4"],
+    "hgrn2": ["expand_ratio=32"],
+    "gated_deltanet": ["num_heads=2", "head_size=48", "expand_v=2.0"],
+    "rwkv7": ["head_size=64", "dropout=0.0"],
+    "mlstm": ["slstm_at=[]", "num_heads=4"],
+    "slstm": ["slstm_at=[0, 1]", "num_heads=4"],
+}
+
+
+def recurrent_table(o, folder):
+    lengths = [128 << i for i in range(6)]
+    print("| model | ms per step | median | PyTorch, ms | median | | " + " | ".join(f"{length}" for length in lengths) + " |")
+    print("|---|" + "--:|" * (5 + len(lengths)))
+    for name, settings in NEWER.items():
+        if not wanted(o, name):
+            continue
+
+        def ours(batch, seq, steps):
+            arch = "xlstm" if name in ("mlstm", "slstm") else name
+            command = [o.pipeline, "bench", "train", "--arch", arch, "--hidden", 128, "--layers", 2, "--batch", batch]
+            command += ["--seq", seq, "--steps", steps, "--device", o.device, "--json", "--quiet"]
+            for setting in settings:
+                command += ["--set", f"model.{setting}"]
+            return run(command, folder)
+
+        theirs = [o.python, ROOT / "scripts/torch_recurrent.py", "train", "--arch", name, "--threads", o.threads, "--steps", 5]
+        pairs = [(ours(32, 128, 10), run(theirs, folder)) for _ in range(o.repeat)]
+        cells, best = [name], []
+        for side in zip(*pairs):
+            best.append(min(report["step_ms_min"] for report in side))
+            median = statistics.median(report.get("step_ms", report.get("step_ms_median")) for report in side)
+            cells += [f"{best[-1]:.1f}", f"{median:.1f}"]
+        cells.append(f"{best[1] / best[0]:.1f}×")
+        for length in lengths:
+            cells.append(f"{1e3 * ours(4096 // length or 1, length, 5)['step_ms_min'] / (4096 // length * length):.1f} µs")
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
 def memory(parameters, tokens, held, width, layers):
     """Bytes that a training process holds, by docs/memory.md."""
     first, further = held
@@ -237,6 +281,8 @@ def main():
             print()
         if "scaling" in o.only.split(","):
             scaling_table(o, folder)
+        if "recurrent" in o.only.split(","):
+            recurrent_table(o, folder)
 
 
 main()

@@ -31,6 +31,7 @@ mod fla;
 mod graph;
 mod layers;
 mod linear_attention;
+mod min_rnn;
 mod options;
 mod positions;
 
@@ -115,8 +116,10 @@ pub fn export(
         g.finish(metadata)
     };
     let file = |built: Finished| OnnxFile { model: built.model, weights: built.weights };
-    let stateful = build(true, &metadata)?;
-    if !stateful.has_states {
+    // What attention remembers is no state of a file: no sequence can go on in pieces then.
+    let can_go_on = config.state_per_token() == 0;
+    let stateful = build(can_go_on, &metadata)?;
+    if !(stateful.has_states && can_go_on) {
         return Ok(OnnxFiles { model: file(stateful), stateful: None });
     }
     let link = ("stateful_fingerprint", stateful.graph_fingerprint.clone());

@@ -5,7 +5,7 @@ use crate::error::{ConfigError, InputError};
 use crate::training::ParameterGroup;
 use data::{Augmentation, Batch, PositionSampling, Task, Vocabulary};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::fmt::Debug;
 use std::ops::Deref;
 use std::sync::LazyLock;
@@ -298,12 +298,30 @@ impl ModelConfig {
             if value == 0 {
                 return Err(ConfigError::new(key, "must be at least 1"));
             }
-            if value > LARGEST_SIZE {
-                return Err(ConfigError::new(key, format!("must be at most {LARGEST_SIZE}")));
-            }
+        }
+        if let Ok(Value::Object(settings)) = serde_json::to_value(self) {
+            check_sizes(&settings, "")?;
         }
         self.check_settings()
     }
+}
+
+/// Refuses sizes that no machine has the memory for, here and in the tables of mixers.
+fn check_sizes(settings: &Map<String, Value>, prefix: &str) -> Result<(), ConfigError> {
+    const SIZES: [&str; 8] = ["size", "layers", "heads", "rank", "expand", "kernel", "groups", "width"];
+    for (key, value) in settings {
+        let name = format!("{prefix}{key}");
+        if let Value::Object(table) = value {
+            check_sizes(table, &format!("{name}."))?;
+        }
+        let is_size = SIZES.iter().any(|size| key.contains(size));
+        // an MLP is a few times as wide as its model
+        let most = if key.contains("intermediate") { 4 * LARGEST_SIZE } else { LARGEST_SIZE };
+        if is_size && value.as_f64().is_some_and(|value| value > most as f64) {
+            return Err(ConfigError::new(name, format!("must be at most {most}")));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses anything but a probability below 1.

@@ -1,16 +1,18 @@
+use std::borrow::Cow;
+
 /// A setting of `[model]` that cannot be built.
 #[derive(Debug, thiserror::Error)]
 #[error("model.{key}: {reason}")]
 pub struct ConfigError {
     /// The key in `[model]`.
-    pub key: &'static str,
+    pub key: Cow<'static, str>,
     /// The problem and its remedy.
     pub reason: String,
 }
 
 impl ConfigError {
-    pub(crate) fn new(key: &'static str, reason: impl Into<String>) -> Self {
-        Self { key, reason: reason.into() }
+    pub(crate) fn new(key: impl Into<Cow<'static, str>>, reason: impl Into<String>) -> Self {
+        Self { key: key.into(), reason: reason.into() }
     }
 }
 

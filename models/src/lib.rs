@@ -7,14 +7,16 @@
 //! | [`s4`] | S4: a structured state space per channel, trained as a convolution |
 //! | [`mamba`] | Mamba: a selective state space |
 //! | [`mamba2`] | Mamba-2: a state space with one rate of decay per head |
-//! | [`rwkv5`], [`rwkv6`] | RWKV-5 "Eagle" and RWKV-6 "Finch"; what they share is in [`rwkv`] |
+//! | [`rwkv5`], [`rwkv6`], [`rwkv7`] | RWKV-5 "Eagle", RWKV-6 "Finch" and RWKV-7 "Goose"; what they share is in [`rwkv`] |
 //! | [`gru`] | GRU |
 //! | [`mingru`] | minGRU, a GRU that is linear in its state |
+//! | [`minlstm`] | minLSTM, an LSTM that is linear in its state |
 //! | [`deltanet`] | Gated DeltaNet, with eigenvalues down to −1 |
 //! | [`gated_deltanet`] | Gated DeltaNet and Gated DeltaProduct of flash-linear-attention |
 //! | [`gla`] | gated linear attention |
 //! | [`hgrn2`] | HGRN2: gated linear attention that writes what it forgets |
 //! | [`xlstm`] | xLSTM: sLSTM and mLSTM blocks in any order |
+//! | [`hybrid`] | blocks of any of these mixers, of attention, and of Griffin's gated linear recurrence |
 //! | [`transformer`] | causal Transformer, pre-norm, ReLU MLP; no, absolute, sinusoidal, rotary or scalar positions |
 //!
 //! Each is a file of `architectures/` whose config implements [`Architecture`], and a line of the list

@@ -13,6 +13,7 @@ macro_rules! architectures {
             Lstm lstm LstmConfig "LSTM";
             Gru gru GruConfig "GRU";
             Mingru mingru MinGruConfig "minGRU";
+            Minlstm minlstm MinLstmConfig "minLSTM";
             S4 s4 S4Config "S4";
             Mamba mamba MambaConfig "Mamba";
             Mamba2 mamba2 Mamba2Config "Mamba-2";
@@ -24,6 +25,7 @@ macro_rules! architectures {
             Gla gla GlaConfig "GLA";
             Hgrn2 hgrn2 Hgrn2Config "HGRN2";
             Xlstm xlstm XlstmConfig "xLSTM";
+            Hybrid hybrid HybridConfig "hybrid";
             Transformer transformer TransformerConfig "Transformer";
         }
     };

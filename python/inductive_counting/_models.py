@@ -29,7 +29,19 @@ def is_torch(model: object) -> bool:
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
-def load(
+def load(model: ModelLike, task: Task | None, *, iterations: int | None = None, **options: Any) -> _native.Model:
+    """The model as the evaluator knows it.
+
+    Raises:
+        ArgumentError: it is none of those that can be swept, or needs a task.
+    """
+    loaded = _load(model, task, **options)
+    if iterations is not None:
+        loaded.set_iterations(iterations)
+    return loaded
+
+
+def _load(
     model: ModelLike,
     task: Task | None,
     *,
@@ -40,11 +52,6 @@ def load(
     exporter: str = "auto",
     longest: int = 1000,
 ) -> _native.Model:
-    """The model as the evaluator knows it.
-
-    Raises:
-        ArgumentError: it is none of those that can be swept, or needs a task.
-    """
     _runtime.find()
     if getattr(type(model), "_is_run", False):
         model = model._onnx()  # type: ignore[union-attr]

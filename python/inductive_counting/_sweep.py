@@ -53,6 +53,7 @@ def sweep(
     workers: int | None = None,
     max_tokens: int | None = None,
     logits: str | None = None,
+    iterations: int | None = None,
     exporter: str = "auto",
     progress: Progress = None,
 ) -> pa.Table: ...
@@ -73,6 +74,7 @@ def sweep(  # type: ignore[misc]  # the first signature leaves its options to th
     workers: int | None = None,
     max_tokens: int | None = None,
     logits: str | None = None,
+    iterations: int | None = None,
     exporter: str = "auto",
     progress: Progress = None,
 ) -> pa.Table | tuple[pa.Table, pa.Table]:
@@ -102,6 +104,7 @@ def sweep(  # type: ignore[misc]  # the first signature leaves its options to th
         workers: Sessions side by side.
         max_tokens: The most tokens of a batch, which bounds memory.
         logits: The output with the logits, of an ONNX model that has several.
+        iterations: How often a looped model applies its blocks; by default as often as in training.
         exporter: How a module of PyTorch is exported: auto, torchscript, dynamo, or none, which has PyTorch run it.
         progress: None shows a bar in notebooks and on terminals, where tqdm is installed; True always, False never; a function
             is called with the tokens done, those to do, and a text.
@@ -126,6 +129,7 @@ def sweep(  # type: ignore[misc]  # the first signature leaves its options to th
         logits=logits,
         train_max_length=train_max_length,
         exporter=exporter,
+        iterations=whole("iterations", iterations, MOST, optional=True),
         longest=longest,
     )
     one = _of(loaded, named, model)
@@ -151,6 +155,7 @@ def score(
     workers: int | None = None,
     max_tokens: int | None = None,
     logits: str | None = None,
+    iterations: int | None = None,
     exporter: str = "auto",
     progress: Progress = None,
 ) -> Scores:
@@ -169,6 +174,7 @@ def score(
         logits=logits,
         train_max_length=train_max_length,
         exporter=exporter,
+        iterations=whole("iterations", iterations, MOST, optional=True),
         longest=named.train_max_length if named else 100,
     )
     one = _of(loaded, named, model)

@@ -127,6 +127,11 @@ impl Model {
         Ok((memory(py, &values, f32::to_ne_bytes)?, vocab))
     }
 
+    /// Makes a looped model apply its blocks so many times from now on.
+    fn set_iterations(&self, py: Python<'_>, iterations: u32) -> PyResult<()> {
+        released(py, || Ok::<_, Failure>(self.lock().set_iterations(iterations)?))
+    }
+
     /// How the model was interpreted, for people.
     #[getter]
     fn notes(&self, py: Python<'_>) -> PyResult<Vec<String>> {

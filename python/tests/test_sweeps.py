@@ -57,6 +57,13 @@ def test_a_function_is_a_model() -> None:
     assert one_by_one["last_accuracy"].to_pylist() == found
 
 
+def test_only_a_looped_model_has_a_number_of_iterations() -> None:
+    with pytest.raises(ic.ArgumentError, match="it is not looped"):
+        ic.sweep(exact_counter, task=TASK, lengths=[1, 2], iterations=2)
+    with pytest.raises(ic.ArgumentError, match="iterations"):
+        ic.sweep(exact_counter, task=TASK, lengths=[1, 2], iterations=-1)
+
+
 def test_a_function_that_is_not_causal_is_found_out() -> None:
     def peeks(ids: np.ndarray) -> np.ndarray:
         return exact_counter(ids)[:, ::-1]  # the last answer comes first

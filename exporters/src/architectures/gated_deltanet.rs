@@ -13,7 +13,7 @@ pub(crate) fn lower(config: &GatedDeltanetConfig, vocab: usize, g: &mut GraphBui
 }
 
 /// `[batch, seq, hidden]` → the same shape, with the states of block `layer`.
-fn attention(
+pub(super) fn attention(
     g: &mut GraphBuilder<'_>,
     config: &GatedDeltanetConfig,
     layer: usize,

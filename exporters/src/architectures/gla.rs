@@ -12,7 +12,7 @@ pub(crate) fn lower(config: &GlaConfig, vocab: usize, g: &mut GraphBuilder<'_>) 
 }
 
 /// `[batch, seq, hidden]` → the same shape, with the states of block `layer`.
-fn attention(
+pub(super) fn attention(
     g: &mut GraphBuilder<'_>,
     config: &GlaConfig,
     layer: usize,

@@ -33,7 +33,7 @@ fn lower_bounds(values: &[f32], hidden: usize) -> Vec<Vec<f64>> {
 }
 
 /// `[batch, seq, hidden]` → the same shape, with the states of block `layer`.
-fn attention(
+pub(super) fn attention(
     g: &mut GraphBuilder<'_>,
     config: &Hgrn2Config,
     layer: usize,

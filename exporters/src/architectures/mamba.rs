@@ -27,7 +27,7 @@ pub(crate) fn lower(config: &MambaConfig, vocab: usize, g: &mut GraphBuilder<'_>
 }
 
 /// `[batch, seq, hidden]` → the same shape, with the states of block `layer`.
-fn mixer(
+pub(super) fn mixer(
     g: &mut GraphBuilder<'_>,
     config: &MambaConfig,
     layer: usize,

@@ -33,7 +33,7 @@ pub(crate) fn lower(config: &Mamba2Config, vocab: usize, g: &mut GraphBuilder<'_
 }
 
 /// `[batch, seq, hidden]` → the same shape, with the states of block `layer`.
-fn mixer(
+pub(super) fn mixer(
     g: &mut GraphBuilder<'_>,
     config: &Mamba2Config,
     layer: usize,

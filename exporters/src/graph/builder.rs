@@ -115,7 +115,7 @@ impl<'a> GraphBuilder<'a> {
     }
 
     /// All nodes that `build` adds belong to no module.
-    fn at_root<T>(&mut self, build: impl FnOnce(&mut Self) -> T) -> T {
+    pub(crate) fn at_root<T>(&mut self, build: impl FnOnce(&mut Self) -> T) -> T {
         let modules = std::mem::take(&mut self.modules);
         let built = build(self);
         self.modules = modules;

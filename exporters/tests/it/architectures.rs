@@ -5,6 +5,7 @@ use crate::common::{TARGETS, all_nodes, decoded, exported, files, graph, spelled
 use exporters::onnx::{GraphProto, ModelProto};
 use exporters::{ExportOptions, OnnxFile, Target};
 use models::ModelConfig;
+use models::hybrid::Kind;
 use models::positions::Input;
 use std::collections::HashSet;
 
@@ -15,7 +16,14 @@ fn inputs_and_outputs_are_those_of_the_contract() {
             let model = exported(&config, target);
             let graph = model.graph.as_ref().unwrap();
             let mut expected = vec!["input_ids int64 [batch, seq]".to_owned()];
-            if let ModelConfig::Transformer(config) = &config {
+            let attention = match &config {
+                ModelConfig::Transformer(config) => Some(config.clone()),
+                ModelConfig::Hybrid(config) => {
+                    Some(config.attention()).filter(|_| config.kinds().any(|k| k == Kind::Attention))
+                }
+                _ => None,
+            };
+            if let Some(config) = attention {
                 expected.push("attention_mask int64 [batch, seq]".to_owned());
                 expected.extend((config.iterations > 0).then(|| "iterations int64 []".to_owned()));
                 expected.extend(match config.positional_embedding.input() {
@@ -67,7 +75,8 @@ fn nothing_is_unrolled_and_every_layer_costs_the_same() {
         for target in TARGETS {
             let count = |hidden, layers| all_nodes(&graph(&resized(&config, hidden, layers), target)).len();
             assert_eq!(count(16, 2), count(64, 2), "{config:?}: width must not add nodes");
-            assert_eq!(count(16, 4) - count(16, 3), count(16, 3) - count(16, 2), "{config:?}");
+            // two by two: a hybrid's blocks alternate
+            assert_eq!(count(16, 6) - count(16, 4), count(16, 4) - count(16, 2), "{config:?}");
         }
     }
 }

@@ -7,6 +7,7 @@ use models::deltanet::DeltaNetConfig;
 use models::gated_deltanet::GatedDeltanetConfig;
 use models::gru::GruConfig;
 use models::mingru::MinGruConfig;
+use models::minlstm::MinLstmConfig;
 use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
 use models::rwkv7::Rwkv7Config;
@@ -15,6 +16,10 @@ use prost::Message;
 
 fn gru(hidden_size: usize, num_layers: usize) -> ModelConfig {
     ModelConfig::Gru(GruConfig { hidden_size, num_layers, ..Default::default() })
+}
+
+fn minlstm(hidden_size: usize, num_layers: usize) -> ModelConfig {
+    ModelConfig::Minlstm(MinLstmConfig { hidden_size, num_layers, dropout: 0.1 })
 }
 
 fn mingru(hidden_size: usize, num_layers: usize) -> ModelConfig {
@@ -70,9 +75,10 @@ fn every_state_goes_in_and_comes_out() {
         "v_conv_l1 [64, 3]",
         "memory_l1 [4, 8, 16]",
     ];
-    let cases: [(ModelConfig, &[&str]); 7] = [
+    let cases: [(ModelConfig, &[&str]); 8] = [
         (gru(32, 2), &["h_l0 [32]", "h_l1 [32]"]),
         (mingru(32, 2), &["h_l0 [64]", "h_l1 [64]"]),
+        (minlstm(32, 2), &["h_l0 [64]", "h_l1 [64]"]),
         (deltanet(32, 2), &["memory_l0 [2, 16, 16]", "memory_l1 [2, 16, 16]"]),
         (gated_deltanet(1, true), DELTANET_STATES),
         (rwkv5(32, 2), RWKV_STATES),
@@ -110,6 +116,7 @@ fn only_files_for_onnx_runtime_have_its_operators() {
     for (config, matrices) in [
         (gru(32, 2), false),
         (mingru(32, 2), false),
+        (minlstm(32, 2), false),
         (deltanet(32, 2), true),
         (gated_deltanet(1, true), true),
         (gated_deltanet(3, false), true),

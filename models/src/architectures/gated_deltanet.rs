@@ -209,14 +209,13 @@ impl GatedDeltanetConfig {
     }
 
     /// The defaults are those of flash-linear-attention's configs.
-    fn of(f: &Fields<'_>) -> Result<Self, OriginalError> {
+    pub(crate) fn of(f: &Fields<'_>) -> Result<Self, OriginalError> {
         let mut product = false;
         for field in ["arch", "model", "model_type"] {
             product |= f.get::<String>(field)?.is_some_and(|name| name.eq_ignore_ascii_case("gated_deltaproduct"));
         }
         f.only("hidden_act", &String::from("swish"))?;
         f.only("hidden_ratio", &4)?;
-        f.absent("attn")?;
         let default = Self::default();
         let taps = f.get("conv_size")?.unwrap_or(4);
         let convolution = f.get("use_short_conv")?.unwrap_or(true);
@@ -302,7 +301,7 @@ pub struct GatedDeltanetAttention<B: Backend> {
 }
 
 impl<B: Backend> GatedDeltanetAttention<B> {
-    fn new(config: &GatedDeltanetConfig, init: &mut Init<'_, B>) -> Self {
+    pub(crate) fn new(config: &GatedDeltanetConfig, init: &mut Init<'_, B>) -> Self {
         let (hidden, corrections) = (config.hidden_size, config.num_householder);
         let (heads, value_heads) = (config.num_heads, config.value_heads());
         let (keys, values) = (heads * config.head_size, value_heads * config.value_size());
@@ -342,7 +341,11 @@ impl<B: Backend> GatedDeltanetAttention<B> {
 
 impl<B: SequenceOps> GatedDeltanetAttention<B> {
     /// `[batch, seq, hidden]` → the same shape, from and to the state.
-    fn forward(&self, x: Tensor<B, 3>, state: Option<GatedDeltanetState<B>>) -> (Tensor<B, 3>, GatedDeltanetState<B>) {
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        state: Option<GatedDeltanetState<B>>,
+    ) -> (Tensor<B, 3>, GatedDeltanetState<B>) {
         let [batch, seq, _] = x.dims();
         let ([before_q, before_k, before_v], memory) =
             state.map_or_else(|| (Default::default(), None), |state| (state.conv, Some(state.memory)));

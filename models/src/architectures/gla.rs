@@ -174,7 +174,7 @@ impl GlaConfig {
         FlaModel::new(self.sizes(), vocab, init, |init| self.attention(init))
     }
 
-    fn attention<B: Backend>(&self, init: &mut Init<'_, B>) -> GlaAttention<B> {
+    pub(crate) fn attention<B: Backend>(&self, init: &mut Init<'_, B>) -> GlaAttention<B> {
         let (hidden, kv_heads) = (self.hidden_size, self.kv_heads());
         let (queries, values) = (self.num_heads * self.key_size(), self.num_heads * self.value_size());
         let (kv_keys, kv_values) = (kv_heads * self.key_size(), kv_heads * self.value_size());
@@ -201,11 +201,10 @@ impl GlaConfig {
         }
     }
 
-    fn of(f: &Fields<'_>) -> Result<Self, OriginalError> {
+    pub(crate) fn of(f: &Fields<'_>) -> Result<Self, OriginalError> {
         f.only("hidden_act", &String::from("swish"))?;
         f.absent("clamp_min")?;
         f.absent("feature_map")?;
-        f.absent("attn")?;
         f.only("use_gk", &true)?;
         f.only("use_gv", &false)?;
         f.only("elementwise_affine", &true)?;
@@ -286,7 +285,7 @@ impl<B: SequenceOps> Gla<B> {
 
 impl<B: SequenceOps> GlaAttention<B> {
     /// `[batch, seq, hidden]` → the same shape, and the state after it.
-    fn forward(&self, x: Tensor<B, 3>, state: Option<GlaState<B>>) -> (Tensor<B, 3>, GlaState<B>) {
+    pub(crate) fn forward(&self, x: Tensor<B, 3>, state: Option<GlaState<B>>) -> (Tensor<B, 3>, GlaState<B>) {
         let [batch, seq, _] = x.dims();
         let ([before_q, before_k, before_v], memory) =
             state.map_or_else(|| (Default::default(), None), |state| (state.conv, Some(state.memory)));

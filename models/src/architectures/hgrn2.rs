@@ -130,7 +130,7 @@ impl Hgrn2Config {
         model
     }
 
-    fn attention<B: Backend>(&self, init: &mut Init<'_, B>) -> Hgrn2Attention<B> {
+    pub(crate) fn attention<B: Backend>(&self, init: &mut Init<'_, B>) -> Hgrn2Attention<B> {
         let hidden = self.hidden_size;
         let conv = |init: &mut Init<'_, B>| {
             (self.conv_kernel > 0).then(|| ShortConv::new(init, hidden, self.conv_kernel, STD))
@@ -235,7 +235,7 @@ fn lower_bounds<B: Backend>(bounds: Tensor<B, 2>) -> Tensor<B, 2> {
 
 impl<B: SequenceOps> Hgrn2Attention<B> {
     /// `[batch, seq, hidden]` → the same shape, and the state after it. `bound` is `[1, hidden]`.
-    fn forward(
+    pub(crate) fn forward(
         &self,
         x: Tensor<B, 3>,
         bound: Option<Tensor<B, 2>>,

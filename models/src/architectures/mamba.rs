@@ -183,7 +183,7 @@ pub struct Mixer<B: Backend> {
 impl<B: Backend> Mixer<B> {
     /// Projections U(±1/√in), `out_proj` the same over √num_layers; A = −1 … −state_size in every channel, D = 1; step
     /// sizes start log-uniform on 0.001 … 0.1.
-    fn new(config: &MambaConfig, init: &mut Init<'_, B>) -> Self {
+    pub(crate) fn new(config: &MambaConfig, init: &mut Init<'_, B>) -> Self {
         let (hidden, channels, state) = (config.hidden_size, config.channels(), config.state_size);
         let rank = config.dt_rank();
         let bound = |input: usize| 1.0 / (input as f64).sqrt();
@@ -205,7 +205,7 @@ impl<B: Backend> Mixer<B> {
 
 impl<B: SequenceOps> Mixer<B> {
     /// `[batch, seq, hidden]` → the same shape, and the state after it.
-    fn forward(&self, x: Tensor<B, 3>, state: Option<MambaState<B>>) -> (Tensor<B, 3>, MambaState<B>) {
+    pub(crate) fn forward(&self, x: Tensor<B, 3>, state: Option<MambaState<B>>) -> (Tensor<B, 3>, MambaState<B>) {
         let (conv, ssm) = state.map(|s| (s.conv, s.ssm)).unzip();
         let channels = self.D.dims()[0];
         let half = |i: usize| self.in_proj.weight.val().narrow(0, i * channels, channels);

@@ -271,7 +271,7 @@ pub struct Mixer<B: Backend> {
 impl<B: Backend> Mixer<B> {
     /// Projections U(±1/√in), `out_proj` the same over √num_layers; A uniform on −16 … −1, D = 1; step sizes start
     /// log-uniform on 0.001 … 0.1.
-    fn new(config: &Mamba2Config, init: &mut Init<'_, B>) -> Self {
+    pub(crate) fn new(config: &Mamba2Config, init: &mut Init<'_, B>) -> Self {
         let (hidden, channels, heads) = (config.hidden_size, config.channels(), config.num_heads());
         let bound = |input: usize| 1.0 / (input as f64).sqrt();
         let linear =
@@ -300,7 +300,7 @@ impl<B: Backend> Mixer<B> {
 
 impl<B: SequenceOps> Mixer<B> {
     /// `[batch, seq, hidden]` → the same shape, and the state after it.
-    fn forward(&self, x: Tensor<B, 3>, state: Option<Mamba2State<B>>) -> (Tensor<B, 3>, Mamba2State<B>) {
+    pub(crate) fn forward(&self, x: Tensor<B, 3>, state: Option<Mamba2State<B>>) -> (Tensor<B, 3>, Mamba2State<B>) {
         let [batch, seq, _] = x.dims();
         let (before, ssm) = state.map(|state| (state.conv, state.ssm)).unzip();
         let (channels, heads) = (self.norm.weight.dims()[0], self.D.dims()[0]);

@@ -6,6 +6,7 @@
 //! silently.
 
 use crate::ModelConfig;
+use crate::hybrid::HybridConfig;
 use crate::lstm::LstmConfig;
 use crate::mamba::{MambaConfig, RMS_NORM_EPSILON};
 use crate::rnn::RnnConfig;
@@ -75,6 +76,10 @@ impl Original {
             "mamba" => mamba(&fields)?,
             "rwkv" => rwkv(&fields)?,
             "transformer" => transformer(&fields)?,
+            // flash-linear-attention's models with some layers of attention
+            name if fields.map.get("attn").is_some_and(|attention| !attention.is_null()) => {
+                ModelConfig::Hybrid(HybridConfig::with_attention(own_name(name), &fields)?)
+            }
             name => match ModelConfig::kind(own_name(name)).and_then(|kind| (kind.original)(&fields)) {
                 Some(config) => config?,
                 None => return Err(error("arch", format!("`{arch}` is not an architecture that can be imported"))),
@@ -322,6 +327,15 @@ impl Fields<'_> {
             Some(value) => Err(error(field, format!("{value} is not supported; only null is"))),
             None => Ok(()),
         }
+    }
+
+    /// A config of this program, whose keys are fields of the same names; those that are missing have their defaults.
+    pub(crate) fn own<C: DeserializeOwned>(&self, keys: &[&str]) -> Result<C, OriginalError> {
+        let mut config = Map::new();
+        for key in keys {
+            config.extend(self.get::<Value>(key)?.map(|value| ((*key).to_owned(), value)));
+        }
+        serde_json::from_value(Value::Object(config)).map_err(|e| error("config.json", e.to_string()))
     }
 
     /// Refuses any other value of the field.

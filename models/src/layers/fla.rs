@@ -88,6 +88,13 @@ impl<B: Backend, M: Module<B>> FlaModel<B, M> {
     }
 }
 
+impl<B: Backend, M: Module<B>> FlaModel<B, M> {
+    /// The mixers of all blocks.
+    pub(crate) fn mixers(&self) -> impl Iterator<Item = &M> {
+        self.model.layers.iter().map(|block| &block.attn)
+    }
+}
+
 impl<B: SequenceOps, M: Module<B>> FlaModel<B, M> {
     /// Logits `[batch, seq, vocab]` of tokens that follow those which left `state` behind (none if `None`), and the state
     /// of every block after them. `mix` runs the mixer of the block with this number.

@@ -1,6 +1,7 @@
 //! The layers that architectures share, with parameters named and laid out as in the PyTorch checkpoints.
 
 pub mod fla;
+pub mod min_rnn;
 mod short_conv;
 
 pub use short_conv::ShortConv;

@@ -9,7 +9,9 @@ use burn::backend::Autodiff;
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use kernels::{Argument, Flat, UNIT, compare, draw, flat, results};
+use models::ops::delta::{self, DeltaRule};
 use models::ops::gelu::GeluOp;
+use models::ops::generalized_delta::{self, GeneralizedDelta};
 use models::ops::recurrent::{gru_reference, lstm_reference, rnn_reference};
 use models::ops::scan::{self, SelectiveScan};
 use models::ops::{
@@ -120,6 +122,86 @@ pub fn wkv<B: SequenceOps>() {
             |a| {
                 let ([r, k, v, decay], bonus, state) = inputs(a, shape, decay);
                 let (y, last) = matrix::recurrent(r, k, v, decay, bonus, state);
+                vec![flat(y), flat(last)]
+            },
+        );
+    });
+}
+
+pub fn generalized_delta<B: SequenceOps>() {
+    let shapes = (1..4usize, 1..4usize, 1..40usize, 1..20usize, 1..20usize, any::<bool>());
+    on_shapes((1, 2, 20, 64, 64, false), shapes, |(batch, heads, seq, key, value, given)| {
+        let (keys, values) = (batch * heads * seq * key, batch * heads * seq * value);
+        // removals of small keys: the matrix stays of the size of what is written
+        let small = [-1.0, 1.0].map(|x: f64| x / (key as f64).sqrt());
+        let arguments = [
+            (keys, UNIT),
+            (keys, UNIT),
+            (keys, [0.0, 1.0]),
+            (keys, small),
+            (keys, small),
+            (values, UNIT),
+            (batch * heads * key * value, UNIT),
+        ];
+        fn inputs<B: Backend>(a: &[Flat<B>], shape: [usize; 5]) -> (GeneralizedDelta<B>, Option<Tensor<B, 4>>) {
+            let [batch, heads, seq, key, value] = shape;
+            let keys = |i: usize| a[i].clone().reshape([batch, heads, seq, key]);
+            let v = a[5].clone().reshape([batch, heads, seq, value]);
+            let inputs =
+                GeneralizedDelta { q: keys(0), k: keys(1), v, decay: keys(2), removed: keys(3), under: keys(4) };
+            (inputs, a.get(6).map(|state| state.clone().reshape([batch, heads, key, value])))
+        }
+        let shape = [batch, heads, seq, key, value];
+        check::<B>(
+            &format!("generalised delta rule {shape:?}"),
+            &arguments[..if given { 7 } else { 6 }],
+            |a| {
+                let (inputs, state) = inputs(a, shape);
+                let (y, last) = generalized_delta::cpu::generalized_delta(&inputs, state.as_ref()).expect("a kernel");
+                vec![flat(y), flat(last)]
+            },
+            |a| {
+                let (inputs, state) = inputs(a, shape);
+                let (y, last) = generalized_delta::recurrent(inputs, state);
+                vec![flat(y), flat(last)]
+            },
+        );
+    });
+}
+
+/// By way of the generalised rule.
+pub fn delta_rule<B: SequenceOps>() {
+    let shapes = (1..4usize, 1..4usize, 1..40usize, 1..20usize, 1..20usize, any::<bool>());
+    on_shapes((1, 2, 20, 48, 96, false), shapes, |(batch, heads, seq, key, value, given)| {
+        let (keys, values, steps) = (batch * heads * seq * key, batch * heads * seq * value, batch * heads * seq);
+        let unit = [-1.0, 1.0].map(|x: f64| x / (key as f64).sqrt());
+        let arguments = [
+            (keys, UNIT),
+            (keys, unit),
+            (values, UNIT),
+            (steps, [0.0, 2.0]),
+            (steps, [0.0, 1.0]),
+            (batch * heads * key * value, UNIT),
+        ];
+        fn inputs<B: Backend>(a: &[Flat<B>], shape: [usize; 5]) -> (DeltaRule<B>, Option<Tensor<B, 4>>) {
+            let [batch, heads, seq, key, value] = shape;
+            let [q, k] = [0, 1].map(|i: usize| a[i].clone().reshape([batch, heads, seq, key]));
+            let [step, decay] = [3, 4].map(|i: usize| a[i].clone().reshape([batch, heads, seq]));
+            let inputs = DeltaRule { q, k, v: a[2].clone().reshape([batch, heads, seq, value]), step, decay };
+            (inputs, a.get(5).map(|state| state.clone().reshape([batch, heads, key, value])))
+        }
+        let shape = [batch, heads, seq, key, value];
+        check::<B>(
+            &format!("delta rule {shape:?}"),
+            &arguments[..if given { 6 } else { 5 }],
+            |a| {
+                let (inputs, state) = inputs(a, shape);
+                let (y, last) = delta::generalized(&inputs, state.as_ref()).expect("a kernel");
+                vec![flat(y), flat(last)]
+            },
+            |a| {
+                let (inputs, state) = inputs(a, shape);
+                let (y, last) = delta::recurrent(inputs, state);
                 vec![flat(y), flat(last)]
             },
         );

@@ -9,9 +9,11 @@ use data::{Batch, Collation, Split, Task, stream_rng};
 use models::deltanet::DeltaNetConfig;
 use models::gated_deltanet::GatedDeltanetConfig;
 use models::gru::GruConfig;
+use models::hybrid::{HybridConfig, Kind};
 use models::lstm::LstmConfig;
 use models::mamba::MambaConfig;
 use models::mingru::MinGruConfig;
+use models::minlstm::MinLstmConfig;
 use models::rnn::RnnConfig;
 use models::rwkv5::Rwkv5Config;
 use models::rwkv6::Rwkv6Config;
@@ -180,6 +182,32 @@ fn a_transformer_with_contextual_positions_learns_to_latch() {
 #[test]
 fn a_mingru_learns_to_latch() {
     latches(ModelConfig::Mingru(MinGruConfig { hidden_size: 32, num_layers: 2, dropout: 0.0 }), 5e-3, 600);
+}
+
+#[test]
+fn a_minlstm_learns_to_latch() {
+    latches(ModelConfig::Minlstm(MinLstmConfig { hidden_size: 32, num_layers: 2, dropout: 0.0 }), 5e-3, 600);
+}
+
+#[test]
+fn a_hybrid_learns_to_latch() {
+    let blocks = vec![Kind::Rglru, Kind::Attention];
+    let config = HybridConfig { hidden_size: 32, blocks, intermediate_size: 64, ..Default::default() };
+    latches(ModelConfig::Hybrid(config), 5e-3, 600);
+}
+
+#[test]
+fn a_looped_transformer_learns_to_latch() {
+    let config = TransformerConfig {
+        hidden_size: 32,
+        num_layers: 1,
+        num_heads: 2,
+        iterations: 3,
+        input_injection: true,
+        positional_embedding: PositionalEmbedding::Alibi,
+        ..Default::default()
+    };
+    latches(ModelConfig::Transformer(config), 5e-3, 1000);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod reference;
 mod architectures;
 mod checkpoints;
 mod gated_deltanet;
+mod hybrid;
 mod learning;
 mod linear_attention;
 mod ops;

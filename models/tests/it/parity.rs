@@ -26,6 +26,7 @@ parity! {
     xlstm_slstm xlstm_mlstm xlstm_small xlstm_plain xlstm_no_ff
     gated_deltanet gated_deltaproduct_n2
     gated_deltanet_bare gated_deltanet_shared gated_deltaproduct_small gated_deltaproduct_steady
+    hybrid_griffin hybrid_jamba minlstm_small looped looped_injected
     options_absolute_frozen options_identity options_tied options_null options_scales
     options_rnn_tied options_rnn_null options_lstm_tied options_lstm_null
 }

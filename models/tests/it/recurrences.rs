@@ -8,6 +8,7 @@ use burn::tensor::TensorData;
 use models::deltanet::DeltaNetConfig;
 use models::gru::GruConfig;
 use models::mingru::MinGruConfig;
+use models::minlstm::MinLstmConfig;
 use models::ops::delta::{self, DeltaRule, DeltaRuleOp};
 use models::ops::generalized_delta::{self, GeneralizedDelta, GeneralizedDeltaOp};
 use models::ops::linear_recurrence::LinearRecurrenceOp;
@@ -30,11 +31,16 @@ fn deltanet(hidden_size: usize, num_layers: usize, head_size: usize) -> ModelCon
     ModelConfig::Deltanet(DeltaNetConfig { hidden_size, num_layers, head_size, negative_eigenvalues, dropout: 0.1 })
 }
 
-fn all() -> [ModelConfig; 6] {
+fn minlstm(hidden_size: usize, num_layers: usize) -> ModelConfig {
+    ModelConfig::Minlstm(MinLstmConfig { hidden_size, num_layers, dropout: 0.1 })
+}
+
+fn all() -> [ModelConfig; 7] {
     let (hidden_size, num_layers, head_size, dropout) = (32, 2, 8, 0.1);
     [
         gru(hidden_size, num_layers),
         mingru(hidden_size, num_layers),
+        minlstm(hidden_size, num_layers),
         deltanet(hidden_size, num_layers, head_size),
         ModelConfig::Rwkv5(Rwkv5Config { hidden_size, num_layers, head_size, dropout }),
         ModelConfig::Rwkv6(Rwkv6Config { hidden_size, num_layers, head_size, dropout }),
@@ -348,6 +354,8 @@ fn parameter_counts_are_those_of_the_formulas() {
         assert_eq!(count(gru(h, layers)), tables + layers * (2 * 3 * h * h + 2 * 3 * h));
         let mixer = 2 * 2 * h * (h + 1) + h * (2 * h + 1);
         assert_eq!(count(mingru(h, layers)), tables + layers * (mixer + mlp + 4 * h) + 2 * h);
+        let mixer = 3 * 2 * h * (h + 1) + h * (2 * h + 1);
+        assert_eq!(count(minlstm(h, layers)), tables + layers * (mixer + mlp + 4 * h) + 2 * h);
         let mixer = 5 * h * h + 2 * 2 * h + 2 * 2 + 64; // five square matrices, two rows per head, two numbers per head
         assert_eq!(count(deltanet(h, layers, 64)), tables + layers * (mixer + mlp + 4 * h) + 2 * h);
     }
@@ -379,6 +387,7 @@ fn pieces_with_the_state_carried_over_equal_the_whole() {
         let pieces = |size, carry| match &model {
             Model::Gru(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             Model::Mingru(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
+            Model::Minlstm(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             Model::Deltanet(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             Model::Rwkv5(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),
             Model::Rwkv6(m) => in_pieces(&ids, size, carry, |x, state| m.forward_from(x, state)),

@@ -12,12 +12,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const TASK: &str = "counting_samesymbol_mod10bos";
-/// The first example of every architecture, and of every positional scheme with which a token's position is the same in
-/// longer sequences.
+/// The first example of every architecture, looped and with states alone, and of every positional scheme with which a
+/// token's position is the same in longer sequences.
 fn configs() -> Vec<(String, ModelConfig)> {
     let mut found: Vec<(String, ModelConfig)> = vec![];
     for config in ModelConfig::examples().into_iter().filter(|config| config.augmentation().is_prefix_stable()) {
-        let name = format!("{}-{}", config.arch(), config.positional_embedding());
+        let kind = [config.iterations().map(|_| "-looped"), (config.state_per_token() == 0).then_some("-states")];
+        let kind: String = kind.into_iter().flatten().collect();
+        let name = format!("{}-{}{kind}", config.arch(), config.positional_embedding());
         if found.iter().all(|(known, _)| *known != name) {
             found.push((name, config));
         }
@@ -163,6 +165,66 @@ fn every_plan_says_the_same_for_every_architecture() {
         assert_same(&name, &single, &sweep(2, false, Some(64))); // in pieces of 256 tokens, where there are states
         assert_same(&name, &single, &sweep(2, true, Some(600)));
     }
+}
+
+/// The number is an input of the file, so that it can be another one than in training.
+#[test]
+fn a_looped_model_runs_with_other_numbers_of_iterations() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, task) = (dir.path().join("m.onnx"), Task::by_name(TASK).unwrap());
+    let loops = |iterations: u32, injected: bool| -> ModelConfig {
+        let config = serde_json::json!({
+            "arch": "transformer", "hidden_size": 16, "num_heads": 2, "positional_embedding": "alibi",
+            "iterations": iterations, "input_injection": injected,
+        });
+        serde_json::from_value(config).unwrap()
+    };
+    let ids: Vec<i64> = (0..60).map(|i| (i * i) as i64 % task.vocabulary.len() as i64).collect();
+    for injected in [false, true] {
+        write_model(&loops(2, injected), &task.vocabulary, &path);
+        let mut model = load(&path, 1);
+        assert_eq!((model.iterations(), model.info().iterations), (Some(2), Some(2)));
+        let mut logits = |iterations| {
+            model.set_iterations(iterations).unwrap();
+            model.run_ids(&ids, 2, 30).unwrap().values().to_vec()
+        };
+        for iterations in [1, 2, 5] {
+            let found = logits(iterations);
+            let mut other = load(&other_model(&dir, &loops(iterations, injected), &task.vocabulary), 1);
+            assert_eq!(found, other.run_ids(&ids, 2, 30).unwrap().values(), "as if trained with {iterations}");
+        }
+        assert_ne!(logits(1), logits(5));
+    }
+    let refused = load(&path, 1).set_iterations(0).unwrap_err().to_string();
+    assert!(refused.contains("hint: choose 1 or more"), "{refused}");
+
+    let swept = ok(
+        dir.path(),
+        &["eval", "--model", "m.onnx", "--lengths", "1..9", "--iterations", "1,4", "-o", "r.json", "--json", "-q"],
+    );
+    let swept: serde_json::Value = serde_json::from_str(&swept).unwrap();
+    assert_eq!((&swept["results"][0]["iterations"], &swept["results"][1]["iterations"]), (&1.into(), &4.into()));
+    let table: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.path().join("r.json")).unwrap()).unwrap();
+    let column =
+        |name: &str| table.as_array().unwrap().iter().map(|row| row[name].as_i64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(column("iterations"), [vec![1; 9], vec![4; 9]].concat());
+    let per_token = 2 * 2 * 16; // keys and values of two layers
+    assert_eq!(column("state_size")[0..2], [per_token, 2 * per_token]);
+    assert_eq!(column("state_size")[9..11], [4 * per_token, 8 * per_token]);
+    ok(dir.path(), &["eval", "--model", "m.onnx", "--lengths", "1..9", "--iterations", "3", "-q"]);
+    assert!(dir.path().join("m-iterations.parquet").is_file());
+
+    let config: ModelConfig = serde_json::from_str(r#"{"arch": "rnn", "hidden_size": 8}"#).unwrap();
+    write_model(&config, &task.vocabulary, &path);
+    let arguments = ["eval", "--model", "m.onnx", "--lengths", "1..9", "--iterations", "3"];
+    fails(dir.path(), &arguments, 1, &["m.onnx cannot apply its blocks 3 times: it is not looped", "hint: "]);
+}
+
+/// Another model's file, in the same folder.
+fn other_model(dir: &tempfile::TempDir, config: &ModelConfig, vocabulary: &Vocabulary) -> std::path::PathBuf {
+    let path = dir.path().join("other.onnx");
+    write_model(config, vocabulary, &path);
+    path
 }
 
 #[test]

@@ -196,7 +196,7 @@ impl<B: SequenceOps> Attention<B> {
 
 /// A bias of the scores, `[1, heads, query, key]`: [`OUTSIDE_WINDOW`] where the key lies outside of the head's window,
 /// else 0. `None` where no head has one.
-fn windows<B: SequenceOps>(config: &TransformerConfig, places: &Places<B>) -> Option<Tensor<B, 4>> {
+pub(crate) fn windows<B: SequenceOps>(config: &TransformerConfig, places: &Places<B>) -> Option<Tensor<B, 4>> {
     let (windows, seq) = (&config.attention_windows, places.seq());
     if windows.iter().all(|window| *window == 0 || *window >= seq) {
         return None;

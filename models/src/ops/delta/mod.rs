@@ -3,9 +3,11 @@
 
 pub mod cpu;
 
+use super::generalized_delta::{self, GeneralizedDelta};
 use super::kernel::RunKernels;
 use super::zeros;
 use burn::prelude::*;
+use burn::tensor::DType;
 
 /// The tensors that the rule reads. Keys and values may differ in size.
 #[derive(Debug, Clone)]
@@ -39,7 +41,8 @@ pub trait DeltaRuleOp: RunKernels {
     /// The gated delta rule from `state` `[batch, heads, key, value]` (zero if `None`) → outputs
     /// `[batch, heads, seq, value]`, and the last state. See [`recurrent`] for the formula.
     fn delta_rule(inputs: DeltaRule<Self>, state: Option<Tensor<Self, 4>>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        cpu::delta_rule(&inputs, state.as_ref()).unwrap_or_else(|| chunked(inputs, state))
+        let kernel = || generalized(&inputs, state.as_ref());
+        cpu::delta_rule(&inputs, state.as_ref()).or_else(kernel).unwrap_or_else(|| chunked(inputs, state))
     }
 }
 
@@ -62,6 +65,31 @@ pub fn recurrent<B: Backend>(inputs: DeltaRule<B>, state: Option<Tensor<B, 4>>) 
         outputs.push(q.matmul(state.clone()));
     }
     (Tensor::cat(outputs, 2), state)
+}
+
+/// [`recurrent`] as a case of the [generalised rule](super::generalized_delta): what a key reads is removed under the same key,
+/// times α·β. `None` where that has no kernel. GPUs have one kernel for both.
+pub fn generalized<B: RunKernels>(
+    inputs: &DeltaRule<B>,
+    state: Option<&Tensor<B, 4>>,
+) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
+    let DeltaRule { q, k, v, step, decay } = inputs;
+    let is_possible =
+        B::has_kernel::<generalized_delta::cpu::GeneralizedDeltaKernel, _, _>() && q.dtype() == DType::F32;
+    if !is_possible {
+        return None;
+    }
+    let by_step = step.clone().unsqueeze_dim::<4>(3) * k.clone();
+    let decay = decay.clone().unsqueeze_dim::<4>(3);
+    let inputs = GeneralizedDelta {
+        q: q.clone(),
+        v: v.clone(),
+        removed: k.clone(),
+        under: by_step.clone() * decay.clone(),
+        k: by_step,
+        decay: decay.expand(k.dims()),
+    };
+    generalized_delta::cpu::generalized_delta(&inputs, state)
 }
 
 /// Time steps that [`chunked`] takes at once.

@@ -12,6 +12,11 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
+#[cfg(feature = "cube")]
+use crate::ops::cube::gpu_gradients;
+#[cfg(feature = "cube")]
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+
 /// Time steps between two matrices that are kept for the backward pass.
 const CHUNK: usize = 16;
 
@@ -165,6 +170,27 @@ impl Kernel<COUNT, 2> for GeneralizedDeltaKernel {
         let Some(dy) = dy else { return Default::default() };
         let gradients = Self::of(&inputs).backward(values(&checkpoints), values(&dy), last.as_ref().map(values));
         gradients_of(&inputs, gradients)
+    }
+
+    const ON_GPU: bool = true;
+
+    #[cfg(feature = "cube")]
+    fn gpu_forward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; COUNT],
+        save: bool,
+    ) -> Option<([CubeTensor<R>; 2], Vec<CubeTensor<R>>)> {
+        super::cube::forward(inputs.into(), save)
+    }
+
+    #[cfg(feature = "cube")]
+    fn gpu_backward<R: CubeRuntime>(
+        &self,
+        saved: Vec<CubeTensor<R>>,
+        gradients: [Option<CubeTensor<R>>; 2],
+        _: [bool; COUNT],
+    ) -> [Option<CubeTensor<R>>; COUNT] {
+        gpu_gradients(super::cube::backward(saved, gradients))
     }
 }
 

@@ -2,6 +2,8 @@
 //! whose keys decays by itself, and from which what one key reads is removed under another key.
 
 pub mod cpu;
+#[cfg(feature = "cube")]
+pub mod cube;
 
 use super::kernel::RunKernels;
 use super::zeros;
