@@ -219,8 +219,13 @@ impl<'a> GraphBuilder<'a> {
         let graph = GraphProto {
             name: Some(name),
             node: nodes,
-            input: [iteration, condition, before].iter().map(named).collect(),
-            output: [goes_on, after].iter().map(named).collect(),
+            // Without a condition outside there is nothing that its type would follow from.
+            input: vec![
+                value_info(&iteration.0, "", DataType::Int64, &[]),
+                value_info(&condition.0, "", DataType::Bool, &[]),
+                named(&before),
+            ],
+            output: vec![value_info(&goes_on.0, "", DataType::Bool, &[]), named(&after)],
             ..Default::default()
         };
         Ok(self.node("Loop", &[times, &Value::none(), state], &[("body", Attribute::Graph(&graph))]))

@@ -14,6 +14,7 @@ use models::ops::gelu::GeluOp;
 use models::ops::generalized_delta::{self, GeneralizedDelta};
 use models::ops::recurrent::{gru_reference, lstm_reference, rnn_reference};
 use models::ops::scan::{self, SelectiveScan};
+use models::ops::slstm::{self, SlstmState};
 use models::ops::{
     LayerInput, RecurrentWeights, SequenceOps, linear_recurrence as linear, recurrent as layers, wkv as matrix,
 };
@@ -164,6 +165,43 @@ pub fn generalized_delta<B: SequenceOps>() {
                 let (inputs, state) = inputs(a, shape);
                 let (y, last) = generalized_delta::recurrent(inputs, state);
                 vec![flat(y), flat(last)]
+            },
+        );
+    });
+}
+
+pub fn slstm<B: SequenceOps>() {
+    let shapes = (1..4usize, 1..4usize, 1..20usize, 1..20usize, any::<bool>());
+    on_shapes((2, 4, 16, 16, false), shapes, |(batch, heads, seq, size, given)| {
+        let hidden = heads * size;
+        let small = [-1.0, 1.0].map(|x: f64| x / (size as f64).sqrt());
+        let arguments = [(batch * seq * 4 * hidden, [-2.0, 2.0]), (heads * 4 * size * size, small)];
+        let shape = [batch, heads, seq, size];
+        fn inputs<B: Backend>(a: &[Flat<B>], [batch, heads, seq, size]: [usize; 4]) -> [Tensor<B, 3>; 2] {
+            [a[0].clone().reshape([batch, seq, 4 * heads * size]), a[1].clone().reshape([heads, 4 * size, size])]
+        }
+        // no gradient belongs to a state
+        fn state<B: Backend>(like: &Flat<B>, [batch, heads, _, size]: [usize; 4]) -> SlstmState<B> {
+            let part = |by: f32, least: f32| {
+                let values: Vec<f32> = (0..batch * heads * size).map(|i| least + (i as f32 * by).sin().abs()).collect();
+                let data = TensorData::new(values, [batch, heads * size]);
+                Tensor::from_data(data, (&like.device(), like.dtype()))
+            };
+            SlstmState { y: part(0.3, -0.5), c: part(0.7, -0.5), n: part(1.1, 0.5), m: part(1.3, -0.5) }
+        }
+        check::<B>(
+            &format!("slstm {shape:?}"),
+            &arguments,
+            |a| {
+                let [gates, recurrent] = inputs(a, shape);
+                let before = given.then(|| state(&a[0], shape));
+                let (y, _) = slstm::cpu::slstm(&gates, &recurrent, before.as_ref()).expect("a kernel");
+                vec![flat(y)]
+            },
+            |a| {
+                let [gates, recurrent] = inputs(a, shape);
+                let (y, _) = slstm::reference(gates, recurrent, given.then(|| state(&a[0], shape)));
+                vec![flat(y)]
             },
         );
     });

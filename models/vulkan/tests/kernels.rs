@@ -15,4 +15,4 @@ macro_rules! kernels {
     };
 }
 
-kernels! { selective_scan wkv generalized_delta delta_rule linear_recurrence rnn lstm gru exact_gelu }
+kernels! { selective_scan wkv generalized_delta delta_rule slstm linear_recurrence rnn lstm gru exact_gelu }

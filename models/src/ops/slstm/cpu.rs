@@ -11,12 +11,15 @@ use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+#[cfg(feature = "cube")]
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+
 /// Numbers that the forward pass keeps for each channel and time step: i, f, z, o, c, n, and the derivative of f's
 /// logarithm.
-const KEPT: usize = 7;
+pub(super) const KEPT: usize = 7;
 
 /// States of a channel: y, c, n, m.
-const STATES: usize = 4;
+pub(super) const STATES: usize = 4;
 
 inputs! {
     /// The tensors that the recurrence reads, row-major; see [`reference`](crate::ops::slstm::reference).
@@ -146,6 +149,30 @@ impl Kernel<COUNT, 2> for SlstmKernel {
         let Some(dy) = dy else { return Default::default() };
         let [gates, recurrent] = self.of(&inputs).backward(values(&y), values(&kept), values(&dy));
         [Some(tensor(gates, dims::<3>(&inputs[0]))), Some(tensor(recurrent, dims::<3>(&inputs[1]))), None]
+    }
+
+    const ON_GPU: bool = true;
+
+    #[cfg(feature = "cube")]
+    fn gpu_forward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; COUNT],
+        _: bool,
+    ) -> Option<([CubeTensor<R>; 2], Vec<CubeTensor<R>>)> {
+        super::cube::forward(self.first, inputs.into())
+    }
+
+    #[cfg(feature = "cube")]
+    fn gpu_backward<R: CubeRuntime>(
+        &self,
+        saved: Vec<CubeTensor<R>>,
+        [dy, _]: [Option<CubeTensor<R>>; 2],
+        _: [bool; COUNT],
+    ) -> [Option<CubeTensor<R>>; COUNT] {
+        match super::cube::backward(self.first, saved, dy) {
+            Some([gates, recurrent]) => [Some(gates), Some(recurrent), None],
+            None => [const { None }; COUNT],
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 //! and a stabiliser, whose heads read their own last outputs only.
 
 pub mod cpu;
+#[cfg(feature = "cube")]
+pub mod cube;
 
 use super::kernel::RunKernels;
 use super::{unbind_time, zeros};
