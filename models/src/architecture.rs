@@ -207,6 +207,8 @@ impl Kind {
 
 macro_rules! configs {
     ($($Variant:ident $module:ident $Config:ident $title:literal;)*) => {
+        // There is one config per run; a hybrid's has those of its mixers.
+        #[allow(clippy::large_enum_variant)]
         /// The `[model]` table of a config: `arch` selects which of the others are read.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "arch", rename_all = "snake_case")]
@@ -308,7 +310,22 @@ impl ModelConfig {
 
 /// Refuses sizes that no machine has the memory for, here and in the tables of mixers.
 fn check_sizes(settings: &Map<String, Value>, prefix: &str) -> Result<(), ConfigError> {
-    const SIZES: [&str; 8] = ["size", "layers", "heads", "rank", "expand", "kernel", "groups", "width"];
+    const SIZES: [&str; 12] = [
+        "size",
+        "layers",
+        "heads",
+        "rank",
+        "expand",
+        "kernel",
+        "groups",
+        "width",
+        "ratio",
+        "round_to",
+        "_conv",
+        "cope_positions",
+    ];
+    // a million is a lot, and a table of 16 million rows can be had
+    const MOST_POSITIONS: usize = 1 << 24;
     for (key, value) in settings {
         let name = format!("{prefix}{key}");
         if let Value::Object(table) = value {
@@ -316,9 +333,14 @@ fn check_sizes(settings: &Map<String, Value>, prefix: &str) -> Result<(), Config
         }
         let is_size = SIZES.iter().any(|size| key.contains(size));
         // an MLP is a few times as wide as its model
-        let most = if key.contains("intermediate") { 4 * LARGEST_SIZE } else { LARGEST_SIZE };
+        let most = match &key[..] {
+            "max_position_embeddings" => MOST_POSITIONS,
+            key if key.contains("intermediate") => 4 * LARGEST_SIZE,
+            _ => LARGEST_SIZE,
+        };
+        let is_size = is_size || key == "max_position_embeddings";
         if is_size && value.as_f64().is_some_and(|value| value > most as f64) {
-            return Err(ConfigError::new(name, format!("must be at most {most}")));
+            return Err(ConfigError::new(name, format!("must be at most {most}\n  hint: choose a smaller one")));
         }
     }
     Ok(())

@@ -258,7 +258,9 @@ impl Model {
         notes.extend(more.into_iter().chain(note));
         let info = session.metadata().map_err(engine).and_then(|m| ModelInfo::read(&m).map_err(contract))?;
         let mut interface = Interface::of(&session, feeds, states, output.clone());
-        if let (Some((iterations, _)), Some(trained)) = (&mut interface.iterations, info.iterations) {
+        if let (Some((iterations, _)), Some(trained)) =
+            (&mut interface.iterations, info.iterations.filter(|number| *number > 0))
+        {
             *iterations = trained;
         }
         let own_export = session.metadata().is_ok_and(|m| is_own_export(&m, graph));

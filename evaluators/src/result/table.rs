@@ -84,7 +84,8 @@ static TOTAL_SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     ];
     let status = Arc::new(Field::new("status", DataType::Utf8, false));
     let model = Arc::new(Field::new("model_fingerprint", DataType::Utf8, true));
-    Arc::new(schema(shared.chain(counts).chain(metrics.map(metric)).chain([status, model]).collect::<Vec<_>>()))
+    let last = [status, model, Arc::new(Field::new("iterations", DataType::Int64, true))];
+    Arc::new(schema(shared.chain(counts).chain(metrics.map(metric)).chain(last).collect::<Vec<_>>()))
 });
 
 static PREDICTION_SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
@@ -250,6 +251,10 @@ impl SweepFacts {
         Some(fixed.saturating_add(per_token.saturating_mul(length.into())))
     }
 
+    fn iterations_column(&self, rows: usize) -> ArrayRef {
+        Arc::new(Int64Array::from(vec![self.iterations.map(i64::from); rows]))
+    }
+
     fn fingerprint_column(&self, rows: usize) -> ArrayRef {
         Arc::new(StringArray::from(vec![self.model_fingerprint.as_deref(); rows]))
     }
@@ -284,14 +289,14 @@ pub fn to_record_batch(results: &[LengthResult], facts: &SweepFacts) -> Result<R
         Arc::new(results.iter().map(|r| r.chance).collect::<Float64Array>()),
         Arc::new(Int64Array::from(vec![facts.parameters.map(signed); results.len()])),
         Arc::new(results.iter().map(|r| facts.state_size_at(r.length).map(signed)).collect::<Int64Array>()),
-        Arc::new(Int64Array::from(vec![facts.iterations.map(i64::from); results.len()])),
+        facts.iterations_column(results.len()),
     ];
     let columns = facts.columns(results.len()).into_iter().chain(own).collect();
     RecordBatch::try_new(SCHEMA.clone(), columns).map_err(|e| EvalError::Table { reason: e.to_string() })
 }
 
 /// The table of whole splits: one row per result, with the original's metrics: the columns of [`to_record_batch`],
-/// and `loops`, `unseen_accuracy`, and in `loss` the mean over batches ([`DatasetResult::batch_mean_loss`]). `status`
+/// `loops`, `unseen_accuracy`, and in `loss` the mean over batches ([`DatasetResult::batch_mean_loss`]). `status`
 /// is the first length's that could not be scored.
 ///
 /// # Errors
@@ -316,6 +321,7 @@ pub fn totals_to_record_batch(results: &[DatasetResult]) -> Result<RecordBatch> 
             metric(interval.map(|(_, high)| high)),
             Arc::new(StringArray::from(vec![result.status()])),
             result.by_length.facts.fingerprint_column(1),
+            result.by_length.facts.iterations_column(1),
         ];
         let columns = result.by_length.facts.columns(1).into_iter().chain(own).collect();
         RecordBatch::try_new(TOTAL_SCHEMA.clone(), columns)

@@ -75,14 +75,17 @@ fn settings_that_no_block_has_are_refused() {
         assert!(error.contains(words), "{error}");
     };
     refused(json!({"gla": {}}), "gla: there are settings of it, but no block is one");
-    refused(json!({"mamba": {"hidden_size": 8}}), "mamba.hidden_size: hidden_size is no setting of this mixer alone");
-    refused(json!({"mamba": {"state_sizes": 8}}), "unknown field `state_sizes`");
+    refused(json!({"mamba": {"hidden_size": 8}}), "mamba.hidden_size is no setting of this mixer alone");
+    refused(
+        json!({"mamba": {"state_sizes": 8}}),
+        "mamba.state_sizes: there is no such setting\n  hint: did you mean `state_size`?",
+    );
     refused(json!({"mamba": {"state_size": 0}}), "model.mamba.state_size: must be at least 1");
     refused(json!({"mamba": {"state_size": 1e9}}), "mamba: invalid type");
     refused(json!({"mamba": {"state_size": 1_000_000}}), "model.mamba.state_size: must be at most 65536");
     refused(json!({"blocks": []}), "blocks");
     refused(json!({"blocks": ["mamba", "lstm"]}), "unknown variant `lstm`");
-    refused(json!({"num_layers": 1}), "model.num_layers: 1 blocks have no room for the 2 mixers");
+    refused(json!({"num_layers": 1}), "model.num_layers: 1 is less than the 2 mixers");
     refused(json!({"num_heads": 3}), "num_heads");
     refused(json!({"positional_embedding": "t5"}), "model.positional_embedding: t5 is not for hybrids");
     refused(json!({"blocks": ["mamba"], "attention_window": 4}), "attention_window");
@@ -114,7 +117,11 @@ fn layers_of_attention_in_a_published_config_make_a_hybrid() {
         assert!(error.contains(words), "{error}");
     };
     refused(json!({"layers": [4], "num_heads": 4}), "attn: layers [4], but there are 4");
-    refused(json!({"layers": [1]}), "attn: it has no num_heads");
-    refused(json!({"layers": [1], "num_heads": 4, "num_kv_heads": 2}), "attn: num_kv_heads 2 is not supported");
+    refused(json!({"layers": [1]}), "attn: missing field `num_heads`");
+    refused(json!({"layers": [1], "num_heads": 4, "num_kv_heads": 2}), "attn: num_kv_heads must be num_heads, 4");
+    refused(json!({"layers": [1], "num_heads": 4, "qk_norm": true}), "attn: neither qkv_bias nor qk_norm");
+    refused(json!({"layers": [1], "num_heads": 4, "rope_thet": 3}), "attn: unknown field `rope_thet`");
+    refused(json!({"layers": [1], "num_heads": 4, "window_size": -6}), "attn: invalid value");
+    refused(json!({"layers": [], "num_heads": 4}), "attn: it lists no layers");
     refused(json!([1]), "attn");
 }

@@ -31,6 +31,13 @@ fn whole<T: TryFrom<u64>>(low: u64, high: u64) -> impl Fn(&str) -> Result<T, Str
     }
 }
 
+/// Numbers of iterations of a looped model.
+fn iterations(text: &str) -> Result<Lengths, String> {
+    const MOST: u32 = 4096;
+    let numbers = text.parse::<Lengths>().ok().filter(|numbers| numbers.as_slice().iter().all(|n| *n <= MOST));
+    numbers.ok_or_else(|| format!("they are no numbers from 1 to {MOST}\n  hint: write 4, or 1..16, or 1,2,4,8"))
+}
+
 /// [`whole`] from 1 on.
 #[cfg(feature = "train")]
 fn positive(text: &str) -> Result<u32, String> {
@@ -354,7 +361,7 @@ pub struct EvalArgs {
     pub mean: Vec<Lengths>,
     /// How often a looped model applies its blocks, one result for each number: 4, or 1..16, or 1,2,4,8 [default: as often as
     /// in training]
-    #[arg(long, value_name = "NUMBERS", allow_hyphen_values = true)]
+    #[arg(long, value_name = "NUMBERS", allow_hyphen_values = true, value_parser = iterations)]
     pub iterations: Option<Lengths>,
     /// Run every length separately, instead of scoring all lengths in one pass
     #[arg(long)]
@@ -476,9 +483,9 @@ pub struct BenchTrainArgs {
     /// Width of the model
     #[arg(long, default_value_t = 128, allow_hyphen_values = true, value_parser = positive)]
     pub hidden: u32,
-    /// Number of layers
-    #[arg(long, default_value_t = 1, allow_hyphen_values = true, value_parser = positive)]
-    pub layers: u32,
+    /// Number of layers [default: 1, or 2 for hybrids]
+    #[arg(long, allow_hyphen_values = true, value_parser = positive)]
+    pub layers: Option<u32>,
     /// Number of heads, where the architecture has them [default: 8 for the Transformer, otherwise one per 64 channels]
     #[arg(long, allow_hyphen_values = true, value_parser = positive)]
     pub heads: Option<u32>,

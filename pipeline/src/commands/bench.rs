@@ -118,13 +118,16 @@ fn config(args: &BenchTrainArgs) -> Result<Config> {
     push("task.name", args.task.clone().into());
     push("model.arch", args.arch.clone().into());
     push("model.hidden_size", hidden.into());
-    push("model.num_layers", i64::from(args.layers).into());
+    push("model.num_layers", 1.into());
     push("train.batch_size", i64::from(args.batch).into());
     push("train.device", args.device.clone().into());
     // `Config::parse` reports an unknown architecture.
     if let Some(kind) = ModelConfig::kind(&args.arch) {
         for (key, value) in (kind.benchmark)(args.seq as usize) {
             push(&format!("model.{key}"), Value::try_from(value)?);
+        }
+        if let Some(layers) = args.layers {
+            push("model.num_layers", i64::from(layers).into());
         }
         let arch = kind.name;
         match ((kind.heads)(), args.heads.map(i64::from)) {

@@ -78,16 +78,18 @@ pub(crate) fn check_seed(key: &str, value: &Value) -> Result<()> {
 }
 
 pub(super) fn set(tables: &mut Table, key: &str, value: Value) -> Result<()> {
-    let Some((table, name)) = key.split_once('.') else {
+    let Some((path, name)) = key.rsplit_once('.') else {
         bail!("`{key}` does not name a table and a key\n  hint: write table.key, for example optimizer.lr");
     };
-    match tables.entry(table).or_insert_with(|| Value::Table(Table::new())) {
-        Value::Table(inner) => {
-            inner.insert(name.to_owned(), value);
-            Ok(())
-        }
-        other => bail!("`{table}` must be a table, not {}", other.type_str()),
+    let mut inner = tables;
+    for table in path.split('.') {
+        inner = match inner.entry(table).or_insert_with(|| Value::Table(Table::new())) {
+            Value::Table(inner) => inner,
+            other => bail!("`{table}` of {key} must be a table, not {}", other.type_str()),
+        };
     }
+    inner.insert(name.to_owned(), value);
+    Ok(())
 }
 
 /// Reads one table; an unknown key is reported as `table.key` with the nearest valid one.

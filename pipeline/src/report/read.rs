@@ -72,6 +72,8 @@ pub struct Facts {
     pub seed: Option<u64>,
     /// The arithmetic of the file.
     pub precision: String,
+    /// How often a looped model applied its blocks.
+    pub iterations: Option<u64>,
 }
 
 /// The two kinds of result table.
@@ -254,8 +256,8 @@ pub fn scored_lengths(path: &Path) -> Result<Vec<Length>> {
 }
 
 /// The columns that say what a table is about: nearly always the same in every row.
-const FACTS: [&str; 8] =
-    ["task", "split", "arch", "positional_embedding", "num_layers", "hidden_size", "seed", "precision"];
+const FACTS: [&str; 9] =
+    ["task", "split", "arch", "positional_embedding", "num_layers", "hidden_size", "seed", "precision", "iterations"];
 /// The columns of a table of lengths that a report shows.
 const LENGTHS: [&str; 4] = ["length", "n_sequences", "last_accuracy", "in_distribution"];
 /// Those of a training curve.
@@ -391,6 +393,7 @@ fn facts_at(facts: &[Fact], row: usize) -> Facts {
         hidden_size: count(5),
         seed: count(6),
         precision: text(7),
+        iterations: count(8),
     }
 }
 

@@ -38,6 +38,9 @@ pub fn commands(entry: &Entry, runs: &str) -> Vec<String> {
     if let Some(samples) = sequences.filter(|n| *n > 100) {
         eval += &format!(" --samples {samples}");
     }
+    if let Some(iterations) = entry.settings.get("iterations") {
+        eval += &format!(" --iterations {iterations}");
+    }
     let precision = entry.settings.get("precision").filter(|p| *p != "fp32");
     let export = format!("pipeline export{}", precision.map(|p| format!(" --precision {p}")).unwrap_or_default());
     let evaluated = !entry.sweeps.is_empty() || !entry.totals.is_empty();

@@ -39,6 +39,19 @@ fn a_config_says_how_large_its_model_is() {
     let listed: Value = serde_json::from_str(&ok(dir.path(), &["models", "config.toml", "--json"])).unwrap();
     let [model] = &listed["models"].as_array().unwrap()[..] else { panic!("{listed}") };
     assert_eq!((&model["arch"], &model["state_size"]), (&"rnn".into(), &8.into()));
+    // a mixer's own table, also on the command line
+    let hybrid = ["bench", "train", "--arch", "hybrid", "--hidden", "16", "--batch", "1", "--seq", "4", "--steps", "1"];
+    let timed: Value = serde_json::from_str(&ok(
+        dir.path(),
+        &[&hybrid[..], &["--json", "--set", "model.num_heads=2", "--set", "model.mamba.state_size=3"]].concat(),
+    ))
+    .unwrap();
+    let wider: Value =
+        serde_json::from_str(&ok(dir.path(), &[&hybrid[..], &["--json", "--set", "model.num_heads=2"]].concat()))
+            .unwrap();
+    // 13 states less in each of 32 channels, and as many rows of B and C
+    assert_eq!(wider["parameters"].as_u64().unwrap() - timed["parameters"].as_u64().unwrap(), 13 * 32 * 3);
+    fails(dir.path(), &[&hybrid[..], &["--set", "model.mamba.state=3"]].concat(), 1, &["mamba.state", "did you mean"]);
     fails(dir.path(), &["models", "nowhere.toml"], 1, &["nowhere.toml"]);
     fails(dir.path(), &["models", "--task", "nothing"], 1, &["nothing", "hint:"]);
 }

@@ -9,7 +9,7 @@ use crate::hgrn2::Hgrn2Config;
 use crate::layers::fla::{Sizes, check_epsilon};
 use crate::mamba::MambaConfig;
 use crate::mamba2::Mamba2Config;
-use crate::positions::PositionalEmbedding;
+use crate::positions::{FREQUENCY_BASE, PositionalEmbedding};
 use crate::training::ParameterGroup;
 use crate::transformer::TransformerConfig;
 use data::{Augmentation, Batch, Task};
@@ -202,7 +202,7 @@ impl Architecture for HybridConfig {
         }
         if self.blocks.len() > self.num_layers {
             let reason = format!(
-                "{} blocks have no room for the {} mixers of `blocks`\n  hint: leave it out, or choose a multiple of {1}",
+                "{} is less than the {} mixers of `blocks`\n  hint: leave it out, or choose {1} or more",
                 self.num_layers,
                 self.blocks.len()
             );
@@ -295,7 +295,7 @@ impl Architecture for HybridConfig {
     }
 
     fn benchmark(seq: usize) -> Vec<(&'static str, Value)> {
-        vec![("max_position_embeddings", seq.into())]
+        vec![("max_position_embeddings", seq.into()), ("num_layers", Self::default().num_layers.into())]
     }
 
     fn heads() -> Option<Heads> {
@@ -340,20 +340,20 @@ impl HybridConfig {
     /// that the field `attn` lists.
     pub(crate) fn with_attention(name: &str, f: &Fields<'_>) -> Result<Self, OriginalError> {
         let refuse = |reason: String| OriginalError { field: "attn".into(), reason };
-        let attention: Map<String, Value> = f.required("attn")?;
-        let only = |field: &str, supported: &[Value]| match attention.get(field) {
-            Some(value) if !value.is_null() && !supported.contains(value) => {
-                Err(refuse(format!("{field} {value} is not supported")))
-            }
-            _ => Ok(()),
-        };
-        let read = |field: &str| attention.get(field).filter(|value| !value.is_null()).and_then(Value::as_u64);
-        let heads = read("num_heads").ok_or_else(|| refuse("it has no num_heads".into()))?;
-        only("num_kv_heads", &[heads.into()])?;
-        only("qkv_bias", &[false.into()])?;
-        only("rope_theta", &[10000.into(), 10000.0.into()])?;
-        let layers = attention.get("layers").cloned().unwrap_or_default();
-        let layers: Vec<usize> = serde_json::from_value(layers).map_err(|e| refuse(format!("layers: {e}")))?;
+        let attention: AttentionField = f.required("attn")?;
+        let AttentionField { layers, num_heads, num_kv_heads, qkv_bias, qk_norm, rope_theta, window_size } = attention;
+        if num_kv_heads.is_some_and(|heads| heads != num_heads) {
+            return Err(refuse(format!("num_kv_heads must be num_heads, {num_heads}: keys are not shared here")));
+        }
+        if qkv_bias || qk_norm {
+            return Err(refuse("neither qkv_bias nor qk_norm is supported".into()));
+        }
+        if rope_theta.is_some_and(|base| base != FREQUENCY_BASE) {
+            return Err(refuse(format!("rope_theta must be {FREQUENCY_BASE}")));
+        }
+        if layers.is_empty() {
+            return Err(refuse(format!("it lists no layers\n  hint: leave it out, for a model of {name} alone")));
+        }
         let base = Self { positional_embedding: PositionalEmbedding::Rope, ..Self::default() };
         let (kind, sizes, base) = match name {
             "gated_deltanet" => {
@@ -374,8 +374,8 @@ impl HybridConfig {
             hidden_size: sizes.hidden,
             num_layers: sizes.layers,
             blocks: (0..sizes.layers).map(kind_of).collect(),
-            num_heads: heads as usize,
-            attention_window: read("window_size").unwrap_or(0) as usize,
+            num_heads,
+            attention_window: window_size.unwrap_or(0),
             intermediate_size: sizes.intermediate,
             norm_epsilon: sizes.norm_epsilon,
             tie_word_embeddings: sizes.tied,
@@ -428,6 +428,21 @@ impl Default for Written {
 const SHARED: [&str; 6] =
     ["hidden_size", "num_layers", "intermediate_size", "norm_epsilon", "tie_word_embeddings", "lower_bound"];
 
+/// The field `attn` of flash-linear-attention's configs.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AttentionField {
+    layers: Vec<usize>,
+    num_heads: usize,
+    num_kv_heads: Option<usize>,
+    #[serde(default)]
+    qkv_bias: bool,
+    #[serde(default)]
+    qk_norm: bool,
+    rope_theta: Option<f64>,
+    window_size: Option<usize>,
+}
+
 /// The table of a mixer that some block has.
 fn table<C: Serialize>(config: &HybridConfig, kind: Kind, settings: &C) -> Option<Map<String, Value>> {
     let Ok(Value::Object(mut table)) = serde_json::to_value(settings) else { return None };
@@ -436,7 +451,7 @@ fn table<C: Serialize>(config: &HybridConfig, kind: Kind, settings: &C) -> Optio
 }
 
 /// The settings that a mixer's table states, and the default ones.
-fn settings<C: DeserializeOwned + Default>(
+fn settings<C: Serialize + DeserializeOwned + Default>(
     blocks: &[Kind],
     (name, kind): (&str, Kind),
     table: Option<Map<String, Value>>,
@@ -445,8 +460,22 @@ fn settings<C: DeserializeOwned + Default>(
     if !blocks.contains(&kind) {
         return Err(format!("{name}: there are settings of it, but no block is one\n  hint: leave the table out"));
     }
-    if let Some(key) = SHARED.iter().find(|key| table.contains_key(**key)) {
-        return Err(format!("{name}.{key}: {key} is no setting of this mixer alone; all blocks share it"));
+    let known = serde_json::to_value(C::default()).unwrap_or_default();
+    let known: Vec<&str> = known.as_object().into_iter().flatten().map(|(key, _)| &key[..]).collect();
+    let own = |key: &&str| !SHARED.contains(key);
+    for key in table.keys() {
+        if SHARED.contains(&&key[..]) && known.contains(&&key[..]) {
+            return Err(format!(
+                "{name}.{key} is no setting of this mixer alone\n  hint: all blocks share it; leave it out"
+            ));
+        }
+        if !known.contains(&&key[..]) {
+            let hint = match data::suggest::nearest(key, known.iter().copied().filter(own)) {
+                Some(close) => format!("did you mean `{close}`?"),
+                None => format!("one of {}", known.iter().copied().filter(own).collect::<Vec<_>>().join(", ")),
+            };
+            return Err(format!("{name}.{key}: there is no such setting\n  hint: {hint}"));
+        }
     }
     serde_json::from_value(Value::Object(table)).map_err(|error| format!("{name}: {error}"))
 }

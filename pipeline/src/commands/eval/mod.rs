@@ -18,8 +18,8 @@ use arrow::record_batch::RecordBatch;
 use data::files::DestinationKind;
 use data::{Augmentation, Dataset, Task};
 use evaluators::{
-    DatasetResult, Format, Lengths, LoadOptions, Model, Progress, RuntimeLibrary, Sweep, SweepFacts, SweepResult,
-    totals_to_record_batch, write, write_predictions,
+    DatasetResult, Format, Lengths, LoadOptions, Model, Progress, Provider, RuntimeLibrary, Sweep, SweepFacts,
+    SweepResult, totals_to_record_batch, write, write_predictions,
 };
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -69,6 +69,7 @@ pub fn run(context: &Context, args: EvalArgs) -> Result<()> {
         data::files::probe(output)?; // before checkpoints are exported, which is work already
     }
     let targets = targets(context, &args)?;
+    check_iterations(&args, &targets)?;
     // No export and no `runs rm` changes a model while it is evaluated.
     let mut runs: Vec<RunDir> = targets.iter().filter_map(|target| RunDir::containing(&target.model)).collect();
     runs.dedup_by(|a, b| a.handle() == b.handle());
@@ -115,6 +116,18 @@ fn check_effects(args: &EvalArgs, sweeps: bool) -> Result<()> {
     }
     if args.loops.is_some() && args.split.is_empty() {
         bail!("--loops is about splits, and none is named\n  hint: add --split val, or leave out --loops");
+    }
+    Ok(())
+}
+
+/// Refuses models that are not looped, before others are evaluated.
+fn check_iterations(args: &EvalArgs, targets: &[Target]) -> Result<()> {
+    let mut known: Vec<&Path> = Vec::new();
+    for target in targets {
+        let Some(iterations) = target.iterations.filter(|_| !known.contains(&&*target.model)) else { continue };
+        let options = LoadOptions { provider: Provider::Cpu, threads: Some(1) };
+        Model::load_with_logits(&target.model, options, args.logits.as_deref())?.set_iterations(iterations)?;
+        known.push(&target.model);
     }
     Ok(())
 }

@@ -319,6 +319,10 @@ fn key(facts: &Facts, settings: &Settings) -> Key {
     // Files from before there was a choice, and runs that are not evaluated yet, are float32.
     let precision = if facts.precision.is_empty() { "fp32" } else { &facts.precision };
     settings.insert("precision".into(), precision.to_owned());
+    // With another number of iterations than in training, a looped model is another model.
+    let trained = settings.get("model.iterations").and_then(|number| number.parse().ok());
+    let other = facts.iterations.filter(|number| Some(*number) != trained);
+    settings.extend(other.map(|number| ("iterations".to_owned(), number.to_string())));
     (facts.task.clone(), facts.arch.clone(), settings)
 }
 
@@ -340,6 +344,15 @@ fn unequal_sweeps(entries: &[Entry]) -> Vec<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_looped_model_with_another_number_of_iterations_is_another_model() {
+        let settings = Settings::from([("model.iterations".to_owned(), "3".to_owned())]);
+        let of = |iterations| key(&Facts { iterations, ..Facts::default() }, &settings);
+        assert_eq!(of(Some(3)), of(None));
+        assert_ne!(of(Some(3)), of(Some(1)));
+        assert_eq!(of(Some(1)).2.get("iterations").map(String::as_str), Some("1"));
+    }
 
     fn swept(lengths: impl Iterator<Item = u32>, trained: u32, right: impl Fn(u32) -> bool) -> Entry {
         let row = |length| {
