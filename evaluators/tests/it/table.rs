@@ -101,7 +101,7 @@ fn csv_and_json_are_plain() {
     assert_eq!((lines[0], lines.len()), (HEADER, 6));
     let model = model_fingerprint(&fixture("counts_shifted")).unwrap();
     assert!(lines[5].ends_with(&format!(
-        ",sweep,100,0,0,,,,,,,,false,past the vocabulary's last number (100),single_pass,{model},,,"
+        ",sweep,100,0,0,,,,,,,,false,past the vocabulary's last number (100),single_pass,{model},,,,"
     )));
     write(&batch.slice(0, 0), Format::Csv, &path).unwrap();
     assert_eq!(std::fs::read_to_string(&path).unwrap().trim_end(), HEADER, "also without rows");
