@@ -183,9 +183,11 @@ mod tests {
 
     fn small(arch: &str, precision: &str) -> Config {
         let kind = ModelConfig::kind(arch).unwrap();
-        let mut settings = vec![format!("arch = '{arch}'"), "hidden_size = 16".into(), "num_layers = 1".into()];
-        let undropped = (kind.benchmark)(128).into_iter().filter(|(key, _)| *key == "dropout");
-        settings.extend(undropped.map(|(key, value)| format!("{key} = {value}")));
+        let mut settings = vec![format!("arch = '{arch}'"), "hidden_size = 16".into()];
+        let chosen = (kind.benchmark)(128).into_iter().filter(|(key, _)| ["dropout", "num_layers"].contains(key));
+        let chosen: Vec<_> = chosen.collect();
+        settings.extend(chosen.iter().all(|(key, _)| *key != "num_layers").then(|| "num_layers = 1".into()));
+        settings.extend(chosen.into_iter().map(|(key, value)| format!("{key} = {value}")));
         settings.extend((kind.heads)().map(|heads| match heads {
             Heads::Number(key) => format!("{key} = 2"),
             Heads::Size(key) => format!("{key} = 8"),
