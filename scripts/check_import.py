@@ -211,6 +211,8 @@ class Program:
                 feeds[value.name] = np.tile(np.arange(12), (2, 1))
             elif value.name == "attention_mask":
                 feeds[value.name] = np.ones((2, 12), dtype=np.int64)
+            elif value.name == "iterations":
+                feeds[value.name] = np.array(int(session.get_modelmeta().custom_metadata_map["iterations"]))
             else:
                 shape = [2 if isinstance(d, str) else d for d in value.shape]
                 feeds[value.name] = np.zeros(shape, dtype=np.float32 if "float" in value.type else np.int64)

@@ -61,6 +61,8 @@ def inputs(session, batch, length):
             feeds["position_ids"] = (positions / length).astype(np.float32) if scalar else positions
         if entry.name == "attention_mask":
             feeds["attention_mask"] = np.ones((batch, length), np.int64)
+        if entry.name == "iterations":
+            feeds["iterations"] = np.array(int(metadata.get("iterations", 1)))
     return {name: value if value.dtype == np.float32 else value.astype(np.int64) for name, value in feeds.items()}
 
 
