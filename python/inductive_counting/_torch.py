@@ -120,7 +120,7 @@ def load(
         if exporter != "none":
             warnings.warn(
                 f"{name} cannot be exported to ONNX as it is, so that PyTorch runs it, which is slower ({'; '.join(reasons)})",
-                stacklevel=4,
+                stacklevel=5,  # the line that calls sweep()
             )
         # Its sweep takes place later, outside of this context.
         return of_function(_in_evaluation(module), task, train_max_length, lenient=True, name=name)
