@@ -3,7 +3,7 @@
 
 The official kernels of Mamba-2, GLA, HGRN2, DeltaNet, xLSTM and RWKV-7 are for GPUs (Triton, CUDA). On a CPU there is the plain loop
 over time of their reference code, or the form in chunks, where that code has one. Each is written here as there, from
-PyTorch's own operations: `mamba2`, `gla` and `hgrn2` and mLSTM in chunks, the others step by step.
+PyTorch's own operations: `mamba2`, `gla` and `hgrn2` in chunks, the mLSTM in its parallel form, the others step by step.
 
     python3 scripts/torch_recurrent.py train --arch gla --hidden 128 --layers 2 --batch 32 --seq 128 --steps 10
 

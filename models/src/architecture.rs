@@ -362,3 +362,25 @@ pub(crate) fn check_embeddings(tied: bool, null_frozen: bool) -> Result<(), Conf
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn sizes_have_bounds_and_a_million_positions_can_be_had() {
+        let parsed = |text: &str| serde_json::from_str::<ModelConfig>(text).unwrap().validate();
+        parsed(r#"{"arch": "transformer", "positional_embedding": "rope", "max_position_embeddings": 1000000}"#)
+            .unwrap();
+        for (text, key) in [
+            (r#"{"arch": "rwkv7", "decay_rank": 1000000000}"#, "decay_rank"),
+            (r#"{"arch": "gla", "intermediate_size": 1000000000}"#, "intermediate_size"),
+            (r#"{"arch": "xlstm", "mlstm_conv": 1000000000}"#, "mlstm_conv"),
+            (r#"{"arch": "transformer", "mlp_ratio": 1000000000}"#, "mlp_ratio"),
+        ] {
+            let refused = parsed(text).unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("model.{key}: must be at most ")), "{refused}");
+        }
+    }
+}
