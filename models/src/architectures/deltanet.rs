@@ -9,14 +9,14 @@
 #![allow(non_snake_case)] // A, as in the papers and in checkpoints
 
 use crate::architecture::{Architecture, Heads, check_dropout};
-use crate::layers::{Embedding, LayerNorm, Linear, Mlp, dropout, split_heads};
+use crate::layers::{Embedding, LayerNorm, Linear, Mlp, dropout, split_heads, unit};
 use crate::ops::delta::DeltaRule;
 use crate::ops::scan::softplus;
-use crate::ops::{Gate, SequenceOps};
+use crate::ops::{Activation, Gate, SequenceOps};
 use crate::{ConfigError, Init, ModelInput, Network};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::{sigmoid, silu};
+use burn::tensor::activation::sigmoid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -220,10 +220,11 @@ impl<B: SequenceOps> Mixer<B> {
         let heads = |x: Tensor<B, 3>| split_heads(x, head_size); // [batch, heads, seq, head_size]
         let a = self.a_proj.forward(x.clone()) + self.dt_bias.val().unsqueeze();
         let decay = (softplus(a) * self.A_log.val().exp().unsqueeze()).neg().exp(); // [batch, seq, heads]
+        let silu = |linear: &Linear<B>| B::activation(linear.forward(x.clone()), Activation::Silu);
         let inputs = DeltaRule {
-            q: unit(heads(silu(self.q_proj.forward(x.clone())))),
-            k: unit(heads(silu(self.k_proj.forward(x.clone())))),
-            v: heads(silu(self.v_proj.forward(x.clone()))),
+            q: heads(unit(silu(&self.q_proj), head_size, LENGTH_EPSILON)),
+            k: heads(unit(silu(&self.k_proj), head_size, LENGTH_EPSILON)),
+            v: heads(silu(&self.v_proj)),
             step: (sigmoid(self.b_proj.forward(x.clone())) * self.largest_step).swap_dims(1, 2),
             decay: decay.swap_dims(1, 2),
         };
@@ -238,10 +239,4 @@ impl<B: SequenceOps> HeadNorm<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         B::norm(x, self.weight.val(), None, self.weight.dims()[0], NORM_EPSILON)
     }
-}
-
-/// Vectors of length 1 along the last axis.
-pub(crate) fn unit<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    let square = x.clone().square().sum_dim(D - 1);
-    x / (square + LENGTH_EPSILON).sqrt()
 }

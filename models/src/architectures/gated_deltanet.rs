@@ -8,19 +8,19 @@
 //! "Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues", arXiv 2411.12537.
 #![allow(non_snake_case)] // A, as in the papers and in checkpoints
 
-use super::deltanet::unit;
+use super::deltanet::LENGTH_EPSILON;
 use crate::architecture::{Architecture, Heads};
 use crate::checkpoint::original::{Fields, OriginalError};
 use crate::layers::fla::{FlaModel, STD, Sizes, check_epsilon, convolved};
-use crate::layers::{Linear, RmsNorm, ShortConv, repeat_heads};
+use crate::layers::{Linear, RmsNorm, ShortConv, repeat_heads, unit};
 use crate::ops::delta::DeltaRule;
 use crate::ops::scan::softplus;
-use crate::ops::{Gate, SequenceOps, zero_pad};
+use crate::ops::{Activation, Gate, SequenceOps, zero_pad};
 use crate::training::ParameterGroup;
 use crate::{ConfigError, Init, ModelInput, Network};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::{sigmoid, silu};
+use burn::tensor::activation::sigmoid;
 use serde::{Deserialize, Serialize};
 
 /// Sizes of a [`GatedDeltanet`].
@@ -351,7 +351,7 @@ impl<B: SequenceOps> GatedDeltanetAttention<B> {
             state.map_or_else(|| (Default::default(), None), |state| (state.conv, Some(state.memory)));
         let branch = |linear: &Linear<B>, conv: &Option<ShortConv<B>>, before| {
             let (y, after) = convolved(conv, linear.forward(x.clone()), before, true);
-            (if conv.is_some() { y } else { silu(y) }, after)
+            (if conv.is_some() { y } else { B::activation(y, Activation::Silu) }, after)
         };
         let (q, conv_q) = branch(&self.q_proj, &self.q_conv1d, before_q); // [batch, seq, heads·key]
         let (k, conv_k) = branch(&self.k_proj, &self.k_conv1d, before_k); // [batch, seq, corrections·heads·key]
@@ -363,11 +363,12 @@ impl<B: SequenceOps> GatedDeltanetAttention<B> {
         let (size, value_size) = (q.dims()[2] / heads, self.o_norm.weight.dims()[0]);
         // [batch, steps, heads, size] → [batch, value heads, steps, size]
         let shared = |x: Tensor<B, 4>| repeat_heads(x.swap_dims(1, 2), value_heads);
-        let q = unit(q.reshape([batch, seq, 1, heads, size])) * (size as f64).powf(-0.5);
+        let q = unit(q, size, LENGTH_EPSILON) * (size as f64).powf(-0.5);
+        let q = q.reshape([batch, seq, 1, heads, size]);
         let step = sigmoid(self.b_proj.forward(x.clone())) * self.largest_step;
         let inputs = DeltaRule {
             q: shared(zero_pad(q, 2, [corrections - 1, 0]).reshape([batch, steps, heads, size])),
-            k: shared(unit(k.reshape([batch, steps, heads, size]))),
+            k: shared(unit(k, size, LENGTH_EPSILON).reshape([batch, steps, heads, size])),
             v: v.reshape([batch, steps, value_heads, value_size]).swap_dims(1, 2),
             step: step.reshape([batch, steps, value_heads]).swap_dims(1, 2),
             decay: self.decay(&x).swap_dims(1, 2),

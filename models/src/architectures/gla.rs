@@ -7,13 +7,12 @@
 use crate::architecture::{Architecture, Heads};
 use crate::checkpoint::original::{Fields, OriginalError};
 use crate::layers::fla::{FlaModel, STD, Sizes, check_epsilon, convolved};
-use crate::layers::{Affine, Linear, RmsNorm, ShortConv, repeat_heads, split_heads};
+use crate::layers::{Affine, Linear, RmsNorm, ShortConv, by_head};
 use crate::ops::gated_linear_attention::GatedLinearAttention;
-use crate::ops::{Gate, SequenceOps};
+use crate::ops::{Activation, Gate, SequenceOps};
 use crate::{ConfigError, Init, ModelInput, Network};
 use burn::module::Module;
 use burn::prelude::*;
-use burn::tensor::activation::log_sigmoid;
 use serde::{Deserialize, Serialize};
 
 /// Sizes of a [`Gla`].
@@ -294,20 +293,19 @@ impl<B: SequenceOps> GlaAttention<B> {
         let (k, conv_k) = convolved(&self.k_conv1d, self.k_proj.forward(x.clone()), before_k, true);
         let (v, conv_v) = convolved(&self.v_conv1d, self.v_proj.forward(x.clone()), before_v, true);
         let (low, high) = &self.gk_proj;
-        let decay = log_sigmoid(high.forward(low.forward(x.clone()))) / self.gate_logit_normalizer;
+        let decay = B::activation(high.forward(low.forward(x.clone())), Activation::LogSigmoid);
+        let decay = B::activation(decay / self.gate_logit_normalizer, Activation::Exp);
 
-        let q = split_heads(q, self.key_size); // [batch, heads, seq, key]
-        let heads = q.dims()[1];
-        let k = repeat_heads(split_heads(k, self.key_size), heads);
+        let heads = q.dims()[2] / self.key_size;
         let value_size = self.o_proj.weight.dims()[1] / heads;
         let inputs = GatedLinearAttention {
-            q: q / (self.key_size as f64).sqrt(),
-            k,
-            v: repeat_heads(split_heads(v, value_size), heads),
-            decay: repeat_heads(split_heads(decay.exp(), self.key_size), heads),
+            q: by_head(q / (self.key_size as f64).sqrt(), self.key_size),
+            k: by_head(k, self.key_size),
+            v: by_head(v, value_size),
+            decay: by_head(decay, self.key_size),
         };
         let (y, memory) = B::gated_linear_attention(inputs, memory);
-        let y = y.swap_dims(1, 2).reshape([batch, seq, heads * value_size]);
+        let y = y.reshape([batch, seq, heads * value_size]);
         let y = match (&self.g_norm_swish_gate, &self.g_norm, &self.g_proj) {
             (Some(norm), _, Some(gate)) => B::gated(norm.of_heads(y), gate.forward(x), Gate::Silu),
             (_, Some(norm), _) => norm.of_heads(y),

@@ -7,14 +7,14 @@
 use crate::architecture::{Architecture, Heads};
 use crate::checkpoint::original::{Fields, OriginalError};
 use crate::layers::fla::{FlaModel, STD, Sizes, check_epsilon, convolved};
-use crate::layers::{Linear, RmsNorm, ShortConv, split_heads};
-use crate::ops::SequenceOps;
+use crate::layers::{Linear, RmsNorm, ShortConv, by_head};
 use crate::ops::gated_linear_attention::GatedLinearAttention;
+use crate::ops::{Activation, SequenceOps};
 use crate::training::ParameterGroup;
 use crate::{ConfigError, Init, ModelInput, Network};
 use burn::module::Module;
 use burn::prelude::*;
-use burn::tensor::activation::{sigmoid, silu, softmax};
+use burn::tensor::activation::softmax;
 use serde::{Deserialize, Serialize};
 
 /// Sizes of an [`Hgrn2`].
@@ -248,24 +248,24 @@ impl<B: SequenceOps> Hgrn2Attention<B> {
         let (f, conv_f) = convolved(&self.f_conv1d, self.f_proj.forward(x.clone()), before_f, false);
         let (i, conv_i) = convolved(&self.i_conv1d, self.i_proj.forward(x), before_i, false);
         // The gates b + (1 − b)·σ(f), and what they leave, (1 − b)·σ(−f), without the difference of two numbers close to 1.
-        let (kept, written) = (sigmoid(f.clone()), sigmoid(-f));
+        let [kept, written] = [f.clone(), -f].map(|f| B::activation(f, Activation::Sigmoid));
         let (decay, k) = match bound {
             Some(bound) => {
                 let bound = bound.unsqueeze::<3>();
                 let rest = -bound.clone() + 1.0;
-                (bound + rest.clone() * kept, rest * written)
+                (kept * rest.clone() + bound, written * rest)
             }
             None => (kept, written),
         };
-        let heads = |x: Tensor<B, 3>| split_heads(x, self.head_size); // [batch, heads, seq, head_size]
+        let heads = |x: Tensor<B, 3>| by_head(x, self.head_size); // [batch, seq, heads, head_size]
         let inputs = GatedLinearAttention {
-            q: heads(silu(q) / (self.head_size as f64).sqrt()),
+            q: heads(B::activation(q, Activation::Silu) / (self.head_size as f64).sqrt()),
             k: heads(k),
             v: heads(i),
             decay: heads(decay),
         };
         let (y, memory) = B::gated_linear_attention(inputs, memory);
-        let y = self.g_norm.forward(y.swap_dims(1, 2).reshape([batch, seq, hidden]));
+        let y = self.g_norm.forward(y.reshape([batch, seq, hidden]));
         (self.o_proj.forward(y), Hgrn2State { conv: [conv_q, conv_f, conv_i], memory })
     }
 }

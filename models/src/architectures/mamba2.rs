@@ -7,7 +7,7 @@
 
 use crate::architecture::{Architecture, Heads};
 use crate::checkpoint::original::{Fields, OriginalError};
-use crate::layers::{Embedding, Linear, RmsNorm, ShortConv, repeat_heads, split_heads};
+use crate::layers::{Embedding, Linear, RmsNorm, ShortConv, by_head};
 use crate::ops::gated_linear_attention::GatedLinearAttention;
 use crate::ops::scan::softplus;
 use crate::ops::{Gate, SequenceOps};
@@ -312,23 +312,20 @@ impl<B: SequenceOps> Mixer<B> {
         let (z, dt) = (part(0, channels), part(rows - heads, heads));
         let (u, conv) = self.conv1d.forward(part(channels, conv_channels), before, true);
         let state_size = (conv_channels - channels) / (2 * self.groups);
-        let shared = |start: usize| {
-            let part = u.clone().narrow(2, start, self.groups * state_size);
-            repeat_heads(split_heads(part, state_size), heads) // [batch, heads, seq, state]
-        };
-        let by_head = |x: Tensor<B, 3>| x.swap_dims(1, 2).unsqueeze_dim::<4>(3); // [batch, heads, seq, 1]
+        let shared = self.groups * state_size;
+        let [v, keys, queries] = B::split(u, [channels, shared, shared]);
+        let skipped =
+            v.clone() * self.D.val().unsqueeze_dim::<2>(1).repeat_dim(1, self.head_size).reshape([1, 1, channels]);
         let delta = softplus(dt + self.dt_bias.val().unsqueeze()); // [batch, seq, heads]
         let decay = (delta.clone() * self.A_log.val().exp().unsqueeze()).neg().exp();
-        let v = split_heads(u.clone().narrow(2, 0, channels), self.head_size); // [batch, heads, seq, head_size]
         let inputs = GatedLinearAttention {
-            q: shared(channels + self.groups * state_size),
-            k: shared(channels),
-            v: v.clone() * by_head(delta),
-            decay: by_head(decay),
+            q: by_head(queries, state_size), // [batch, seq, groups, state]
+            k: by_head(keys, state_size),
+            v: B::head_scale(by_head(v, self.head_size), delta), // [batch, seq, heads, head_size]
+            decay: by_head(decay, 1),
         };
         let (y, ssm) = B::gated_linear_attention(inputs, ssm);
-        let y = y + v * self.D.val().reshape([1, heads, 1, 1]);
-        let y = B::gated(y.swap_dims(1, 2).reshape([batch, seq, channels]), z, Gate::Silu);
+        let y = B::gated(y.reshape([batch, seq, channels]) + skipped, z, Gate::Silu);
         let y = B::norm(y, self.norm.weight.val(), None, channels / self.groups, RMS_NORM_EPSILON);
         (self.out_proj.forward(y), Mamba2State { conv, ssm })
     }

@@ -7,15 +7,14 @@
 
 use crate::architecture::{Architecture, Heads, check_dropout};
 use crate::checkpoint::original::{Fields, OriginalError};
-use crate::layers::{Embedding, LayerNorm, Linear, dropout, split_heads};
-use crate::ops::SequenceOps;
+use crate::layers::{Embedding, LayerNorm, Linear, dropout, split_heads, unit};
 use crate::ops::autocast::matmul_rows;
 use crate::ops::generalized_delta::GeneralizedDelta;
+use crate::ops::{Activation, SequenceOps};
 use crate::rwkv::{self, Depth, GroupNorm, LAYER_NORM_EPSILON, RwkvState, last_token};
 use crate::{ConfigError, Init, ModelInput, Network, ParameterGroup};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::{sigmoid, tanh};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -388,15 +387,16 @@ impl<B: SequenceOps> TimeMix<B> {
         let last = last_token(&x);
         let [r, w, k, v, a, g] = self.mixtures(x, before);
 
-        let w = matmul_rows(tanh(matmul_rows(w, self.w1.val())), self.w2.val());
-        let decay = (sigmoid(w + self.w0.val()) * FASTEST_DECAY).exp();
+        let sigmoid = |x| B::activation(x, Activation::Sigmoid);
+        let w = matmul_rows(B::activation(matmul_rows(w, self.w1.val()), Activation::Tanh), self.w2.val());
+        let decay = B::activation(sigmoid(w + self.w0.val()) * FASTEST_DECAY, Activation::Exp);
         let (r, k) = (self.receptance.forward(r), self.key.forward(k));
         let v = self.values(v, first_values);
         let a = sigmoid(matmul_rows(matmul_rows(a, self.a1.val()), self.a2.val()) + self.a0.val());
         let g = matmul_rows(sigmoid(matmul_rows(g, self.g1.val())), self.g2.val());
 
         let head_size = self.r_k.dims()[1];
-        let removed = unit(k.clone() * self.k_k.val(), head_size);
+        let removed = unit(k.clone() * self.k_k.val(), head_size, LEAST_LENGTH.powi(2));
         let k = k * ((a.clone() - 1.0) * self.k_a.val() + 1.0);
         let heads = |x: &Tensor<B, 3>| split_heads(x.clone(), head_size); // [batch, heads, seq, head_size]
         let rule = GeneralizedDelta {
@@ -424,7 +424,8 @@ impl<B: SequenceOps> TimeMix<B> {
         let v = self.value.forward(x.clone());
         match (&self.v0, &self.v1, &self.v2) {
             (Some(v0), Some(v1), Some(v2)) => {
-                let part = sigmoid(matmul_rows(matmul_rows(x, v1.val()), v2.val()) + v0.val());
+                let part = matmul_rows(matmul_rows(x, v1.val()), v2.val()) + v0.val();
+                let part = B::activation(part, Activation::Sigmoid);
                 match first {
                     Some(first) => v.clone() + (first.clone() - v) * part,
                     None => v,
@@ -438,18 +439,10 @@ impl<B: SequenceOps> TimeMix<B> {
     fn own(&self, product: Tensor<B, 3>, v: Tensor<B, 3>) -> Tensor<B, 3> {
         let [heads, size] = self.r_k.dims();
         let [batch, seq, hidden] = v.dims();
-        let apart = [batch, seq, heads, size];
-        let weight = (product.reshape(apart) * self.r_k.val().unsqueeze()).sum_dim(3); // [batch, seq, heads, 1]
-        (weight * v.reshape(apart)).reshape([batch, seq, hidden])
+        let weight = product * self.r_k.val().reshape([1, 1, hidden]);
+        let weight = weight.reshape([batch, seq, heads, size]).sum_dim(3).squeeze_dim::<3>(3); // [batch, seq, heads]
+        B::head_scale(v.reshape([batch, seq, heads, size]), weight).reshape([batch, seq, hidden])
     }
-}
-
-/// Every head divided by its length: `[batch, seq, hidden]` → the same shape.
-fn unit<B: Backend>(x: Tensor<B, 3>, head_size: usize) -> Tensor<B, 3> {
-    let [batch, seq, hidden] = x.dims();
-    let x = x.reshape([batch, seq, hidden / head_size, head_size]);
-    let square = (x.clone() * x.clone()).sum_dim(3).clamp_min(LEAST_LENGTH * LEAST_LENGTH);
-    (x / square.sqrt()).reshape([batch, seq, hidden])
 }
 
 impl<B: SequenceOps> ChannelMix<B> {

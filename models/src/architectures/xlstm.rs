@@ -6,15 +6,15 @@
 
 use crate::architecture::{Architecture, Heads};
 use crate::checkpoint::original::{Fields, OriginalError};
-use crate::layers::{Embedding, Linear, ShortConv, split_heads};
+use crate::layers::{Embedding, Linear, ShortConv, by_head};
 use crate::ops::gated_linear_attention::GatedLinearAttention;
 use crate::ops::slstm::{GATES, SlstmState};
-use crate::ops::{Gate, SequenceOps};
+use crate::ops::{Activation, Gate, SequenceOps};
 use crate::training::ParameterGroup;
 use crate::{ConfigError, Init, ModelInput, Network};
 use burn::module::{Module, Param};
 use burn::prelude::*;
-use burn::tensor::activation::{log_sigmoid, silu};
+use burn::tensor::activation::log_sigmoid;
 use serde::{Deserialize, Serialize};
 
 /// Sizes of an [`Xlstm`].
@@ -441,13 +441,10 @@ impl<B: SequenceOps> ScaleNorm<B> {
     }
 }
 
-impl<B: Backend> Headwise<B> {
+impl<B: SequenceOps> Headwise<B> {
     /// `[batch, seq, groups·in]` → `[batch, seq, groups·out]`.
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let ([batch, seq, _], [groups, out, input]) = (x.dims(), self.weight.dims());
-        let x = x.reshape([batch * seq, groups, input]).swap_dims(0, 1); // [groups, batch·seq, in]
-        let y = x.matmul(self.weight.val().transpose()); // [groups, batch·seq, out]
-        y.swap_dims(0, 1).reshape([batch, seq, groups * out])
+        B::headwise(x, self.weight.val())
     }
 }
 
@@ -493,10 +490,9 @@ impl<B: SequenceOps> Xlstm<B> {
 impl<B: SequenceOps> FeedForward<B> {
     /// `[batch, seq, hidden]` → the same shape.
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let up = self.proj_up.forward(x);
-        let channels = up.dims()[2] / 2;
-        let gate = B::exact_gelu(up.clone().narrow(2, 0, channels));
-        self.proj_down.forward(gate * up.narrow(2, channels, channels))
+        let channels = self.proj_up.weight.dims()[0] / 2;
+        let half = |i: usize| B::projection(x.clone(), self.proj_up.weight.val().narrow(0, i * channels, channels));
+        self.proj_down.forward(B::exact_gelu(half(0)) * half(1))
     }
 }
 
@@ -552,12 +548,11 @@ impl<B: SequenceOps> Mlstm<B> {
                 let (u, conv) = layer.forward(x.clone(), conv, true);
                 (u, Some(conv))
             }
-            None => (silu(x.clone()), None),
+            None => (B::activation(x.clone(), Activation::Silu), None),
         };
         let (q, k, v) = (self.q_proj.forward(u.clone()), self.k_proj.forward(u.clone()), self.v_proj.forward(x));
-        let all = Tensor::cat(vec![q.clone(), k.clone(), v.clone()], 2);
-        let input = self.mlstm_cell.igate.forward(all.clone()); // [batch, seq, heads]
-        let log_forget = log_sigmoid(self.mlstm_cell.fgate.forward(all));
+        let input = self.mlstm_cell.igate.forward([&q, &k, &v]); // [batch, seq, heads]
+        let log_forget = log_sigmoid(self.mlstm_cell.fgate.forward([&q, &k, &v]));
 
         let (memory, normaliser, before) = match cell {
             Some((memory, normaliser, stabiliser)) => (Some(memory), Some(normaliser), stabiliser),
@@ -571,20 +566,22 @@ impl<B: SequenceOps> Mlstm<B> {
         };
         let forget = (log_forget + earlier - m.clone()).exp(); // [batch, seq, heads]
         let write = (input - m.clone()).exp();
-        let per_channel =
-            |x: Tensor<B, 3>| x.unsqueeze_dim::<4>(3).expand([batch, seq, heads, size]).reshape([batch, seq, channels]);
-        let written = k / (size as f64).sqrt() * per_channel(write);
-        let (n, normaliser) = B::linear_recurrence(per_channel(forget.clone()), written.clone(), normaliser);
-        let read = (n * q.clone()).reshape([batch, seq, heads, size]).sum_dim(3).squeeze_dim::<3>(3);
-        let divisor = read.abs().max_pair((-m.clone()).exp()) + DIVISOR_EPSILON; // [batch, seq, heads]
         let inputs = GatedLinearAttention {
-            q: split_heads(q, size),
-            k: split_heads(written, size),
-            v: split_heads(v, size),
-            decay: forget.swap_dims(1, 2).unsqueeze_dim(3),
+            q: by_head(q, size),
+            k: B::head_scale(by_head(k, size), write / (size as f64).sqrt()),
+            v: by_head(v, size),
+            decay: by_head(forget, 1),
         };
+        // n is what C is with one value channel of ones.
+        let ones = Tensor::ones([batch, seq, 1, 1], (&inputs.q.device(), inputs.q.dtype()));
+        let normaliser = normaliser.map(|n| n.reshape([batch, heads, size, 1]));
+        let counted = GatedLinearAttention { v: ones, ..inputs.clone() };
+        let (read, normaliser) = B::gated_linear_attention(counted, normaliser);
+        let normaliser = normaliser.reshape([batch, channels]);
+        let read = read.reshape([batch, seq, heads]);
+        let divisor = read.abs().max_pair((-m.clone()).exp()) + DIVISOR_EPSILON; // [batch, seq, heads]
         let (y, memory) = B::gated_linear_attention(inputs, memory);
-        let y = y.swap_dims(1, 2) / divisor.unsqueeze_dim(3); // [batch, seq, heads, size]
+        let y = B::head_scale(y, divisor.recip()); // [batch, seq, heads, size]
         let y = self.mlstm_cell.outnorm.forward(y.reshape([batch, seq, channels]), size);
         let y = y + u * self.learnable_skip.val().unsqueeze();
         let cell = XlstmCellState::Mlstm { memory, normaliser, stabiliser: m.narrow(1, seq - 1, 1) };
@@ -615,8 +612,12 @@ fn stabiliser<B: Backend>(a: Tensor<B, 3>, b: Tensor<B, 3>, before: Tensor<B, 3>
 }
 
 impl<B: SequenceOps> HeadGate<B> {
-    /// `[batch, seq, 3·channels]` → `[batch, seq, heads]`.
-    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        B::affine(x, self.weight.val().transpose(), self.bias.val(), false)
+    /// Of q, k and v side by side, `[batch, seq, channels]` each → `[batch, seq, heads]`.
+    fn forward(&self, parts: [&Tensor<B, 3>; 3]) -> Tensor<B, 3> {
+        let [heads, channels] = self.weight.dims();
+        let channels = channels / 3;
+        let weight = |i: usize| self.weight.val().narrow(1, i * channels, channels); // [heads, channels]
+        let products = parts.into_iter().enumerate().map(|(i, x)| B::projection(x.clone(), weight(i)));
+        products.fold(self.bias.val().reshape([1, 1, heads]), |sum, product| product + sum)
     }
 }

@@ -329,10 +329,21 @@ impl<B: Backend> RecurrentLayer<B> {
     }
 }
 
+/// x/√(Σ x² + ε) in every group of `width` channels, `[batch, seq, channels]` → the same shape.
+pub(crate) fn unit<B: SequenceOps>(x: Tensor<B, 3>, width: usize, epsilon: f64) -> Tensor<B, 3> {
+    let weight = Tensor::full([width], (width as f64).powf(-0.5), (&x.device(), x.dtype()));
+    B::norm(x, weight, None, width, epsilon / width as f64)
+}
+
+/// `[batch, seq, heads·head_size]` → `[batch, seq, heads, head_size]`.
+pub(crate) fn by_head<B: Backend>(x: Tensor<B, 3>, head_size: usize) -> Tensor<B, 4> {
+    let [batch, seq, channels] = x.dims();
+    x.reshape([batch, seq, channels / head_size, head_size])
+}
+
 /// `[batch, seq, heads·head_size]` → `[batch, heads, seq, head_size]`.
 pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 3>, head_size: usize) -> Tensor<B, 4> {
-    let [batch, seq, channels] = x.dims();
-    x.reshape([batch, seq, channels / head_size, head_size]).swap_dims(1, 2)
+    by_head(x, head_size).swap_dims(1, 2)
 }
 
 /// Every head as many times in a row as there are to be `heads`: `[batch, fewer heads, seq, size]` →

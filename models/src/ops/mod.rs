@@ -7,6 +7,7 @@
 //! Each signature is the method of a trait over burn's `Backend`, and [`SequenceOps`] is all of them, so that a model
 //! over `B: SequenceOps` calls `B::norm(…)`. The kernels share the parts in [`cpu`] and `cube`.
 
+pub mod activation;
 pub mod adam;
 pub mod affine;
 pub mod attention;
@@ -24,6 +25,8 @@ pub mod gated;
 pub mod gated_linear_attention;
 pub mod gelu;
 pub mod generalized_delta;
+pub mod head_scale;
+pub mod headwise;
 pub mod kernel;
 pub mod linear_recurrence;
 pub mod norm;
@@ -33,11 +36,13 @@ pub mod s4_kernel;
 pub mod scan;
 pub mod short_convolution;
 pub mod slstm;
+pub mod split;
 pub mod squared_relu;
 pub mod sum_of_squares;
 pub mod token_mix;
 pub mod wkv;
 
+pub use activation::Activation;
 pub use attention::{AttentionOptions, KeyMask, Rotation};
 pub use gated::Gate;
 pub use recurrent::{LayerInput, RecurrentWeights};
@@ -48,6 +53,7 @@ use kernel::RunKernels;
 /// Operations over whole sequences: a line for each folder.
 pub trait SequenceOps:
     RunKernels
+    + activation::ActivationOp
     + adam::AdamOp
     + affine::AffineOp
     + attention::AttentionOp
@@ -61,6 +67,8 @@ pub trait SequenceOps:
     + gated_linear_attention::GatedLinearAttentionOp
     + gelu::GeluOp
     + generalized_delta::GeneralizedDeltaOp
+    + head_scale::HeadScaleOp
+    + headwise::HeadwiseOp
     + linear_recurrence::LinearRecurrenceOp
     + norm::NormOp
     + projection::ProjectionOp
@@ -69,6 +77,7 @@ pub trait SequenceOps:
     + scan::SelectiveScanOp
     + short_convolution::ShortConvolutionOp
     + slstm::SlstmOp
+    + split::SplitOp
     + squared_relu::SquaredReluOp
     + sum_of_squares::SumOfSquaresOp
     + token_mix::TokenMixOps

@@ -1,12 +1,12 @@
 //! Gated linear attention, the models made of it, and xLSTM: the operation against its definition, states, sizes.
 
-use crate::common::{Training, check_gradients, difference, flat, ids, input, random, shaken};
+use crate::common::{check_gradients, difference, flat, ids, input, random, shaken};
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use models::gla::GlaConfig;
 use models::hgrn2::Hgrn2Config;
 use models::mamba2::Mamba2Config;
-use models::ops::gated_linear_attention::{GatedLinearAttention, GatedLinearAttentionOp, recurrent};
+use models::ops::gated_linear_attention::{GatedLinearAttention, GatedLinearAttentionOp, blocks, recurrent};
 use models::ops::slstm::{self, SlstmOp, SlstmState};
 use models::xlstm::XlstmConfig;
 use models::{Architecture, Cpu, Model, ModelConfig, ModelInput};
@@ -40,7 +40,7 @@ fn inputs<B: Backend>(
     [batch, heads, seq, key, value]: [usize; 5],
     per_head: bool,
 ) -> (GatedLinearAttention<B>, Tensor<B, 4>) {
-    let shaped = |x: &Tensor<B, 1>, size: usize| x.clone().reshape([batch, heads, seq, size]);
+    let shaped = |x: &Tensor<B, 1>, size: usize| x.clone().reshape([batch, seq, heads, size]);
     let inputs = GatedLinearAttention {
         q: shaped(&a[0], key),
         k: shaped(&a[1], key),
@@ -55,17 +55,20 @@ fn single(values: &[f64]) -> Tensor<Cpu, 1> {
 }
 
 #[test]
-fn blocks_equal_the_definition_at_every_shape() {
+fn kernel_and_blocks_equal_the_definition_at_every_shape() {
     for shape in SHAPES {
         for (per_head, given) in [(false, true), (true, false)] {
             let tensors: Vec<Tensor<Cpu, 1>> = arguments(shape, per_head).iter().map(|x| single(x)).collect();
             let (inputs, state) = inputs(&tensors, shape, per_head);
             let state = given.then_some(state);
-            let (y, last) = Cpu::gated_linear_attention(inputs.clone(), state.clone());
-            let (expected_y, expected_last) = recurrent(inputs, state);
-            assert_eq!((y.dims(), last.dims()), (expected_y.dims(), expected_last.dims()), "{shape:?}");
-            let change = difference(&flat(y), &flat(expected_y)).max(difference(&flat(last), &flat(expected_last)));
-            assert!(change < 1e-5, "{shape:?}, per head {per_head}: {change}");
+            let (expected_y, expected_last) = recurrent(inputs.clone(), state.clone());
+            for op in [blocks, Cpu::gated_linear_attention] {
+                let (y, last) = op(inputs.clone(), state.clone());
+                assert_eq!((y.dims(), last.dims()), (expected_y.dims(), expected_last.dims()), "{shape:?}");
+                let [y, last] = [(y, &expected_y), (last, &expected_last)]
+                    .map(|(found, expected)| difference(&flat(found), &flat(expected.clone())));
+                assert!(y.max(last) < 1e-5, "{shape:?}, per head {per_head}: {y} {last}");
+            }
         }
     }
 }
@@ -75,7 +78,7 @@ fn gradients_equal_finite_differences() {
     for (shape, per_head) in [([1, 2, 5, 4, 2], false), ([2, 1, 6, 3, 5], true)] {
         check_gradients("gated linear attention", &arguments(shape, per_head), |a| {
             let (inputs, state) = inputs(&a, shape, per_head);
-            let (y, last) = Training::gated_linear_attention(inputs, Some(state));
+            let (y, last) = blocks(inputs, Some(state));
             Tensor::cat(vec![y.flatten::<1>(0, 3), last.flatten::<1>(0, 3)], 0)
         });
     }

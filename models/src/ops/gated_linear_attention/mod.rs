@@ -2,34 +2,54 @@
 //! factor in every key channel, or by one factor for all of them, before a key and its value are written; a query reads
 //! it after that. HGRN2 (arXiv 2404.07904), Mamba-2 (arXiv 2405.21060) and the mLSTM (arXiv 2405.04517) are made of it.
 //!
-//! There are no kernels of its own: it is taken apart into [`wkv`](super::wkv) operations, which have them.
+//! It has a kernel for the CPU; for GPUs it is taken apart into [`wkv`](super::wkv) operations, which have kernels there.
+
+pub mod cpu;
 
 use super::wkv::WkvOp;
 use super::zeros;
+use crate::layers::repeat_heads;
 use burn::prelude::*;
 
-/// The tensors that the operation reads.
+/// The tensors that the operation reads. Those with fewer heads than others have a divisor of their number: each of their
+/// heads then serves as many heads in a row.
 #[derive(Debug, Clone)]
 pub struct GatedLinearAttention<B: Backend> {
-    /// `[batch, heads, seq, key]`.
+    /// `[batch, seq, heads, key]`.
     pub q: Tensor<B, 4>,
-    /// `[batch, heads, seq, key]`.
+    /// `[batch, seq, heads, key]`.
     pub k: Tensor<B, 4>,
-    /// `[batch, heads, seq, value]`.
+    /// `[batch, seq, heads, value]`.
     pub v: Tensor<B, 4>,
-    /// In 0..=1, of every key channel or of all: `[batch, heads, seq, key or 1]`.
+    /// In 0..=1, of every key channel or of all: `[batch, seq, heads, key or 1]`.
     pub decay: Tensor<B, 4>,
+}
+
+impl<B: Backend> GatedLinearAttention<B> {
+    /// Heads, of which each has a state of its own.
+    pub fn heads(&self) -> usize {
+        let Self { q, k, v, decay } = self;
+        [q, k, v, decay].map(|x| x.dims()[2]).into_iter().max().unwrap_or(0)
+    }
+
+    /// Every tensor with all heads, `[batch, heads, seq, …]`.
+    fn by_head(self) -> Self {
+        let heads = self.heads();
+        let Self { q, k, v, decay } = self;
+        let [q, k, v, decay] = [q, k, v, decay].map(|x| repeat_heads(x.swap_dims(1, 2), heads));
+        Self { q, k, v, decay }
+    }
 }
 
 /// Gated linear attention.
 pub trait GatedLinearAttentionOp: WkvOp {
     /// Gated linear attention from `state` `[batch, heads, key, value]` (zero if `None`): outputs
-    /// `[batch, heads, seq, value]`, and the last state. See [`recurrent`] for the formula.
+    /// `[batch, seq, heads, value]`, and the last state. See [`recurrent`] for the formula.
     fn gated_linear_attention(
         inputs: GatedLinearAttention<Self>,
         state: Option<Tensor<Self, 4>>,
     ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        blocks(inputs, state)
+        cpu::gated_linear_attention(&inputs, state.as_ref()).unwrap_or_else(|| blocks(inputs, state))
     }
 }
 
@@ -39,9 +59,10 @@ impl<B: WkvOp> GatedLinearAttentionOp for B {}
 ///
 /// S_t = diag(a_t)·S_{t−1} + k_t·v_tᵀ, y_t = S_tᵀ·q_t.
 pub fn recurrent<B: Backend>(
-    GatedLinearAttention { q, k, v, decay }: GatedLinearAttention<B>,
+    inputs: GatedLinearAttention<B>,
     state: Option<Tensor<B, 4>>,
 ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    let GatedLinearAttention { q, k, v, decay } = inputs.by_head();
     let ([batch, heads, seq, key], [.., value]) = (q.dims(), v.dims());
     let mut state = state.unwrap_or_else(|| zeros(&q, [batch, heads, key, value]));
     let mut outputs = Vec::with_capacity(seq);
@@ -50,7 +71,7 @@ pub fn recurrent<B: Backend>(
         state = row(&decay).transpose() * state + row(&k).transpose() * row(&v);
         outputs.push(row(&q).matmul(state.clone()));
     }
-    (Tensor::cat(outputs, 2), state)
+    (Tensor::cat(outputs, 2).swap_dims(1, 2), state)
 }
 
 /// How many square blocks a head's state is cut into.
@@ -123,10 +144,8 @@ impl Blocks {
 /// The read after the write is y_t = (a_t⊙q_t)ᵀ·S_{t−1} + (q_t·k_t)·v_t. Key channels decay each by itself, and no value
 /// channel depends on another: the state is cut into square blocks, each a head of its own, and what blocks of the same
 /// values read is added up.
-fn blocks<B: WkvOp>(
-    GatedLinearAttention { q, k, v, decay }: GatedLinearAttention<B>,
-    state: Option<Tensor<B, 4>>,
-) -> (Tensor<B, 4>, Tensor<B, 4>) {
+pub fn blocks<B: WkvOp>(inputs: GatedLinearAttention<B>, state: Option<Tensor<B, 4>>) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    let GatedLinearAttention { q, k, v, decay } = inputs.by_head();
     let ([_, heads, _, key], [.., value]) = (q.dims(), v.dims());
     let size = key.min(value);
     let blocks = Blocks { heads, keys: key.div_ceil(size), values: value.div_ceil(size), size };
@@ -139,7 +158,7 @@ fn blocks<B: WkvOp>(
     let (v, state) = if whole { (v, state) } else { (blocks.of_values(v), state.map(|state| blocks.cut(state))) };
     let (y, state) = B::wkv(keys(r), keys(k), v, keys(decay), no_bonus, state);
     match whole {
-        true => (own + y, state),
-        false => (own + blocks.outputs(y, value), blocks.join(state, [key, value])),
+        true => ((own + y).swap_dims(1, 2), state),
+        false => ((own + blocks.outputs(y, value)).swap_dims(1, 2), blocks.join(state, [key, value])),
     }
 }

@@ -6,18 +6,23 @@ use crate::common::kernels::{Argument, Flat, Training, UNIT, flat};
 use burn::prelude::*;
 use burn::tensor::activation;
 use burn::tensor::{DType, TensorData};
+use models::ops::activation::{self as activations, Activation, ActivationOp};
 use models::ops::causal_convolution::{self as convolution, CausalConvolutionOp};
 use models::ops::delta::{self, DeltaRule, DeltaRuleOp};
 use models::ops::dropout::{self as drop, DropoutOp, Mask};
 use models::ops::gated::{self, Gate, GatedOp};
+use models::ops::gated_linear_attention::{self, GatedLinearAttention, GatedLinearAttentionOp};
 use models::ops::gelu::GeluOp;
 use models::ops::generalized_delta::{self, GeneralizedDelta, GeneralizedDeltaOp};
+use models::ops::head_scale::{self, HeadScaleOp};
+use models::ops::headwise::{self, HeadwiseOp};
 use models::ops::linear_recurrence::{self as linear, LinearRecurrenceOp};
 use models::ops::norm::{self as norms, NormOp};
 use models::ops::s4_kernel::{self as s4, S4Kernel, S4KernelOp};
 use models::ops::scan::{self, SelectiveScan, SelectiveScanOp};
 use models::ops::short_convolution::{self as short, ShortConvolutionOp};
 use models::ops::slstm::{self, SlstmOp, SlstmState};
+use models::ops::split::{self, SplitOp};
 use models::ops::squared_relu::{self, SquaredReluOp};
 use models::ops::token_mix::{self as mix, TokenMixOps};
 use models::ops::wkv::{self, WkvOp};
@@ -177,6 +182,104 @@ proptest! {
             |a| run(a, Training::generalized_delta),
             |a| run(a, generalized_delta::recurrent),
         );
+    }
+
+    #[test]
+    fn gated_linear_attention(
+        batch in 1..4usize,
+        heads in 1..4usize,
+        seq in 1..50usize,
+        key in sizes_of_heads(),
+        value in sizes_of_heads(),
+        shared: [bool; 4],
+        per_head: bool,
+        given: bool,
+    ) {
+        let state = batch * heads * key * value;
+        // All may share one head, of which the state then has one too.
+        prop_assume!(heads == 1 || shared.contains(&false));
+        let [of_q, of_k, of_v, of_decay] = shared.map(|shared| if shared { 1 } else { heads });
+        let (decays, rows) = (if per_head { 1 } else { key }, batch * seq);
+        let arguments = [
+            (rows * of_q * key, UNIT),
+            (rows * of_k * key, UNIT),
+            (rows * of_v * value, UNIT),
+            (rows * of_decay * decays, [0.0, 1.0]),
+            (state, UNIT),
+        ];
+        let run = |a: &[Flat], op: fn(GatedLinearAttention<Training>, Option<Tensor<Training, 4>>) -> _| {
+            let shaped = |i: usize, heads: usize, size: usize| a[i].clone().reshape([batch, seq, heads, size]);
+            let inputs = GatedLinearAttention {
+                q: shaped(0, of_q, key),
+                k: shaped(1, of_k, key),
+                v: shaped(2, of_v, value),
+                decay: shaped(3, of_decay, decays),
+            };
+            let state = given.then(|| a[4].clone().reshape([batch, heads, key, value]));
+            let (y, last): (Tensor<Training, 4>, Tensor<Training, 4>) = op(inputs, state);
+            vec![flat(y), flat(last)]
+        };
+        let arguments = &arguments[..if given { 5 } else { 4 }];
+        check(
+            "gated linear attention",
+            arguments,
+            |a| run(a, Training::gated_linear_attention),
+            |a| run(a, gated_linear_attention::recurrent),
+        );
+    }
+
+    #[test]
+    fn activation(n in 1..200usize, wide: bool) {
+        let range = if wide { [-30.0, 30.0] } else { [-0.3, 0.3] };
+        for activation in [Activation::Exp, Activation::LogSigmoid, Activation::Sigmoid, Activation::Silu, Activation::Tanh] {
+            let range = if activation == Activation::Exp { [-30.0, 3.0] } else { range };
+            let run = |a: &[Flat], op: fn(Tensor<Training, 3>, Activation) -> _| {
+                let y: Tensor<Training, 3> = op(a[0].clone().reshape([1, n, 1]), activation);
+                vec![flat(y)]
+            };
+            let what = format!("{activation:?}");
+            check(&what, &[(n, range)], |a| run(a, Training::activation), |a| run(a, activations::reference));
+        }
+    }
+
+    /// Not all of the parts have to be used.
+    #[test]
+    fn split(batch in 1..3usize, seq in 1..150usize, widths in [1..9usize, 1..9usize, 1..9usize], all: bool) {
+        let channels = widths.iter().sum::<usize>();
+        let run = |a: &[Flat], op: fn(Tensor<Training, 3>, [usize; 3]) -> _| {
+            let [first, second, third]: [Tensor<Training, 3>; 3] = op(a[0].clone().reshape([batch, seq, channels]), widths);
+            if all { vec![flat(first * 2.0), flat(second), flat(third)] } else { vec![flat(first)] }
+        };
+        check("split", &[(batch * seq * channels, UNIT)], |a| run(a, Training::split), |a| run(a, split::reference));
+    }
+
+    #[test]
+    fn head_scale(batch in 1..3usize, seq in 1..150usize, heads in 1..4usize, size in sizes_of_heads()) {
+        let rows = batch * seq * heads;
+        let run = |a: &[Flat], op: fn(Tensor<Training, 4>, Tensor<Training, 3>) -> _| {
+            let x = a[0].clone().reshape([batch, seq, heads, size]);
+            let y: Tensor<Training, 4> = op(x, a[1].clone().reshape([batch, seq, heads]));
+            vec![flat(y)]
+        };
+        let arguments = [(rows * size, UNIT), (rows, UNIT)];
+        check("head_scale", &arguments, |a| run(a, Training::head_scale), |a| run(a, head_scale::reference));
+    }
+
+    /// Blocks of 4 × 4 have code of their own.
+    #[test]
+    fn headwise(
+        batch in 1..3usize,
+        seq in prop_oneof![1..20usize, Just(300usize)],
+        groups in 1..6usize,
+        [input, output] in prop_oneof![Just([4usize, 4]), [1..9usize, 1..9usize]],
+    ) {
+        let arguments = [(batch * seq * groups * input, UNIT), (groups * output * input, UNIT)];
+        let run = |a: &[Flat], op: fn(Tensor<Training, 3>, Tensor<Training, 3>) -> _| {
+            let x = a[0].clone().reshape([batch, seq, groups * input]);
+            let y: Tensor<Training, 3> = op(x, a[1].clone().reshape([groups, output, input]));
+            vec![flat(y)]
+        };
+        check("headwise", &arguments, |a| run(a, Training::headwise), |a| run(a, headwise::reference));
     }
 
     #[test]
