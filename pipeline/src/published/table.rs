@@ -45,9 +45,9 @@ struct TableFile {
     #[serde(default)]
     cell: BTreeMap<String, Part>,
     quick: Option<Quick>,
-    /// The settings of the quick version, which come after those of cells.
+    /// The settings of the quick version, which come after those of cells; and those of its columns, after them.
     #[serde(skip)]
-    last: Settings,
+    last: (Settings, BTreeMap<String, Settings>),
 }
 
 /// `[[slice]]`: lengths of the sweep, or a split.
@@ -82,6 +82,17 @@ struct Quick {
     eval: Option<EvalSettings>,
     #[serde(default)]
     set: Settings,
+    /// By column.
+    #[serde(default)]
+    column: BTreeMap<String, QuickPart>,
+}
+
+/// What a column adds to the settings of the quick version.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct QuickPart {
+    set: Settings,
+    learning_rates: Option<Vec<f64>>,
 }
 
 /// Where the value of a slice comes from.
@@ -313,7 +324,14 @@ impl TableFile {
             }
             parts.retain(|name, _| names.contains(name));
         }
-        self.last = quick.set;
+        self.last.0 = quick.set;
+        for (name, part) in quick.column {
+            let Some(column) = self.column.get_mut(&name) else {
+                bail!("there are settings of quick.column.{name}, but the quick version has no such column");
+            };
+            column.learning_rates = part.learning_rates.or_else(|| column.learning_rates.take());
+            self.last.1.insert(name, part.set);
+        }
         Ok(())
     }
 
@@ -342,7 +360,7 @@ impl TableFile {
 
     /// The cells that there are values of, in the order of these.
     fn cells(&self, values: Vec<Published>, changes: &Changes) -> Result<Vec<Cell>> {
-        let (common, last) = (flatten(&self.set)?, flatten(&self.last)?);
+        let (common, last) = (flatten(&self.set)?, flatten(&self.last.0)?);
         let mut cells: Vec<Cell> = Vec::new();
         for value in values {
             if let Some(cell) = cells.iter_mut().find(|cell| (&cell.row, &cell.column) == (&value.row, &value.column)) {
@@ -360,6 +378,7 @@ impl TableFile {
             let nothing = Part::default();
             let own = self.cell.get(&format!("{}/{}", value.row, value.column)).unwrap_or(&nothing);
             let set = [common.clone(), flatten(&row.set)?, flatten(&column.set)?, flatten(&own.set)?];
+            let last_of_column = self.last.1.get(&value.column).map(flatten).transpose()?.unwrap_or_default();
             let rates = [&own.learning_rates, &column.learning_rates, &row.learning_rates];
             let rates = rates.into_iter().flatten().next().unwrap_or(&self.learning_rates);
             cells.push(Cell {
@@ -367,7 +386,7 @@ impl TableFile {
                 column: value.column.clone(),
                 learning_rates: if rates.is_empty() { vec![None] } else { rates.iter().copied().map(Some).collect() },
                 task: [own, column, row].into_iter().find_map(|part| part.task.clone()),
-                set: [set.concat(), last.clone(), changes.set.clone()].concat(),
+                set: [set.concat(), last.clone(), last_of_column, changes.set.clone()].concat(),
                 values: vec![value],
             });
         }
@@ -424,7 +443,8 @@ mod tests {
         [row.mod10]\ntask = 'counting_samesymbol_mod10bos'\n\
         [column.RNN]\nset.model.arch = 'rnn'\n[column.LSTM]\nset.model.arch = 'lstm'\nlearning_rates = [2e-3]\n\
         [cell.'mod10/RNN']\nset.model.num_layers = 2\n\
-        [quick]\ndiffers = ['d']\nruns = 1\ncolumns = ['RNN']\nset.train.max_steps = 2\nset.model.hidden_size = 4\n";
+        [quick]\ndiffers = ['d']\nruns = 1\ncolumns = ['RNN']\nset.train.max_steps = 2\nset.model.hidden_size = 4\n\
+        [quick.column.RNN]\nset.optimizer.grad_clip = 0.5\n";
     const VALUES: &str = "row,column,slice,value,sd,runs,source\n\
         mod10,RNN,short,0.99,,,paper\nmod10,LSTM,val,0.9,,,paper\nmod10,RNN,val,0.5,,,paper\n";
 
@@ -452,6 +472,7 @@ mod tests {
         assert_eq!((table.cells.len(), table.selection.runs), (1, 2));
         let config = table.job(&table.cells[0], None, 0).unwrap().config;
         assert_eq!((config.train.max_steps, config.model.hidden_size(), config.model.num_layers()), (Some(3), 4, 2));
+        assert_eq!(config.optimizer.grad_clip, 0.5);
 
         let only = |only: &str| parse(TABLE, VALUES, &Changes { only: vec![only.into()], ..Default::default() });
         assert_eq!(only("mod10").unwrap().cells.len(), 2);
@@ -485,6 +506,9 @@ mod tests {
         let typo = TABLE.replace("columns = ['RNN']", "columns = ['RMN']");
         let typo = parse(&typo, VALUES, &Changes { quick: true, ..Default::default() }).unwrap_err();
         assert!(format!("{typo:#}").contains("quick.columns has `RMN`"), "{typo:#}");
+        let other = TABLE.replace("[quick.column.RNN]", "[quick.column.LSTM]");
+        let other = parse(&other, VALUES, &Changes { quick: true, ..Default::default() }).unwrap_err();
+        assert!(format!("{other:#}").contains("quick.column.LSTM, but the quick version has no"), "{other:#}");
         let without = TABLE.split("[quick]").next().unwrap();
         let quick = parse(without, VALUES, &Changes { quick: true, ..Default::default() }).unwrap_err();
         assert!(quick.to_string().contains("no quick version"));
