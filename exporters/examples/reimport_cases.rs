@@ -12,7 +12,7 @@
 use data::{Augmentation, Batch, Collation, ExampleRef, PAD, PositionIds, PositionSampling, Vocabulary};
 use exporters::{ExportInfo, export};
 use models::transformer::{PositionalEmbedding, TransformerConfig};
-use models::{Cpu, Model, ModelConfig, ModelInput, Weight, Weights};
+use models::{Cpu, Model, ModelConfig, Weight, Weights};
 use safetensors::tensor::{Dtype, TensorView};
 use std::error::Error;
 use std::path::Path;
@@ -80,7 +80,7 @@ fn write(config: &ModelConfig, vocabulary: &Vocabulary, path: &Path) -> Result<(
     let augmentation = if scalar { Augmentation::Zooming } else { Augmentation::None };
     let positions = PositionSampling { augmentation, ..PositionSampling::SEQUENTIAL };
     let batch = Batch::collate(&examples, vocabulary, &Collation { positions, pad_to: None })?;
-    let logits: Vec<f32> = model.forward(ModelInput::new(&batch, &device)).into_data().iter::<f32>().collect();
+    let logits: Vec<f32> = model.forward(model.input(&batch, &device)).into_data().iter::<f32>().collect();
     let bytes = |ints: &[i64]| ints.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let shape = vec![batch.batch, batch.seq];
     let ints = [

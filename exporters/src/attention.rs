@@ -1,4 +1,4 @@
-//! Causal attention between the projections of a Transformer, and its masks.
+//! Attention between the projections of a Transformer, and its masks.
 
 use crate::graph::Attribute::Int;
 use crate::graph::{GraphBuilder, Value};
@@ -30,6 +30,8 @@ struct Terms {
 pub(crate) struct Visible {
     /// Whether no query is hidden from itself.
     pub(crate) identity: bool,
+    /// Whether no query sees keys after itself.
+    pub(crate) causal: bool,
     /// How many keys, up to the query's own, each head sees; 0 is all of them. Empty where that is true of all heads.
     pub(crate) windows: Vec<usize>,
 }
@@ -93,6 +95,8 @@ impl Attention {
             let hidden = g.unsqueeze(&hidden, &middle_axes); // [batch, 1, 1, key]
             match g.target() {
                 Target::Portable => Form::Parts(parts(g, &seq, &key, &hidden, &terms)),
+                // Without a mask of later keys there is nothing to leave out.
+                Target::Ort if !terms.visible.causal => Form::Parts(parts(g, &seq, &key, &hidden, &terms)),
                 Target::Ort => {
                     let block = g.scalar("block", BLOCK);
                     let starts = g.node("Range", &[&zero, &length, &block], &[]);
@@ -186,8 +190,14 @@ impl Blocks {
     }
 }
 
-/// The queries cut into [`PARTS`] parts, the later ones empty if there are fewer queries.
+/// The queries cut into [`PARTS`] parts, the later ones empty if there are fewer queries; in one part where every query sees
+/// all keys.
 fn parts(g: &mut GraphBuilder<'_>, seq: &Value, key: &Value, hidden: &Value, terms: &Terms) -> Vec<Part> {
+    if !terms.visible.causal {
+        let added = terms.added(g, key, key, hidden);
+        let start = g.list("first", &[0]);
+        return vec![Part { start, end: seq.clone(), query: key.clone(), key: key.clone(), added }];
+    }
     let (zero, count) = (g.list("first", &[0]), g.list("parts", &[PARTS as i64]));
     let round_up = g.list("round_up", &[PARTS as i64 - 1]);
     let mut start = zero.clone();
@@ -244,7 +254,7 @@ fn column(g: &mut GraphBuilder<'_>, x: &Value) -> Value {
 
 impl Terms {
     /// The mask and bias, `[batch, 1 or heads, query, key]`, that are added to the scores: the lowest float where the
-    /// key comes after the query, and once more where `hidden` `[batch, 1, 1, key]` is 1, and a bias, if positions have
+    /// key comes after the query of a causal model, and once more where `hidden` `[batch, 1, 1, key]` is 1, and a bias, if positions have
     /// one. `query` and `key` are indices.
     ///
     /// The model *sets* the scores of later keys to the lowest float and only adds it for hidden ones. Adding both is
@@ -252,17 +262,21 @@ impl Terms {
     /// layer.
     fn added(&self, g: &mut GraphBuilder<'_>, query: &Value, key: &Value, hidden: &Value) -> Value {
         let query = column(g, query); // [query, 1]
-        let future = g.node("Greater", &[key, &query], &[]); // [query, key]
         let (lowest, nothing) = (g.scalar("lowest", f32::MIN), g.scalar("nothing", 0f32));
-        let future = g.choose(&future, &lowest, &nothing);
         let hides = if self.visible.identity {
             let itself = g.node("Equal", &[key, &query], &[]);
             g.choose(&itself, &nothing, &lowest) // [query, key]
         } else {
-            lowest
+            lowest.clone()
         };
         let hidden = g.mul(hidden, &hides); // [batch, 1, 1 or query, key]
-        let mask = g.add(&future, &hidden); // [batch, 1, query, key]
+        let mask = if self.visible.causal {
+            let future = g.node("Greater", &[key, &query], &[]); // [query, key]
+            let future = g.choose(&future, &lowest, &nothing);
+            g.add(&future, &hidden) // [batch, 1, query, key]
+        } else {
+            hidden
+        };
         let mask = if self.visible.windows.iter().any(|window| *window > 0) {
             let past = self.past(g, &query, key); // [heads, query, key]
             g.add(&mask, &past)

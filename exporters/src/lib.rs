@@ -183,6 +183,7 @@ fn metadata(
     ];
     metadata.push(("parameters", parameters.to_string()));
     metadata.push(("state_per_token", config.state_per_token().to_string()));
+    metadata.extend((!config.is_causal()).then(|| ("causal", "false".into())));
     metadata.extend(config.iterations().map(|iterations| ("iterations", iterations.to_string())));
     metadata.extend((!info.units.is_empty()).then(|| ("units", serde_json::json!(info.units).to_string())));
     // Positions at and beyond this one have no row in the model's table.

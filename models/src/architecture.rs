@@ -31,6 +31,11 @@ pub trait Architecture: Debug {
         false
     }
 
+    /// Whether no output depends on later tokens.
+    fn is_causal(&self) -> bool {
+        true
+    }
+
     /// Whether the embedding of token 0, `<null>`, is zero and not trained.
     fn freezes_null(&self) -> bool {
         false

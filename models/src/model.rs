@@ -30,12 +30,12 @@ pub struct ModelInput<B: Backend> {
 impl<B: Backend> ModelInput<B> {
     /// Moves a batch to the device, for evaluation. A mask that could not change any labelled position is left out:
     /// with a causal mask, no token sees padding to its right.
-    pub fn new(batch: &Batch, device: &B::Device) -> Self {
+    pub fn new(batch: &Batch, is_causal: bool, device: &B::Device) -> Self {
         let ints = |values: &[i64]| {
             let data = TensorData::new(values.to_vec(), [batch.batch, batch.seq]);
             Tensor::<B, 2, Int>::from_data(data, device)
         };
-        let attention_mask = batch.mask_matters().then(|| ints(&batch.attention_mask).float());
+        let attention_mask = batch.mask_matters(is_causal).then(|| ints(&batch.attention_mask).float());
         Self {
             input_ids: ints(&batch.input_ids),
             position_ids: match &batch.position_ids {
@@ -88,6 +88,11 @@ pub trait Network<B: Backend> {
     /// [`Architecture::check`](crate::Architecture::check) of the model's config.
     fn check(&self, _batch: &Batch) -> Result<(), InputError> {
         Ok(())
+    }
+
+    /// [`Architecture::is_causal`](crate::Architecture::is_causal) of the model's config.
+    fn is_causal(&self) -> bool {
+        true
     }
 
     /// The integer buffers by their names in checkpoints.
@@ -163,6 +168,11 @@ impl<B: AutodiffBackend> Model<B> {
 }
 
 impl<B: SequenceOps> Model<B> {
+    /// A batch as input of this model, without dropout: see [`ModelInput::new`].
+    pub fn input(&self, batch: &Batch, device: &B::Device) -> ModelInput<B> {
+        ModelInput::new(batch, self.network().is_causal(), device)
+    }
+
     /// [`Architecture::check`](crate::Architecture::check).
     pub fn check(&self, batch: &Batch) -> Result<(), InputError> {
         self.network().check(batch)

@@ -237,7 +237,7 @@ parity! {
     transformer_alibi transformer_t5 transformer_kerple transformer_fire transformer_cope transformer_ssmax
     transformer_fire_L64 transformer_kerple_clamped transformer_cope_npos8 transformer_logn transformer_logn_clip
     options_alibi options_t5 options_kerple options_fire options_cope options_ssmax options_logn options_logn_clip
-    options_windows
+    options_windows options_encoder options_both_ways
     gated_deltanet gated_deltaproduct_n2
     gated_deltanet_bare gated_deltanet_shared gated_deltaproduct_small gated_deltaproduct_steady
     hybrid_griffin hybrid_jamba minlstm_small looped looped_injected

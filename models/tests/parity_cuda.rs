@@ -26,7 +26,7 @@ parity! {
     transformer_alibi transformer_t5 transformer_kerple transformer_fire transformer_cope transformer_ssmax
     transformer_fire_L64 transformer_kerple_clamped transformer_cope_npos8 transformer_logn transformer_logn_clip
     options_alibi options_t5 options_kerple options_fire options_cope options_ssmax options_logn options_logn_clip
-    options_windows
+    options_windows options_encoder options_both_ways
     gla gla_small gla_conv_kv gla_no_gate hgrn2 hgrn2_small hgrn2_conv mamba2 mamba2_small mamba2_groups
     xlstm_slstm xlstm_mlstm xlstm_small xlstm_plain xlstm_no_ff
     gated_deltanet gated_deltaproduct_n2

@@ -92,9 +92,12 @@ impl Batch {
         Ok(out)
     }
 
-    /// Whether the attention mask can change a labelled position of a causal model: whether a masked token stands at or
-    /// before the last label of its row. Padding on the right never does.
-    pub fn mask_matters(&self) -> bool {
+    /// Whether the attention mask can change a labelled position of a model: whether there is a masked token at all; of a
+    /// causal model, one at or before the last label of its row, which padding on the right never is.
+    pub fn mask_matters(&self, is_causal: bool) -> bool {
+        if !is_causal {
+            return self.attention_mask.contains(&0);
+        }
         let rows = self.attention_mask.chunks(self.seq.max(1)).zip(self.labels.chunks(self.seq.max(1)));
         rows.into_iter().any(|(mask, labels)| {
             let last = labels.iter().rposition(|&l| l >= 0);
@@ -126,8 +129,11 @@ mod tests {
         assert_eq!(b.attention_mask, [1, 0, 1, 1, 1, 1, 0, 0, 0, 0]);
         assert_eq!(b.labels, [-1, 1, -1, 2, 6, 1, -1, -1, -1, -1]);
         assert_eq!(b.labelled(), 4);
-        assert!(b.mask_matters());
-        assert!(!Batch::collate(&[short.as_ref()], &v, &Collation::sequential()).unwrap().mask_matters());
+        assert!(b.mask_matters(true));
+        assert!(!Batch::collate(&[short.as_ref()], &v, &Collation::sequential()).unwrap().mask_matters(false));
+        let padded = Example { input_ids: vec![a, a, a], labels: vec![1, 1, 1], length: 3 };
+        let b = Batch::collate(&[short.as_ref(), padded.as_ref()], &v, &Collation::sequential()).unwrap();
+        assert_eq!([true, false].map(|is_causal| b.mask_matters(is_causal)), [false, true]);
     }
 
     /// `a <pad> a <pad> 5` and `a a a`, padded to 8, with a table of 16 positions.

@@ -38,6 +38,8 @@ pub struct ModelInfo {
     pub state_per_token: Option<u64>,
     /// How often a looped model applied its blocks in training; absent for models that are not looped.
     pub iterations: Option<u32>,
+    /// Whether no output depends on later tokens; absent where the file does not say it.
+    pub causal: Option<bool>,
     /// Position ids in training were below this; limits nothing by itself.
     pub max_position_embeddings: Option<u32>,
     /// Rows of a position table: position ids must be below this. Where the file does not say it, models with absolute
@@ -72,6 +74,12 @@ impl ModelInfo {
             state_size: number(metadata, "state_size")?,
             state_per_token: number(metadata, "state_per_token")?,
             iterations: number(metadata, "iterations")?,
+            causal: match metadata.custom("causal").as_deref() {
+                None => None,
+                Some("true") => Some(true),
+                Some("false") => Some(false),
+                Some(other) => return Err(format!("its metadata `causal` is `{other}`, neither true nor false")),
+            },
             max_position_embeddings,
             position_limit: number(metadata, "position_limit")?.or(max_position_embeddings.filter(|_| has_table)),
         })

@@ -296,8 +296,8 @@ impl Model {
         &self.info
     }
 
-    /// Whether `pipeline export` wrote the file and nothing has changed its graph since. Such models are causal, and
-    /// their outputs depend neither on padding nor on other rows of the batch; the project's tests check that. Other
+    /// Whether `pipeline export` wrote the file and nothing has changed its graph since. Such models are causal, where their
+    /// [metadata](ModelInfo::causal) does not say otherwise, and their outputs depend neither on padding nor on other rows of the batch; the project's tests check that. Other
     /// models are probed with [`Sweep::probe`](crate::Sweep::probe).
     pub fn is_own_export(&self) -> bool {
         self.own_export

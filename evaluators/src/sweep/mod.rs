@@ -345,6 +345,7 @@ impl<'a> Sweep<'a> {
         let known = self.probed.take().filter(|known| known.tokens >= longest);
         setting.probe = match known {
             None if !self.model.is_own_export() => Some(probe(self.model, &setting, asked, &mut self.stop)?),
+            None if self.model.info().causal == Some(false) => Some(Probe::in_both_directions()),
             known => known,
         };
         Ok(setting)

@@ -46,7 +46,7 @@ impl Softmax {
             let mask = g.input("attention_mask", doc, DataType::Int64, &[BATCH, SEQ]);
             let places = Places { ids: ids.clone(), positions: positions::input(g, config) };
             let score = positions::score(g, config, &places)?;
-            let visible = Visible { identity: false, windows: config.attention_windows.clone() };
+            let visible = Visible { identity: false, causal: true, windows: config.attention_windows.clone() };
             Ok(Self { attention: Attention::new(g, ids, &mask, visible, score) })
         })
     }

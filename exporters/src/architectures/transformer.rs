@@ -1,4 +1,4 @@
-//! Causal Transformer: pre-norm blocks with a ReLU MLP. The counterpart of `models::transformer`.
+//! Transformer: pre-norm or post-norm blocks with a ReLU MLP. The counterpart of `models::transformer`.
 
 use crate::ExportError;
 use crate::attention::{Attention, Visible};
@@ -25,13 +25,25 @@ pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuild
     let places = Places { ids: ids.clone(), positions: positions::input(g, config) };
     let is_shared = !config.positional_embedding.per_layer();
     let score = if is_shared { positions::score(g, config, &places)? } else { Score::Nothing };
-    let visible = Visible { identity: config.must_attend_to_identity, windows: config.attention_windows.clone() };
+    let visible = Visible {
+        identity: config.must_attend_to_identity,
+        causal: config.causal,
+        windows: config.attention_windows.clone(),
+    };
     let attend = Attention::new(g, &ids, &attention_mask, visible, score);
     let width = config.embedding_size();
     let x = token_embedding(g, "wte", &ids, [vocab, width], config.freeze_null_embedding)?; // [batch, seq, width]
+    let x = match config.embedding_scale() {
+        Some(scale) => {
+            let scale = g.scalar("embedding_scale", scale as f32);
+            g.mul(&x, &scale)
+        }
+        None => x,
+    };
     let placed = positions::embed(g, config, &x, &places.positions)?; // [batch, seq, hidden]
     // Without positions in it, the first block's input has as many values as there are tokens.
-    let rows = if placed.is_none() && config.iterations == 0 && is_tabular(vocab, hidden) {
+    let is_plain = config.norm_first && !config.scale_embeddings && config.iterations == 0;
+    let rows = if placed.is_none() && is_plain && is_tabular(vocab, hidden) {
         let rows = g.scope("wte", |g| token_table(g, [vocab, width], config.freeze_null_embedding))?;
         Some(rows.into_iter().map(f64::from).collect::<Vec<_>>())
     } else {
@@ -57,7 +69,7 @@ pub(crate) fn lower(config: &TransformerConfig, vocab: usize, g: &mut GraphBuild
         }
         Some(iterations) => g.repeat(&iterations, &x, blocks)?,
     };
-    let x = layer_norm(g, "ln_f", &x, hidden, config.layer_norm_epsilon)?;
+    let x = if config.norm_first { layer_norm(g, "ln_f", &x, hidden, config.layer_norm_epsilon)? } else { x };
     let tied = config.tie_word_embeddings.then_some("wte");
     let scores = decoder(g, "lm_head", &x, [hidden, vocab], tied)?; // [batch, seq, vocab]
     logits(g, scores, vocab);
@@ -81,8 +93,8 @@ fn block(
             g.scope("attn", |g| looked_up(g, ids, &rows, hidden, scale))?
         }
         None => {
-            let normal = layer_norm(g, "ln_1", &x, hidden, epsilon)?;
-            g.scope("attn", |g| projected(g, &normal, hidden, scale))?
+            let input = if config.norm_first { layer_norm(g, "ln_1", &x, hidden, epsilon)? } else { x.clone() };
+            g.scope("attn", |g| projected(g, &input, hidden, scale))?
         }
     };
     let y = g.scope("attn", |g| {
@@ -91,9 +103,17 @@ fn block(
         attention(g, config, qkv, attend, &own)
     })?;
     let x = g.add(&x, &y);
-    let normal = layer_norm(g, "ln_2", &x, hidden, epsilon)?;
-    let y = g.scope("mlp", |g| mlp(g, &normal, [hidden, config.mlp_ratio * hidden]))?;
-    Ok(g.add(&x, &y))
+    let inner = config.mlp_ratio * hidden;
+    if config.norm_first {
+        let normal = layer_norm(g, "ln_2", &x, hidden, epsilon)?;
+        let y = g.scope("mlp", |g| mlp(g, &normal, [hidden, inner]))?;
+        Ok(g.add(&x, &y))
+    } else {
+        let x = layer_norm(g, "ln_1", &x, hidden, epsilon)?;
+        let y = g.scope("mlp", |g| mlp(g, &x, [hidden, inner]))?;
+        let x = g.add(&x, &y);
+        layer_norm(g, "ln_2", &x, hidden, epsilon)
+    }
 }
 
 /// q (scaled, since it is smaller than the scores), k and v, `[batch, seq, hidden]` each.

@@ -190,6 +190,10 @@ fn transformer(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
         num_layers: f.required("num_hidden_layers")?,
         iterations: f.get("iterations")?.unwrap_or(default.iterations),
         input_injection: f.flag("input_injection")?,
+        causal: f.get("causal")?.unwrap_or(default.causal),
+        norm_first: f.get("norm_first")?.unwrap_or(default.norm_first),
+        scale_embeddings: f.flag("scale_embeddings")?,
+        weight_init: default.weight_init,
         num_heads: f.required("num_attention_heads")?,
         mlp_ratio: f.get("mlp_dim_multipler")?.unwrap_or(4), // sic
         positional_embedding,

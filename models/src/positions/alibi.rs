@@ -1,5 +1,8 @@
 //! ALiBi: head h adds −m_h·(i − j) to the score of query i and key j (Press et al., arXiv 2108.12409). Nothing is
 //! trained and there is no table, so that sequences may have any length (length extrapolation).
+//!
+//! Where tokens attend in both directions, earlier keys get −m_h·(i − j − ½) and later ones −m_h·(j − i): the ½ tells left from right
+//! (Delétang et al., arXiv 2207.02098, `models/positional_encodings.py` of their code).
 
 use super::{Input, Places, Scheme, Score};
 use crate::Init;
@@ -14,6 +17,7 @@ use std::marker::PhantomData;
 #[derive(Module, Debug)]
 pub struct Alibi<B: Backend> {
     slopes: Vec<f32>,
+    causal: bool,
     backend: PhantomData<B>,
 }
 
@@ -29,7 +33,7 @@ impl<B: Backend> Scheme<B> for Alibi<B> {
     const INPUT: Input = Input::None;
 
     fn new(config: &TransformerConfig, _init: &mut Init<'_, B>) -> Self {
-        Self { slopes: slopes(config.num_heads), backend: PhantomData }
+        Self { slopes: slopes(config.num_heads), causal: config.causal, backend: PhantomData }
     }
 
     fn score(&self, _layer: usize, places: &Places<B>) -> Score<B>
@@ -41,7 +45,12 @@ impl<B: Backend> Scheme<B> for Alibi<B> {
         let slopes = Tensor::<B, 4>::from_data(slopes, (&places.device(), places.wide()));
         let indices = places.indices();
         let (query, key) = (indices.clone().reshape([1, 1, seq, 1]), indices.reshape([1, 1, 1, seq]));
-        Score::Bias(((key - query) * slopes).cast(places.dtype)) // [1, heads, query, key]
+        let ahead = key - query; // [1, 1, query, key], negative where the key comes first
+        let near = match self.causal {
+            true => ahead,
+            false => (ahead.clone() + 0.5).min_pair(ahead.neg()),
+        };
+        Score::Bias((near * slopes).cast(places.dtype)) // [1, heads, query, key]
     }
 }
 

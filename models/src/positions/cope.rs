@@ -32,6 +32,9 @@ struct Vectors<B: Backend> {
 
 impl<B: Backend> Scheme<B> for Cope<B> {
     const INPUT: Input = Input::None;
+
+    const BOTH_DIRECTIONS: bool = false;
+
     const PER_LAYER: bool = true;
 
     fn check(config: &TransformerConfig) -> Result<(), ConfigError> {

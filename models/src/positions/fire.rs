@@ -47,6 +47,9 @@ struct Relu;
 
 impl<B: Backend> Scheme<B> for Fire<B> {
     const INPUT: Input = Input::None;
+
+    const BOTH_DIRECTIONS: bool = false;
+
     const PER_LAYER: bool = true;
 
     fn check(config: &TransformerConfig) -> Result<(), ConfigError> {

@@ -30,6 +30,8 @@ struct Kernel<B: Backend> {
 impl<B: Backend> Scheme<B> for KerpleLog<B> {
     const INPUT: Input = Input::None;
 
+    const BOTH_DIRECTIONS: bool = false;
+
     fn parameter_group(_name: &str) -> ParameterGroup {
         ParameterGroup { least: LEAST, ..ParameterGroup::UNDECAYED }
     }

@@ -18,6 +18,8 @@ pub struct Logn<B: Backend> {
 impl<B: Backend> Scheme<B> for Logn<B> {
     const INPUT: Input = Input::None;
 
+    const BOTH_DIRECTIONS: bool = false;
+
     fn new(_config: &TransformerConfig, _init: &mut Init<'_, B>) -> Self {
         Self { backend: PhantomData }
     }

@@ -21,6 +21,8 @@ pub struct LognClip<B: Backend> {
 impl<B: Backend> Scheme<B> for LognClip<B> {
     const INPUT: Input = Input::None;
 
+    const BOTH_DIRECTIONS: bool = false;
+
     fn check(config: &TransformerConfig) -> Result<(), ConfigError> {
         let length = config.logn_clip_train_length;
         if length > 1 {

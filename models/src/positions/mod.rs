@@ -143,6 +143,9 @@ pub trait Scheme<B: Backend>: Sized {
     /// Whether [`score`](Self::score) differs from layer to layer.
     const PER_LAYER: bool = false;
 
+    /// Whether it is defined where tokens attend to later ones.
+    const BOTH_DIRECTIONS: bool = true;
+
     /// How positions are drawn with this setting of `augmentation`, as [`data`] calls it.
     fn augmentation(setting: Augmentation) -> Augmentation {
         setting
@@ -191,6 +194,7 @@ struct Kind {
     augmentations: &'static [Augmentation],
     channels: usize,
     per_layer: bool,
+    both_directions: bool,
     parameter_group: fn(&str) -> ParameterGroup,
     augmentation: fn(Augmentation) -> Augmentation,
     limit: fn(&TransformerConfig) -> Option<usize>,
@@ -204,6 +208,7 @@ const fn kind<S: Scheme<Cpu>>() -> Kind {
         augmentations: S::AUGMENTATIONS,
         channels: S::CHANNELS,
         per_layer: S::PER_LAYER,
+        both_directions: S::BOTH_DIRECTIONS,
         parameter_group: S::parameter_group,
         augmentation: S::augmentation,
         limit: S::limit,
@@ -311,6 +316,11 @@ impl PositionalEmbedding {
     /// [`Scheme::PER_LAYER`].
     pub fn per_layer(self) -> bool {
         self.kind().per_layer
+    }
+
+    /// [`Scheme::BOTH_DIRECTIONS`].
+    pub fn in_both_directions(self) -> bool {
+        self.kind().both_directions
     }
 
     /// [`Scheme::parameter_group`].

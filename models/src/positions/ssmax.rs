@@ -25,6 +25,9 @@ struct Layer<B: Backend> {
 
 impl<B: Backend> Scheme<B> for Ssmax<B> {
     const INPUT: Input = Input::None;
+
+    const BOTH_DIRECTIONS: bool = false;
+
     const PER_LAYER: bool = true;
 
     fn check(config: &TransformerConfig) -> Result<(), ConfigError> {

@@ -45,6 +45,8 @@ pub fn bucket(distance: usize, buckets: usize, max_distance: usize) -> usize {
 impl<B: Backend> Scheme<B> for T5<B> {
     const INPUT: Input = Input::None;
 
+    const BOTH_DIRECTIONS: bool = false;
+
     fn check(config: &TransformerConfig) -> Result<(), ConfigError> {
         let (buckets, most) = (config.t5_buckets, config.t5_max_distance);
         if buckets < 2 {

@@ -46,6 +46,20 @@ impl<'a, B: Backend> Init<'a, B> {
         self.param(values, shape)
     }
 
+    /// Normal with mean 0 and standard deviation `std`, drawn again beyond two of them.
+    pub fn truncated_normal<const D: usize>(&mut self, shape: [usize; D], std: f64) -> Param<Tensor<B, D>> {
+        let mut draw = || {
+            loop {
+                let x: f64 = StandardNormal.sample(&mut self.rng);
+                if x.abs() <= 2.0 {
+                    return (x * std) as f32;
+                }
+            }
+        };
+        let values = (0..shape.iter().product()).map(|_| draw()).collect();
+        self.param(values, shape)
+    }
+
     /// All entries equal.
     pub fn constant<const D: usize>(&mut self, shape: [usize; D], value: f32) -> Param<Tensor<B, D>> {
         let n = shape.iter().product();

@@ -30,7 +30,7 @@ fn learns(config: ModelConfig, lr: f64, max_steps: usize) {
     let longest = task.family.example(Split::Train, 0, 49);
     assert_eq!(longest.length, 50);
     let batch = Batch::collate(&[longest.as_ref()], &task.vocabulary, &Collation::sequential()).unwrap();
-    let input = ModelInput::<Autodiff<Cpu>>::new(&batch, &device);
+    let input = ModelInput::<Autodiff<Cpu>>::new(&batch, true, &device);
     let labels = TensorData::new(batch.labels.clone(), [batch.batch, batch.seq]);
     let labels = Tensor::<Autodiff<Cpu>, 2, Int>::from_data(labels, &device);
 
@@ -49,7 +49,7 @@ fn learns(config: ModelConfig, lr: f64, max_steps: usize) {
 }
 
 fn accuracy(model: &Model<Autodiff<Cpu>>, batch: &Batch) -> f64 {
-    let input = ModelInput::new(batch, &Default::default());
+    let input = ModelInput::new(batch, true, &Default::default());
     let predicted = predictions(model.valid().forward(input)).into_data();
     let right = predicted.iter::<i64>().zip(&batch.labels).filter(|(p, l)| p == *l).count();
     right as f64 / batch.labelled() as f64

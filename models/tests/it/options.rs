@@ -332,7 +332,7 @@ fn positions_that_a_model_cannot_take_are_refused_before_it_runs() {
     let model = sized(Scalar, 64).init::<Cpu>(v.len(), 0, &Default::default());
     let zoomed = batch(Augmentation::Zooming);
     assert!(matches!(zoomed.position_ids, PositionIds::Scalars(_)));
-    assert_eq!(model.forward(ModelInput::new(&zoomed, &Default::default())).dims(), [1, 20, 13]);
+    assert_eq!(model.forward(ModelInput::new(&zoomed, true, &Default::default())).dims(), [1, 20, 13]);
 }
 
 // The original's settings ---------------------------------------------------------------------------------------------

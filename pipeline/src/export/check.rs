@@ -5,7 +5,7 @@ use burn::tensor::TensorData;
 use data::{Augmentation, Batch, Collation, ExampleRef, PAD, PositionSampling, Task, stream_rng};
 use evaluators::{LoadOptions, Provider};
 use exporters::{Precision, STATEFUL_FILE};
-use models::{Cpu, Model, ModelConfig, ModelInput, Weights};
+use models::{Cpu, Model, ModelConfig, Weights};
 use rand::RngExt;
 use std::path::Path;
 
@@ -141,7 +141,7 @@ impl Check<'_> {
         for (file, length, piece) in of_each.filter(|(file, _, piece)| *file == 1 || piece.is_none()) {
             let session = &mut sessions[file];
             let batch = self.batch(length)?;
-            let logits = |model: &Model<Cpu>| model.forward(ModelInput::new(&batch, &Default::default())).into_data();
+            let logits = |model: &Model<Cpu>| model.forward(model.input(&batch, &Default::default())).into_data();
             let ours = logits(&model);
             let ours = values(&ours)?;
             let theirs = match piece {

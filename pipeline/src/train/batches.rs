@@ -18,7 +18,7 @@ pub fn collation(config: &Config, step: u64) -> Collation {
 pub fn pieces(config: &Config, task: &Task, examples: &Dataset, rows: &[u32], step: u64) -> Result<Vec<Folded>> {
     let size = config.train.batch_size / config.train.accumulate;
     let collation = collation(config, step);
-    let folds = config.train.fold && !config.model.has_dropout();
+    let folds = config.train.fold && config.model.is_causal() && !config.model.has_dropout();
     let piece = |rows: &[u32]| {
         let batch = batch_of(config, task, examples, rows, &collation)?;
         Ok(if folds { Folded::fold(batch, config.model.pulls_logits()) } else { Folded::unfolded(batch) })

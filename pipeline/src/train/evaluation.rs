@@ -3,8 +3,8 @@
 use anyhow::{Result, anyhow};
 use data::{Augmentation, Batch, Dataset, ExampleRef, PAD, Vocabulary, prefix_groups};
 use evaluators::{Running, Score};
+use models::Model;
 use models::ops::SequenceOps;
-use models::{Model, ModelInput};
 
 /// The scores of an evaluation while training.
 #[derive(Debug, Clone, Default)]
@@ -105,7 +105,7 @@ pub fn evaluate<B: SequenceOps>(
                 row.iter_mut().zip(example.labels).for_each(|(slot, &label)| *slot = i64::from(label).max(*slot));
             }
         }
-        let logits = model.forward(ModelInput::new(&batch, device)).into_data();
+        let logits = model.forward(model.input(&batch, device)).into_data();
         let logits = logits.into_vec::<f32>().map_err(|e| anyhow!("cannot read the logits back: {e:?}"))?;
         for (group, logits) in chunk.iter().zip(logits.chunks(batch.seq * vocabulary.len())) {
             for &index in *group {

@@ -10,7 +10,7 @@ use data::{Folded, Vocabulary};
 use models::layers::DropoutSource;
 use models::ops::SequenceOps;
 use models::ops::autocast::autocast;
-use models::{Model, ModelInput, weighted_cross_entropy, weighted_l2_wrap, weighted_set_loss};
+use models::{Model, weighted_cross_entropy, weighted_l2_wrap, weighted_set_loss};
 use std::sync::{Mutex, PoisonError};
 
 /// Held from the forward pass to the end of the backward pass. burn-autodiff 0.21 cleans up the graphs of all threads after
@@ -87,7 +87,7 @@ where
         let dropout = DropoutSource { seed: config.train.seed, step: step * pieces.len() as u64 + number as u64 };
         let share = |counts: &[u32], of: u64| counts.iter().map(|&n| n as f32 / of as f32).collect::<Vec<f32>>();
         let weights = TensorData::new(share(&piece.counts, labelled), [batch.batch, batch.seq]);
-        let input = ModelInput::new(batch, device).training(dropout);
+        let input = model.input(batch, device).training(dropout);
         let logits = autocast(config.train.precision.half(), || model.forward(input));
         let pull = config.model.pulls_logits().then(|| {
             let weights = Tensor::from_floats(share(&piece.examples, cells).as_slice(), device);

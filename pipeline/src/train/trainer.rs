@@ -315,7 +315,8 @@ where
         for (name, examples) in &splits.evaluated {
             let batch_size = config.eval.batch_size;
             let batch = |indices: &[u32]| batch_of(config, task, examples, indices, &collation);
-            let fold = if config.train.fold { Some(config.model.augmentation()) } else { None };
+            let folds = config.train.fold && config.model.is_causal();
+            let fold = folds.then(|| config.model.augmentation());
             let groups = groups(examples, vocabulary, fold);
             let evaluation = evaluate(&model, examples, vocabulary, &groups, batch_size, batch, max_seen, self.device)
                 .with_context(|| format!("while evaluating on {name}"))?;

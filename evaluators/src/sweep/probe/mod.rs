@@ -84,6 +84,11 @@ impl Probe {
         }
     }
 
+    /// A model that has every property but that outputs depend on later tokens.
+    pub(crate) fn in_both_directions() -> Self {
+        Self { causal: Finding::Fails("tokens attend to later ones, says its metadata".into()), ..Self::trusted() }
+    }
+
     fn untested(why: &str) -> Self {
         let untested = || Finding::Untested(why.to_owned());
         let [repeatable, causal, padding, batch, pieces] = [(); 5].map(|()| untested());

@@ -18,6 +18,17 @@ pub enum AbsoluteInit {
     Sinusoidal,
 }
 
+/// The initial weights of linear layers and embeddings; biases are 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightInit {
+    /// N(0, 0.02²), and N(0, (0.02/√(2·layers))²) where the residual stream is added to: GPT-2's.
+    Gpt2,
+    /// N(0, 1/inputs), N(0, 0.02²) for embeddings, drawn again beyond two standard deviations (LeCun et al., "Efficient
+    /// BackProp", 1998): the defaults of Haiku.
+    Lecun,
+}
+
 /// Sizes and options of a [`Transformer`](super::Transformer).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -36,6 +47,16 @@ pub struct TransformerConfig {
     pub num_heads: usize,
     /// Width of an MLP, in multiples of `hidden_size`.
     pub mlp_ratio: usize,
+    /// Whether tokens attend to themselves and those before them only. If not, they attend to all, so that a model can
+    /// be trained only where the answers are not among the tokens.
+    pub causal: bool,
+    /// Whether norms stand before attention and MLP, with one more before the decoder (pre-norm). If not, they stand
+    /// behind the sum with the residual stream (post-norm).
+    pub norm_first: bool,
+    /// Multiplies the embeddings of tokens by √hidden_size.
+    pub scale_embeddings: bool,
+    /// The initial weights: `gpt2` or `lecun`.
+    pub weight_init: WeightInit,
     /// How positions enter.
     pub positional_embedding: PositionalEmbedding,
     /// How positions are drawn, in training and in evaluation: `none`, `shift` or `randomized`. With scalar positions
@@ -96,6 +117,10 @@ impl Default for TransformerConfig {
             input_injection: false,
             num_heads: 8,
             mlp_ratio: 4,
+            causal: true,
+            norm_first: true,
+            scale_embeddings: false,
+            weight_init: WeightInit::Gpt2,
             positional_embedding: PositionalEmbedding::None,
             augmentation: Augmentation::None,
             max_position_embeddings: 128,
@@ -142,6 +167,11 @@ impl TransformerConfig {
     /// The channels that a token's embedding fills.
     pub fn embedding_size(&self) -> usize {
         self.hidden_size.saturating_sub(self.positional_embedding.channels())
+    }
+
+    /// The factor on the embeddings of tokens, where there is one.
+    pub fn embedding_scale(&self) -> Option<f64> {
+        self.scale_embeddings.then(|| (self.hidden_size as f64).sqrt())
     }
 
     /// The rotary frequencies base^(−2j/d) for j < d/2, in the order of operations, and so with the rounding, of the
@@ -201,7 +231,12 @@ impl Architecture for TransformerConfig {
         self.positional_embedding.check(self)?;
         self.check_scheme_keys()?;
         self.check_windows()?;
+        self.check_direction()?;
         check_embeddings(self.tie_word_embeddings, self.freeze_null_embedding)
+    }
+
+    fn is_causal(&self) -> bool {
+        self.causal
     }
 
     fn state_per_token(&self) -> usize {
@@ -278,6 +313,14 @@ impl Architecture for TransformerConfig {
             Self { scale_attn_weights: false, scale_attn_by_inverse_layer_idx: false, ..rotary.clone() },
             Self { attention_windows: vec![3, 0], ..rotary.clone() },
             Self { iterations: 3, ..small.clone() },
+            Self { norm_first: false, scale_embeddings: true, weight_init: WeightInit::Lecun, ..rotary.clone() },
+            Self { causal: false, ..rotary.clone() },
+            Self {
+                causal: false,
+                norm_first: false,
+                positional_embedding: PositionalEmbedding::Alibi,
+                ..small.clone()
+            },
             Self {
                 iterations: 2,
                 input_injection: true,
@@ -373,6 +416,25 @@ impl TransformerConfig {
             }
             None => Ok(()),
         }
+    }
+
+    fn check_direction(&self) -> Result<(), ConfigError> {
+        let positions = self.positional_embedding;
+        let refuse = |what: &str| {
+            let reason =
+                format!("false does not go with {what}, which is defined for tokens that attend to earlier ones only");
+            Err(ConfigError::new("causal", reason))
+        };
+        if self.causal {
+            return Ok(());
+        }
+        if !positions.in_both_directions() {
+            return refuse(&format!("positional_embedding `{}`", positions.name()));
+        }
+        if self.attention_windows.iter().any(|window| *window > 0) {
+            return refuse("attention_windows");
+        }
+        Ok(())
     }
 
     fn check_windows(&self) -> Result<(), ConfigError> {

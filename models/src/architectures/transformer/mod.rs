@@ -1,4 +1,7 @@
-//! Causal Transformer: GPT-2's pre-norm blocks with a ReLU MLP, layer i's attention scores divided by √d·(i + 1).
+//! Transformer: GPT-2's causal pre-norm blocks with a ReLU MLP, layer i's attention scores divided by √d·(i + 1).
+//!
+//! With `causal = false`, `norm_first = false` and `scale_embeddings = true` it is the encoder of Vaswani et al., as Delétang et
+//! al., arXiv 2207.02098, train it on the tasks of the Chomsky hierarchy (their linear layers in attention have no bias).
 //!
 //! Sources: Vaswani et al., arXiv 1706.03762; Radford et al., "Language Models are Unsupervised Multitask Learners",
 //! 2019; sizes and initialisation of arXiv 2405.20131. How positions enter is in
@@ -12,7 +15,7 @@
 mod config;
 
 pub use crate::positions::{FREQUENCY_BASE, PositionalEmbedding};
-pub use config::{AbsoluteInit, LAYER_NORM_EPSILON, OUTSIDE_WINDOW, TransformerConfig};
+pub use config::{AbsoluteInit, LAYER_NORM_EPSILON, OUTSIDE_WINDOW, TransformerConfig, WeightInit};
 
 use crate::architecture::Architecture;
 use crate::error::InputError;
@@ -27,29 +30,42 @@ use burn::tensor::TensorData;
 use data::Batch;
 
 impl TransformerConfig {
-    /// A model over `vocab` tokens: weights N(0, 0.02²), the residual projections N(0, (0.02/√(2·layers))²), biases 0.
+    /// A model over `vocab` tokens, initialised as [`WeightInit`] says.
     pub fn init<B: Backend>(&self, vocab: usize, init: &mut Init<'_, B>) -> Transformer<B> {
         let (hidden, std) = (self.hidden_size, 0.02);
         let residual = std / (2.0 * self.num_layers as f64).sqrt();
-        let wte = TokenEmbedding::new(init, vocab, self.embedding_size(), std, self.freeze_null_embedding);
+        let mut wte = TokenEmbedding::new(init, vocab, self.embedding_size(), std, self.freeze_null_embedding);
+        if let (WeightInit::Lecun, TokenEmbedding::Trained(table)) = (self.weight_init, &mut wte) {
+            table.weight = init.truncated_normal([vocab, self.embedding_size()], std);
+        }
+        let conv1d = |init: &mut Init<'_, B>, input: usize, output: usize, std: f64| match self.weight_init {
+            WeightInit::Gpt2 => Conv1d::new(init, input, output, std),
+            WeightInit::Lecun => Conv1d {
+                weight: init.truncated_normal([input, output], (input as f64).powf(-0.5)),
+                bias: init.constant([output], 0.0),
+            },
+        };
         let positions = self.positional_embedding.init(self, init);
         let norm = |init: &mut Init<'_, B>| LayerNorm::new(init, hidden, self.layer_norm_epsilon);
         let h = (0..self.num_layers).map(|layer| Block {
             ln_1: norm(init),
             attn: Attention {
-                c_attn: Conv1d::new(init, hidden, 3 * hidden, std),
-                c_proj: Conv1d::new(init, hidden, hidden, residual),
+                c_attn: conv1d(init, hidden, 3 * hidden, std),
+                c_proj: conv1d(init, hidden, hidden, residual),
                 layer,
             },
             ln_2: norm(init),
             mlp: Mlp {
-                c_fc: Conv1d::new(init, hidden, self.mlp_ratio * hidden, std),
-                c_proj: Conv1d::new(init, self.mlp_ratio * hidden, hidden, residual),
+                c_fc: conv1d(init, hidden, self.mlp_ratio * hidden, std),
+                c_proj: conv1d(init, self.mlp_ratio * hidden, hidden, residual),
             },
         });
         let h = h.collect();
-        let ln_f = norm(init);
-        let lm_head = (!self.tie_word_embeddings).then(|| Linear::new(init, hidden, vocab, std));
+        let ln_f = self.norm_first.then(|| norm(init));
+        let lm_head = (!self.tie_word_embeddings).then(|| match self.weight_init {
+            WeightInit::Gpt2 => Linear::new(init, hidden, vocab, std),
+            WeightInit::Lecun => Linear { weight: init.truncated_normal([vocab, hidden], (hidden as f64).powf(-0.5)) },
+        });
         Transformer { wte, positions, h, ln_f, lm_head, config: self.clone() }
     }
 }
@@ -61,7 +77,8 @@ pub struct Transformer<B: Backend> {
     /// Checkpoints have its parameters without this name before them.
     positions: PositionModule<B>,
     h: Vec<Block<B>>,
-    ln_f: LayerNorm<B>,
+    /// `None` where every block ends with a norm.
+    ln_f: Option<LayerNorm<B>>,
     /// `None` where the decoder is `wte`.
     lm_head: Option<Linear<B>>,
     config: TransformerConfig,
@@ -92,6 +109,10 @@ impl<B: Backend> Network<B> for Transformer<B> {
     fn check(&self, batch: &Batch) -> Result<(), InputError> {
         self.config.check(batch)
     }
+
+    fn is_causal(&self) -> bool {
+        self.config.causal
+    }
 }
 
 /// State shared by all blocks of one forward pass.
@@ -113,6 +134,10 @@ impl<B: SequenceOps> Transformer<B> {
         let config = &self.config;
         let identity = config.must_attend_to_identity;
         let x = self.wte.forward(input.input_ids); // [batch, seq, width]
+        let x = match config.embedding_scale() {
+            Some(scale) => x * scale,
+            None => x,
+        };
         let x = self.positions.embed(x, input.position_ids.clone()); // [batch, seq, hidden]
         let places = Places { positions: input.position_ids, dtype: x.dtype() };
         let is_shared = !config.positional_embedding.per_layer();
@@ -133,7 +158,10 @@ impl<B: SequenceOps> Transformer<B> {
             }
             x = self.h.iter().fold(x, |x, block| block.forward(x, &pass, iteration));
         }
-        let x = self.ln_f.forward(x);
+        let x = match &self.ln_f {
+            Some(ln_f) => ln_f.forward(x),
+            None => x,
+        };
         match &self.lm_head {
             Some(lm_head) => lm_head.forward(x),
             None => tied_decoder(x, self.wte.table()),
@@ -150,8 +178,15 @@ impl<B: SequenceOps> Block<B> {
     fn forward(&self, x: Tensor<B, 3>, pass: &Pass<'_, B>, iteration: usize) -> Tensor<B, 3> {
         let place = 3 * (iteration * pass.config.num_layers + self.attn.layer) as u64; // of the dropouts
         let residual = |y, place| dropout(y, pass.config.resid_pdrop, pass.dropout, place);
-        let x = x.clone() + residual(self.attn.forward(self.ln_1.forward(x), pass, place + 1), place + 2);
-        x.clone() + residual(self.mlp.forward(self.ln_2.forward(x)), place + 3)
+        let attend = |x| residual(self.attn.forward(x, pass, place + 1), place + 2);
+        let mlp = |x| residual(self.mlp.forward(x), place + 3);
+        if pass.config.norm_first {
+            let x = x.clone() + attend(self.ln_1.forward(x));
+            x.clone() + mlp(self.ln_2.forward(x))
+        } else {
+            let x = self.ln_1.forward(x.clone() + attend(x));
+            self.ln_2.forward(x.clone() + mlp(x))
+        }
     }
 }
 
@@ -190,7 +225,8 @@ impl<B: SequenceOps> Attention<B> {
                 None => windows,
             });
         }
-        (qkv, AttentionOptions { heads, scale, rotation, bias, mask: pass.mask.clone() })
+        let (mask, causal) = (pass.mask.clone(), pass.config.causal);
+        (qkv, AttentionOptions { heads, scale, rotation, bias, mask, causal })
     }
 }
 

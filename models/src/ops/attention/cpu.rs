@@ -1,4 +1,4 @@
-//! Causal attention, head by head and some queries at a time, from the product that holds queries, keys and values to
+//! Attention, head by head and some queries at a time, from the product that holds queries, keys and values to
 //! the heads side by side: no tensor of query × key, no copies of the heads, rotary positions applied as they are read.
 //!
 //! The backward pass computes the probabilities again from two numbers per query (Dao et al., arXiv 2205.14135).
@@ -34,7 +34,8 @@ pub fn packed_attention<B: RunKernels>(qkv: &Tensor<B, 3>, options: &AttentionOp
         Some(rotation) => Some([B::constant(float(&rotation.cos))?, B::constant(float(&rotation.sin))?]),
         None => None,
     };
-    let attention = AttentionKernel { heads: options.heads, scale: options.scale, mask, rotation };
+    let attention =
+        AttentionKernel { heads: options.heads, scale: options.scale, mask, rotation, causal: options.causal };
     let [y] = match &options.bias {
         Some(bias) => B::run::<_, 2, 1>(attention, [float(qkv), float(bias)]),
         None => B::run::<_, 1, 1>(attention, [float(qkv)]),
@@ -54,6 +55,8 @@ pub struct AttentionKernel {
     pub mask: Option<(FlexTensor, bool)>,
     /// The cosines and sines by which queries and keys are rotated, each `[batch, 1, seq, size]`.
     pub rotation: Option<[FlexTensor; 2]>,
+    /// Whether queries see no key after their own.
+    pub causal: bool,
 }
 
 /// One head of one example.
@@ -65,6 +68,8 @@ struct Head<'a> {
     mask: Option<(&'a [f32], bool)>,
     /// Cosines and sines, each `[seq, size]`.
     rotation: Option<[&'a [f32]; 2]>,
+    /// Whether queries see no key after their own.
+    causal: bool,
     /// Added to the scores, `[query, key]`.
     bias: Option<&'a [f32]>,
     /// Queries (times the scale), keys and values, each `[seq, size]`.
@@ -101,6 +106,7 @@ impl AttentionKernel {
             scale: self.scale as f32,
             mask: self.mask.as_ref().map(|(keys, identity)| (rows(keys, example, seq), *identity)),
             rotation: self.rotation.as_ref().map(|parts| parts.each_ref().map(|x| rows(x, example, seq * size))),
+            causal: self.causal,
             bias: bias.map(|bias| rows(bias, self.square(dims(bias), unit), seq * seq)),
             q,
             k,
@@ -214,10 +220,16 @@ impl Kernel<2, 1> for AttentionKernel {
 }
 
 impl Head<'_> {
-    /// The scores of some queries `[queries, keys]`, and how many keys there are: without a mask, none after the last
-    /// query.
+    /// Whether keys after the query are left out. With a mask they have a score, since a query without any visible key
+    /// attends to them.
+    fn leaves_out(&self) -> bool {
+        self.causal && self.mask.is_none()
+    }
+
+    /// The scores of some queries `[queries, keys]`, and how many keys there are: none after the last query, where they are
+    /// left out.
     fn scores(&self, queries: std::ops::Range<usize>, scores: &mut Vec<f32>) -> usize {
-        let keys = if self.mask.is_some() { self.seq } else { queries.end };
+        let keys = if self.leaves_out() { queries.end } else { self.seq };
         scores.resize(queries.len() * keys, 0.0);
         let q = Matrix::rows(&self.q[queries.start * self.size..], self.size);
         let k = Matrix::rows(&self.k, self.size).transposed();
@@ -230,7 +242,9 @@ impl Head<'_> {
         }
         if let Some((mask, identity)) = self.mask {
             for (query, scores) in queries.zip(scores.chunks_exact_mut(keys)) {
-                scores[query + 1..].fill(f32::MIN);
+                if self.causal {
+                    scores[query + 1..].fill(f32::MIN);
+                }
                 for (key, (score, visible)) in scores.iter_mut().zip(mask).enumerate() {
                     if !(identity && key == query) {
                         *score += (1.0 - visible) * f32::MIN;
@@ -248,7 +262,8 @@ impl Head<'_> {
             let queries = start..start + y.len();
             let keys = self.scores(queries.clone(), &mut scores);
             let moments = &mut moments[2 * start..2 * queries.end];
-            with_simd(Softmax { first: start, causal: self.mask.is_none(), keys, scores: &mut scores, moments });
+            let first = self.leaves_out().then_some(start);
+            with_simd(Softmax { first, keys, scores: &mut scores, moments });
             out.resize(y.len() * size, 0.0);
             let (p, v) = (Matrix::rows(&scores, keys), Matrix::rows(&self.v, size));
             product(&mut out, [y.len(), keys, size], p, v, false, Threads::One);
@@ -280,10 +295,10 @@ impl Head<'_> {
             product(&mut ds, [rows, size, keys], gradient, value.transposed(), false, Threads::One);
             let moments = &moments[2 * start..2 * queries.end];
             with_simd(Gradient {
-                first: start,
+                first: self.causal.then_some(start),
                 size,
                 keys,
-                causal: self.mask.is_none(),
+                leaves_out: self.leaves_out(),
                 moments,
                 y,
                 dy,
@@ -335,10 +350,8 @@ fn rotate(x: &mut [f32], [cos, sin]: [&[f32]; 2], size: usize, direction: f32) {
 
 /// Rows of scores to probabilities.
 struct Softmax<'a> {
-    /// The first row's query.
-    first: usize,
-    /// Whether keys after the query have no score yet.
-    causal: bool,
+    /// The first row's query, where keys after the query have no score yet.
+    first: Option<usize>,
     keys: usize,
     scores: &'a mut [f32],
     moments: &'a mut [f32],
@@ -349,10 +362,10 @@ impl WithSimd for Softmax<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { first, causal, keys, scores, moments } = self;
+        let Self { first, keys, scores, moments } = self;
         let lanes = V::<S>::LANES;
         for (row, (scores, moments)) in scores.chunks_exact_mut(keys).zip(moments.as_chunks_mut::<2>().0).enumerate() {
-            let (scores, hidden) = scores.split_at_mut(if causal { first + row + 1 } else { keys });
+            let (scores, hidden) = scores.split_at_mut(first.map_or(keys, |first| first + row + 1));
             hidden.fill(0.0);
             let largest = largest(simd, scores);
             for x in scores.chunks_mut(lanes) {
@@ -381,10 +394,12 @@ fn largest<S: Simd>(simd: S, x: &[f32]) -> f32 {
 /// Rows of scores to probabilities p, and rows of their gradients g to those of the scores, p·(g − Σ p·g), where Σ p·g
 /// is y·dy.
 struct Gradient<'a> {
-    first: usize,
+    /// The first row's query, where attention is causal.
+    first: Option<usize>,
     size: usize,
     keys: usize,
-    causal: bool,
+    /// Whether keys after the query have no score.
+    leaves_out: bool,
     moments: &'a [f32],
     y: &'a [f32],
     dy: &'a [f32],
@@ -397,13 +412,13 @@ impl WithSimd for Gradient<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { first, size, keys, causal, moments, y, dy, p, ds } = self;
+        let Self { first, size, keys, leaves_out, moments, y, dy, p, ds } = self;
         let lanes = V::<S>::LANES;
         for (row, &[largest, factor]) in moments.as_chunks().0.iter().enumerate() {
             let (y, dy) = (&y[row * size..][..size], &dy[row * size..][..size]);
             let (p, ds) = (&mut p[row * keys..][..keys], &mut ds[row * keys..][..keys]);
             let mean: f32 = y.iter().zip(dy).map(|(y, dy)| y * dy).sum();
-            let visible = first + row + 1;
+            let visible = first.map_or(keys, |first| first + row + 1);
             for (p, ds) in p[..visible].chunks_mut(lanes).zip(ds.chunks_mut(lanes)) {
                 let probability = (V::load(simd, p) - V::splat(simd, largest)).exp() * factor;
                 probability.store(p);
@@ -414,7 +429,7 @@ impl WithSimd for Gradient<'_> {
             ds[visible..].fill(0.0);
             for p in p[visible..].chunks_mut(lanes) {
                 let hidden = (V::load(simd, p) - V::splat(simd, largest)).exp() * factor;
-                if causal { V::splat(simd, 0.0) } else { hidden }.store(p);
+                if leaves_out { V::splat(simd, 0.0) } else { hidden }.store(p);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Causal attention (Vaswani et al., arXiv 1706.03762).
+//! Attention, causal or in both directions (Vaswani et al., arXiv 1706.03762).
 
 pub mod cpu;
 
@@ -19,18 +19,20 @@ pub struct AttentionOptions<B: Backend> {
     pub rotation: Option<Rotation<B>>,
     /// Added to the scores, `[batch, heads, query, key]`, where batch and heads may be 1. Gradients go through it.
     pub bias: Option<Tensor<B, 4>>,
-    /// The padding mask; the causal mask is always there.
+    /// The padding mask.
     pub mask: Option<KeyMask<B>>,
+    /// Whether queries see no key after their own.
+    pub causal: bool,
 }
 
 impl<B: Backend> AttentionOptions<B> {
-    /// Without rotation, bias and key mask.
+    /// Causal, without rotation, bias and key mask.
     pub fn new(heads: usize, scale: f64) -> Self {
-        Self { heads, scale, rotation: None, bias: None, mask: None }
+        Self { heads, scale, rotation: None, bias: None, mask: None, causal: true }
     }
 }
 
-/// The keys that attention may see; the causal mask comes on top.
+/// The keys that attention may see, of which a causal mask may hide more.
 #[derive(Debug, Clone)]
 pub struct KeyMask<B: Backend> {
     /// `[batch, seq]`, 0 at keys that no query may see, 1 at the others.
@@ -49,9 +51,9 @@ pub struct Rotation<B: Backend> {
     pub sin: Tensor<B, 4>,
 }
 
-/// Causal attention.
+/// Attention.
 pub trait AttentionOp: RunKernels {
-    /// Causal attention from `qkv` `[batch, seq, 3·hidden]`, in which the heads of the queries lie side by side, then
+    /// Attention from `qkv` `[batch, seq, 3·hidden]`, in which the heads of the queries lie side by side, then
     /// those of the keys and of the values, to the heads side by side, `[batch, seq, hidden]`. See [`probabilities`]
     /// for the formula.
     fn packed_attention(qkv: Tensor<Self, 3>, options: AttentionOptions<Self>) -> Tensor<Self, 3> {
@@ -71,19 +73,21 @@ pub fn reference<B: Backend>(qkv: Tensor<B, 3>, options: AttentionOptions<B>) ->
 /// softmax(scale·q·kᵀ + bias + masks), `[batch, heads, query, key]`, of `q` and `k` `[batch, heads, seq, head_dim]`,
 /// which are rotated already.
 ///
-/// The masks are finite, as in the models this reproduces: keys after the query are *set* to the lowest 32-bit float,
-/// masked keys have it *added*. A query without any allowed key therefore attends evenly to the keys that are masked
+/// The masks are finite, as in the models this reproduces: where attention is causal, keys after the query are *set* to the
+/// lowest 32-bit float; masked keys have it *added*. A query without any allowed key therefore attends evenly to the keys that are masked
 /// once.
 pub fn probabilities<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>, options: &AttentionOptions<B>) -> Tensor<B, 4> {
     let [_, _, seq, _] = q.dims();
     let device = q.device();
     let lowest = f32::MIN;
-    let future = Tensor::<B, 2, Bool>::tril_mask([seq, seq], 0, &device).unsqueeze(); // true where key > query
     let mut scores = product(q, k.transpose()) * options.scale; // [batch, heads, query, key]
     if let Some(bias) = &options.bias {
         scores = scores + bias.clone();
     }
-    scores = scores.mask_fill(future, lowest);
+    if options.causal {
+        let future = Tensor::<B, 2, Bool>::tril_mask([seq, seq], 0, &device).unsqueeze(); // true where key > query
+        scores = scores.mask_fill(future, lowest);
+    }
     if let Some(KeyMask { keys, identity }) = options.mask.clone() {
         let [batch, _] = keys.dims();
         let mut hidden = keys.neg().add_scalar(1.0).reshape([batch, 1, 1, seq]);

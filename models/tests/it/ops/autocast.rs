@@ -7,7 +7,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, Distribution, ElementConversion};
 use data::{Batch, Collation, Example, Task};
 use models::ops::autocast::{HalfPrecision, autocast, is_autocast, product};
-use models::{Cpu, Model, ModelConfig, ModelInput, masked_cross_entropy};
+use models::{Cpu, Model, ModelConfig, masked_cross_entropy};
 use std::collections::BTreeMap;
 
 type B = Autodiff<Cpu>;
@@ -79,7 +79,7 @@ fn gradients(
         }
     }
     let device = Default::default();
-    let logits = autocast(precision, || model.forward(ModelInput::new(batch, &device)));
+    let logits = autocast(precision, || model.forward(model.input(batch, &device)));
     assert_eq!(logits.dtype(), DType::F32);
     let labels = burn::tensor::TensorData::new(batch.labels.clone(), [batch.batch, batch.seq]);
     let loss = masked_cross_entropy(logits, Tensor::<B, 2, Int>::from_data(labels, &device));

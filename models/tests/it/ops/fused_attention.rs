@@ -48,10 +48,11 @@ proptest! {
         masked in any::<bool>(),
         identity in any::<bool>(),
         rotary in any::<bool>(),
+        causal in any::<bool>(),
         biased in prop_oneof![Just(None), (any::<bool>(), any::<bool>()).prop_map(Some)],
     ) {
         let (size, hidden) = (2 * half, 2 * half * heads);
-        let what = format!("{batch} × {seq}, {heads} heads of {size}, masked {masked}, identity {identity}, rotary {rotary}, biased {biased:?}");
+        let what = format!("{batch} × {seq}, {heads} heads of {size}, masked {masked}, identity {identity}, rotary {rotary}, causal {causal}, biased {biased:?}");
         let shape = biased.map(|(examples, each)| [if examples { batch } else { 1 }, if each { heads } else { 1 }, seq, seq]);
         let sizes = [Some(batch * seq * 3 * hidden), shape.map(|shape| shape.iter().product())];
         check(&what, &sizes.into_iter().flatten().collect::<Vec<_>>(), |inputs| {
@@ -66,7 +67,7 @@ proptest! {
                 Rotation { cos: angles.clone().cos(), sin: angles.sin() }
             });
             let bias = shape.map(|shape| inputs[1].clone().reshape(shape));
-            let options = AttentionOptions { heads, scale: 0.7, rotation, bias, mask };
+            let options = AttentionOptions { heads, scale: 0.7, rotation, bias, mask, causal };
             let y = Training::packed_attention(qkv.reshape([batch, seq, 3 * hidden]), options);
             vec![y.reshape([batch * seq * hidden])]
         });
@@ -234,7 +235,8 @@ fn a_bias_comes_with_rotations_and_masks() {
     let packed = |a: &[Flat]| {
         let (qkv, dtype) = (a[0].clone().reshape([batch, seq, 3 * hidden]), a[0].dtype());
         let bias = Some(a[1].clone().reshape([1, heads, seq, seq]));
-        let options = AttentionOptions { heads, scale: 0.7, rotation: Some(rotation(dtype)), bias, mask: mask(dtype) };
+        let rotation = Some(rotation(dtype));
+        let options = AttentionOptions { rotation, bias, mask: mask(dtype), ..AttentionOptions::new(heads, 0.7) };
         vec![Training::packed_attention(qkv, options).reshape([batch * seq * hidden])]
     };
     cpu::check("attention with a bias", 0.1, &arguments, packed, by_hand);
