@@ -63,6 +63,7 @@ impl Original {
     /// Reads the fields of a `config.json`.
     pub fn new(config: &Value) -> Result<Self, OriginalError> {
         let Value::Object(map) = config else { return Err(error("config.json", "it is not a JSON object")) };
+        let map = &of_mamba_ssm(map)?;
         let fields = Fields { map, seen: RefCell::default(), notes: RefCell::default() };
         // `arch` is a field of collected configs; in a run, `model` names the architecture of all but the Transformer.
         // Hugging Face's configs have `model_type`, which is not the architecture in others.
@@ -87,9 +88,66 @@ impl Original {
         };
         model.validate().map_err(|e| error(e.key, e.reason))?;
         let (task, vocab, seed) = (fields.text("task")?, fields.get("vocab")?, fields.seed()?);
+        let vocab = match (vocab, fields.get::<usize>("vocab_size")?) {
+            (None, Some(size)) if task.is_none() => Some(numbered(size)?),
+            (vocab, _) => vocab,
+        };
         let unused = map.keys().filter(|key| !fields.seen.borrow().contains(*key)).cloned().collect();
         Ok(Self { model, task, vocab, seed, unused, notes: fields.notes.into_inner() })
     }
+}
+
+/// The most tokens that ids can tell apart.
+const MOST_TOKENS: usize = 1 << 16;
+
+/// Tokens of a config that says only how many there are.
+fn numbered(size: usize) -> Result<Vec<String>, OriginalError> {
+    match size {
+        1..=MOST_TOKENS => Ok((0..size).map(|id| id.to_string()).collect()),
+        _ => Err(error("vocab_size", format!("{size} is not between 1 and {MOST_TOKENS}"))),
+    }
+}
+
+/// The fields of mamba_ssm's `MambaConfig` under the names that the others have: its layer and the layer's options are in
+/// `ssm_cfg`, and the tables have more rows than there are tokens. Other configs are returned as they are.
+fn of_mamba_ssm(map: &Map<String, Value>) -> Result<Map<String, Value>, OriginalError> {
+    if !(map.contains_key("d_model") && map.contains_key("n_layer")) {
+        return Ok(map.clone());
+    }
+    const OPTIONS: [&str; 6] = ["d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size"];
+    let mut out = map.clone();
+    for (theirs, ours) in
+        [("d_model", "hidden_size"), ("n_layer", "num_hidden_layers"), ("tie_embeddings", "tie_word_embeddings")]
+    {
+        if let Some(value) = out.remove(theirs) {
+            out.insert(ours.into(), value);
+        }
+    }
+    let mut layer = "Mamba1".to_owned();
+    if let Some(options) = out.remove("ssm_cfg") {
+        let Value::Object(options) = options else { return Err(error("ssm_cfg", "it is not a JSON object")) };
+        for (name, value) in options {
+            match (name.as_str(), value) {
+                ("layer", Value::String(name)) => layer = name,
+                (name, value) if OPTIONS.contains(&name) => drop(out.insert(name.into(), value)),
+                (name, value) => return Err(error("ssm_cfg", format!("{name} = {value} is not supported"))),
+            }
+        }
+    }
+    let arch = match layer.as_str() {
+        "Mamba1" => "mamba",
+        "Mamba2" => "mamba2",
+        other => return Err(error("ssm_cfg", format!("the layer `{other}` is neither Mamba1 nor Mamba2"))),
+    };
+    out.entry("arch").or_insert(arch.into());
+    if out.get("attn_layer_idx").and_then(Value::as_array).is_some_and(|layers| !layers.is_empty()) {
+        return Err(error("attn_layer_idx", "layers of attention are not supported"));
+    }
+    let multiple = map.get("pad_vocab_size_multiple").and_then(Value::as_u64).unwrap_or(8).max(1);
+    if let Some(size) = map.get("vocab_size").and_then(Value::as_u64) {
+        out.insert("vocab_size".into(), size.next_multiple_of(multiple).into());
+    }
+    Ok(out)
 }
 
 /// What an architecture of published code is called here.
@@ -452,6 +510,67 @@ mod tests {
             ("ü", "ü"),
         ] {
             assert_eq!(plain_json(text), plain);
+        }
+    }
+
+    /// The fields that mamba_ssm's and flash-linear-attention's classes save, values as in published checkpoints.
+    #[test]
+    fn configs_as_the_classes_of_published_code_save_them() {
+        let mamba_ssm = |layer: &str| {
+            format!(
+                r#"{{"d_model": 768, "d_intermediate": 0, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {{{layer}}},
+                "attn_layer_idx": [], "attn_cfg": {{}}, "rms_norm": true, "residual_in_fp32": true,
+                "fused_add_norm": true, "pad_vocab_size_multiple": 16, "tie_embeddings": true}}"#
+            )
+        };
+        let fla = |kind: &str, own: &str| {
+            format!(
+                r#"{{"architectures": ["{kind}"], "model_type": "{kind}", "hidden_size": 1024, "num_hidden_layers": 24,
+                "intermediate_size": null, "hidden_ratio": 4, "hidden_act": "swish", "norm_eps": 1e-6, "use_cache": true,
+                "initializer_range": 0.02, "tie_word_embeddings": false, "vocab_size": 32000, "fuse_norm": true,
+                "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "bfloat16", {own}}}"#
+            )
+        };
+        for (config, arch, tokens) in [
+            (mamba_ssm(r#""layer": "Mamba2""#), "mamba2", 50288),
+            (mamba_ssm(""), "mamba", 50288),
+            (
+                fla(
+                    "gla",
+                    r#""attn_mode": "chunk", "num_heads": 4, "num_kv_heads": null, "expand_k": 0.5, "expand_v": 1,
+                    "clamp_min": null, "feature_map": null, "use_gk": true, "use_gv": false, "use_output_gate": true,
+                    "use_short_conv": false, "conv_size": 4, "elementwise_affine": true"#,
+                ),
+                "gla",
+                32000,
+            ),
+            (
+                fla("hgrn2", r#""attn_mode": "chunk", "expand_ratio": 128, "use_short_conv": false, "conv_size": 4"#),
+                "hgrn2",
+                32000,
+            ),
+            (
+                fla(
+                    "gated_deltanet",
+                    r#""attn_mode": "chunk", "num_heads": 6, "head_dim": 256, "expand_v": 2,
+                    "use_gate": true, "use_short_conv": true, "conv_size": 4"#,
+                ),
+                "gated_deltanet",
+                32000,
+            ),
+        ] {
+            let read = Original::read(config.as_bytes()).unwrap_or_else(|e| panic!("{arch}: {e}"));
+            assert_eq!((read.model.arch(), read.model.num_layers()), (arch, 24));
+            assert_eq!(read.vocab.map(|vocab| (vocab.len(), vocab[7].clone())), Some((tokens, "7".into())), "{arch}");
+        }
+        for (changed, field) in [
+            (r#""layer": "Mamba3""#, "ssm_cfg"),
+            (r#""dt_rank": 7"#, "ssm_cfg"),
+            (r#""d_state": 16}, "attn_layer_idx": [3], "x": {"#, "attn_layer_idx"),
+        ] {
+            let config = mamba_ssm(changed);
+            let config = if changed.contains("attn") { config.replace("\"attn_layer_idx\": [],", "") } else { config };
+            assert_eq!(Original::read(config.as_bytes()).unwrap_err().field, field);
         }
     }
 

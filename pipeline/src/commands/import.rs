@@ -103,7 +103,7 @@ fn task(original: &Original, name: Option<&str>) -> Result<Task> {
     };
     let Some(name) = name.map(str::to_owned).or_else(|| original.task.clone()).or_else(own) else {
         bail!(
-            "the config names no task, and has no `vocab`\n  hint: name the task with --task; `pipeline data list` shows all of them"
+            "the config names no task, and has neither `vocab` nor `vocab_size`\n  hint: name the task with --task; `pipeline data list` shows all of them"
         )
     };
     let name = name.as_str();
