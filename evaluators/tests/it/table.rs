@@ -110,7 +110,7 @@ fn csv_and_json_are_plain() {
     write(&batch, Format::Json, &path).unwrap();
     let rows: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     let rows = rows.as_array().unwrap();
-    assert_eq!((rows.len(), rows[0].as_object().unwrap().len()), (5, 28));
+    assert_eq!((rows.len(), rows[0].as_object().unwrap().len()), (5, 29));
     assert_eq!(rows[4]["loss"], serde_json::Value::Null);
     assert_eq!((rows[1]["length"].as_u64(), rows[1]["accuracy"].as_f64()), (Some(50), Some(1.0)));
 }
