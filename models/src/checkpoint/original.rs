@@ -115,11 +115,15 @@ fn of_mamba_ssm(map: &Map<String, Value>) -> Result<Map<String, Value>, Original
         return Ok(map.clone());
     }
     const OPTIONS: [&str; 6] = ["d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size"];
-    let mut out = map.clone();
+    let mut out: Map<String, Value> =
+        map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
     for (theirs, ours) in
         [("d_model", "hidden_size"), ("n_layer", "num_hidden_layers"), ("tie_embeddings", "tie_word_embeddings")]
     {
         if let Some(value) = out.remove(theirs) {
+            if out.contains_key(ours) {
+                return Err(error(ours, format!("it is given beside {theirs}, which means the same")));
+            }
             out.insert(ours.into(), value);
         }
     }
@@ -139,12 +143,27 @@ fn of_mamba_ssm(map: &Map<String, Value>) -> Result<Map<String, Value>, Original
         "Mamba2" => "mamba2",
         other => return Err(error("ssm_cfg", format!("the layer `{other}` is neither Mamba1 nor Mamba2"))),
     };
-    out.entry("arch").or_insert(arch.into());
-    if out.get("attn_layer_idx").and_then(Value::as_array).is_some_and(|layers| !layers.is_empty()) {
+    if out.get("arch").is_some_and(|said| said != arch) {
+        return Err(error("arch", format!("ssm_cfg says {layer}, which is {arch}")));
+    }
+    out.insert("arch".into(), arch.into());
+    if out.remove("attn_layer_idx").is_some_and(|layers| layers != Value::Array(vec![])) {
         return Err(error("attn_layer_idx", "layers of attention are not supported"));
     }
-    let multiple = map.get("pad_vocab_size_multiple").and_then(Value::as_u64).unwrap_or(8).max(1);
-    if let Some(size) = map.get("vocab_size").and_then(Value::as_u64) {
+    out.remove("attn_cfg");
+    if out.remove("d_intermediate").is_some_and(|size| size.as_f64() != Some(0.0)) {
+        return Err(error("d_intermediate", "an MLP in each block is not supported"));
+    }
+    let mut number = |field: &str| match out.remove(field) {
+        None => Ok(None),
+        Some(value) => {
+            let whole = value.as_f64().filter(|n| n.fract() == 0.0 && (1.0..=1e9).contains(n));
+            let whole = whole.ok_or_else(|| error(field, format!("{value} is no whole number from 1 on")))?;
+            Ok(Some(whole as u64))
+        }
+    };
+    let (size, multiple) = (number("vocab_size")?, number("pad_vocab_size_multiple")?.unwrap_or(8));
+    if let Some(size) = size {
         out.insert("vocab_size".into(), size.next_multiple_of(multiple).into());
     }
     Ok(out)
@@ -248,8 +267,8 @@ fn transformer(f: &Fields<'_>) -> Result<ModelConfig, OriginalError> {
         num_layers: f.required("num_hidden_layers")?,
         iterations: f.get("iterations")?.unwrap_or(default.iterations),
         input_injection: f.flag("input_injection")?,
-        causal: f.get("causal")?.unwrap_or(default.causal),
-        norm_first: f.get("norm_first")?.unwrap_or(default.norm_first),
+        causal: f.map.get("causal").is_none_or(Value::is_null) || f.flag("causal")?,
+        norm_first: f.map.get("norm_first").is_none_or(Value::is_null) || f.flag("norm_first")?,
         scale_embeddings: f.flag("scale_embeddings")?,
         weight_init: default.weight_init,
         num_heads: f.required("num_attention_heads")?,
@@ -559,13 +578,14 @@ mod tests {
                 32000,
             ),
         ] {
-            let read = Original::read(config.as_bytes()).unwrap_or_else(|e| panic!("{arch}: {e}"));
+            let read = Original::read(config.as_bytes()).unwrap();
             assert_eq!((read.model.arch(), read.model.num_layers()), (arch, 24));
             assert_eq!(read.vocab.map(|vocab| (vocab.len(), vocab[7].clone())), Some((tokens, "7".into())), "{arch}");
         }
         for (changed, field) in [
             (r#""layer": "Mamba3""#, "ssm_cfg"),
             (r#""dt_rank": 7"#, "ssm_cfg"),
+            (r#"}, "hidden_size": 768, "x": {"#, "hidden_size"),
             (r#""d_state": 16}, "attn_layer_idx": [3], "x": {"#, "attn_layer_idx"),
         ] {
             let config = mamba_ssm(changed);

@@ -329,7 +329,12 @@ impl TableFile {
             let Some(column) = self.column.get_mut(&name) else {
                 bail!("there are settings of quick.column.{name}, but the quick version has no such column");
             };
-            column.learning_rates = part.learning_rates.or_else(|| column.learning_rates.take());
+            if let Some(rates) = part.learning_rates {
+                let of_column = |cell: &str| cell.rsplit_once('/').is_some_and(|(_, column)| column == name);
+                let cells = self.cell.iter_mut().filter(|(cell, _)| of_column(cell));
+                cells.for_each(|(_, part)| part.learning_rates = None);
+                column.learning_rates = Some(rates);
+            }
             self.last.1.insert(name, part.set);
         }
         Ok(())
@@ -381,6 +386,9 @@ impl TableFile {
             let last_of_column = self.last.1.get(&value.column).map(flatten).transpose()?.unwrap_or_default();
             let rates = [&own.learning_rates, &column.learning_rates, &row.learning_rates];
             let rates = rates.into_iter().flatten().next().unwrap_or(&self.learning_rates);
+            if let Some(twice) = rates.iter().enumerate().find(|(i, rate)| rates[..*i].contains(rate)) {
+                bail!("the learning rate {} of {}/{} is listed twice", twice.1, value.row, value.column);
+            }
             cells.push(Cell {
                 row: value.row.clone(),
                 column: value.column.clone(),
@@ -442,9 +450,9 @@ mod tests {
         [set.model]\nhidden_size = 8\n[set.train]\nmax_steps = 5\n\
         [row.mod10]\ntask = 'counting_samesymbol_mod10bos'\n\
         [column.RNN]\nset.model.arch = 'rnn'\n[column.LSTM]\nset.model.arch = 'lstm'\nlearning_rates = [2e-3]\n\
-        [cell.'mod10/RNN']\nset.model.num_layers = 2\n\
+        [cell.'mod10/RNN']\nset.model.num_layers = 2\nlearning_rates = [1e-3, 1e-2]\n\
         [quick]\ndiffers = ['d']\nruns = 1\ncolumns = ['RNN']\nset.train.max_steps = 2\nset.model.hidden_size = 4\n\
-        [quick.column.RNN]\nset.optimizer.grad_clip = 0.5\n";
+        [quick.column.RNN]\nset.optimizer.grad_clip = 0.5\nlearning_rates = [5e-4]\n";
     const VALUES: &str = "row,column,slice,value,sd,runs,source\n\
         mod10,RNN,short,0.99,,,paper\nmod10,LSTM,val,0.9,,,paper\nmod10,RNN,val,0.5,,,paper\n";
 
@@ -473,6 +481,7 @@ mod tests {
         let config = table.job(&table.cells[0], None, 0).unwrap().config;
         assert_eq!((config.train.max_steps, config.model.hidden_size(), config.model.num_layers()), (Some(3), 4, 2));
         assert_eq!(config.optimizer.grad_clip, 0.5);
+        assert_eq!(table.cells[0].learning_rates, [Some(5e-4)], "after those of the cell");
 
         let only = |only: &str| parse(TABLE, VALUES, &Changes { only: vec![only.into()], ..Default::default() });
         assert_eq!(only("mod10").unwrap().cells.len(), 2);
@@ -509,6 +518,9 @@ mod tests {
         let other = TABLE.replace("[quick.column.RNN]", "[quick.column.LSTM]");
         let other = parse(&other, VALUES, &Changes { quick: true, ..Default::default() }).unwrap_err();
         assert!(format!("{other:#}").contains("quick.column.LSTM, but the quick version has no"), "{other:#}");
+        let twice = TABLE.replace("learning_rates = [2e-3]", "learning_rates = [2e-3, 2e-3]");
+        let twice = parse(&twice, VALUES, &Changes::default()).unwrap_err().to_string();
+        assert!(twice.contains("rate 0.002 of mod10/LSTM is listed twice"), "{twice}");
         let without = TABLE.split("[quick]").next().unwrap();
         let quick = parse(without, VALUES, &Changes { quick: true, ..Default::default() }).unwrap_err();
         assert!(quick.to_string().contains("no quick version"));

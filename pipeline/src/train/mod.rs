@@ -253,7 +253,25 @@ fn splits(workspace: &Workspace, config: &Config, task: &Task) -> Result<Splits>
     }
     let evaluated = task.splits().into_iter().filter(|split| *split != Split::Train);
     let evaluated = evaluated.map(|split| Ok((split.name().to_owned(), read(split)?)));
-    Ok(Splits { train, evaluated: evaluated.collect::<Result<_>>()? })
+    let splits = Splits { train, evaluated: evaluated.collect::<Result<_>>()? };
+    if !config.model.is_causal() && splits.evaluated.first().is_some_and(|(_, examples)| gives_itself_away(examples)) {
+        bail!(
+            "model.causal is false, but the answers of {} are the next tokens, which such a model sees\n  \
+             hint: choose a task with slots for its answers, as chomsky/ has them, or leave model.causal out",
+            task.name
+        );
+    }
+    Ok(splits)
+}
+
+/// Whether every answer of the first examples, but those at their ends, is the token after it.
+fn gives_itself_away(examples: &Dataset) -> bool {
+    let next = examples.iter().take(200).flat_map(|example| {
+        let answers = example.labels.iter().zip(example.input_ids.iter().skip(1));
+        answers.filter(|(label, _)| **label >= 0).map(|(label, next)| i64::from(*label) == i64::from(*next))
+    });
+    let (right, all) = next.fold((0, 0), |(right, all), is| (right + usize::from(is), all + 1));
+    all > 0 && right == all
 }
 
 /// The splits that a run reads: all but those that it draws itself.

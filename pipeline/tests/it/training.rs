@@ -490,3 +490,18 @@ fn a_run_that_had_no_time_to_say_anything_was_not_imported() {
     ok(dir.path(), &["train", "--resume", &handle, "-q"]);
     assert_eq!(listed(dir.path(), &handle)["status"], "finished");
 }
+
+/// `huang/` writes the answer into the string, where it is the label of the token before it.
+#[test]
+fn a_model_that_would_see_the_answers_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.toml");
+    let model = "[model]\narch = 'transformer'\ncausal = false\nhidden_size = 16\nnum_heads = 2\n";
+    let task = |name: &str| format!("[task]\nname = '{name}'\ntrain_examples = 64\n{model}[train]\nmax_steps = 1\n");
+    let arguments = ["train", "--config", config.to_str().unwrap(), "--device", "cpu", "--quiet"];
+    std::fs::write(&config, task("huang/bin_majority,train_lengths=1..9,test_lengths=10..12")).unwrap();
+    fails(dir.path(), &arguments, 1, &["model.causal is false, but the answers of huang/bin_majority", "hint:"]);
+    std::fs::write(&config, task("chomsky/parity_check,train_lengths=1..9,test_lengths=10..12,test_examples=9"))
+        .unwrap();
+    ok(dir.path(), &arguments);
+}

@@ -270,7 +270,8 @@ fn evaluate(
         asks = asks.lengths(lengths.clone());
     }
     let probe = asks.probe()?;
-    if let Some(probe) = &probe {
+    // An unchanged export is not probed; what its metadata says is known as well.
+    if let Some(probe) = probe.as_ref().filter(|_| !model.is_own_export()) {
         let is = match model.is_earlier_export() {
             true => {
                 "is an export of an earlier version of this program, which is probed like any model (exporting it again makes that unnecessary)"
