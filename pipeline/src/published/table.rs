@@ -519,7 +519,7 @@ mod tests {
         let other = parse(&other, VALUES, &Changes { quick: true, ..Default::default() }).unwrap_err();
         assert!(format!("{other:#}").contains("quick.column.LSTM, but the quick version has no"), "{other:#}");
         let twice = TABLE.replace("learning_rates = [2e-3]", "learning_rates = [2e-3, 2e-3]");
-        let twice = parse(&twice, VALUES, &Changes::default()).unwrap_err().to_string();
+        let twice = format!("{:#}", parse(&twice, VALUES, &Changes::default()).unwrap_err());
         assert!(twice.contains("rate 0.002 of mod10/LSTM is listed twice"), "{twice}");
         let without = TABLE.split("[quick]").next().unwrap();
         let quick = parse(without, VALUES, &Changes { quick: true, ..Default::default() }).unwrap_err();
