@@ -7,7 +7,7 @@
 use crate::architecture::{Architecture, Heads};
 use crate::checkpoint::original::{Fields, OriginalError};
 use crate::layers::{Embedding, Linear, ShortConv, by_head};
-use crate::ops::gated_linear_attention::GatedLinearAttention;
+use crate::ops::gated_linear_attention::{Counted, GatedLinearAttention};
 use crate::ops::slstm::{GATES, SlstmState};
 use crate::ops::{Activation, Gate, SequenceOps};
 use crate::training::ParameterGroup;
@@ -551,8 +551,8 @@ impl<B: SequenceOps> Mlstm<B> {
             None => (B::activation(x.clone(), Activation::Silu), None),
         };
         let (q, k, v) = (self.q_proj.forward(u.clone()), self.k_proj.forward(u.clone()), self.v_proj.forward(x));
-        let input = self.mlstm_cell.igate.forward([&q, &k, &v]); // [batch, seq, heads]
-        let log_forget = log_sigmoid(self.mlstm_cell.fgate.forward([&q, &k, &v]));
+        let [input, forget] = self.mlstm_cell.gates([&q, &k, &v]); // [batch, seq, heads]
+        let log_forget = log_sigmoid(forget);
 
         let (memory, normaliser, before) = match cell {
             Some((memory, normaliser, stabiliser)) => (Some(memory), Some(normaliser), stabiliser),
@@ -572,15 +572,10 @@ impl<B: SequenceOps> Mlstm<B> {
             v: by_head(v, size),
             decay: by_head(forget, 1),
         };
-        // n is what C is with one value channel of ones.
-        let ones = Tensor::ones([batch, seq, 1, 1], (&inputs.q.device(), inputs.q.dtype()));
-        let normaliser = normaliser.map(|n| n.reshape([batch, heads, size, 1]));
-        let counted = GatedLinearAttention { v: ones, ..inputs.clone() };
-        let (read, normaliser) = B::gated_linear_attention(counted, normaliser);
+        let state = memory.zip(normaliser).map(|(memory, n)| (memory, n.reshape([batch, heads, size])));
+        let Counted { y, read, state: memory, normaliser } = B::counted_linear_attention(inputs, state);
         let normaliser = normaliser.reshape([batch, channels]);
-        let read = read.reshape([batch, seq, heads]);
         let divisor = read.abs().max_pair((-m.clone()).exp()) + DIVISOR_EPSILON; // [batch, seq, heads]
-        let (y, memory) = B::gated_linear_attention(inputs, memory);
         let y = B::head_scale(y, divisor.recip()); // [batch, seq, heads, size]
         let y = self.mlstm_cell.outnorm.forward(y.reshape([batch, seq, channels]), size);
         let y = y + u * self.learnable_skip.val().unsqueeze();
@@ -611,13 +606,19 @@ fn stabiliser<B: Backend>(a: Tensor<B, 3>, b: Tensor<B, 3>, before: Tensor<B, 3>
     most.max_pair(before + sums)
 }
 
-impl<B: SequenceOps> HeadGate<B> {
-    /// Of q, k and v side by side, `[batch, seq, channels]` each → `[batch, seq, heads]`.
-    fn forward(&self, parts: [&Tensor<B, 3>; 3]) -> Tensor<B, 3> {
-        let [heads, channels] = self.weight.dims();
+impl<B: SequenceOps> MlstmCell<B> {
+    /// Input and forget gate of q, k and v side by side, `[batch, seq, channels]` each → `[batch, seq, heads]`.
+    fn gates(&self, parts: [&Tensor<B, 3>; 3]) -> [Tensor<B, 3>; 2] {
+        let Self { igate, fgate, .. } = self;
+        let [heads, channels] = igate.weight.dims();
         let channels = channels / 3;
-        let weight = |i: usize| self.weight.val().narrow(1, i * channels, channels); // [heads, channels]
-        let products = parts.into_iter().enumerate().map(|(i, x)| B::projection(x.clone(), weight(i)));
-        products.fold(self.bias.val().reshape([1, 1, heads]), |sum, product| product + sum)
+        // Both at once, so that q, k and v are read once, and have one gradient of it.
+        let weight = Tensor::cat(vec![igate.weight.val(), fgate.weight.val()], 0); // [2·heads, 3·channels]
+        let bias = Tensor::cat(vec![igate.bias.val(), fgate.bias.val()], 0);
+        let products = parts.into_iter().enumerate().map(|(i, x)| {
+            B::projection(x.clone(), weight.clone().narrow(1, i * channels, channels)) // [batch, seq, 2·heads]
+        });
+        let gates = products.fold(bias.reshape([1, 1, 2 * heads]), |sum, product| product + sum);
+        B::split(gates, [heads, heads])
     }
 }

@@ -1,12 +1,14 @@
 //! Gated linear attention, the models made of it, and xLSTM: the operation against its definition, states, sizes.
 
-use crate::common::{check_gradients, difference, flat, ids, input, random, shaken};
+use crate::common::{Training, check_gradients, difference, flat, ids, input, random, shaken};
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use models::gla::GlaConfig;
 use models::hgrn2::Hgrn2Config;
 use models::mamba2::Mamba2Config;
-use models::ops::gated_linear_attention::{GatedLinearAttention, GatedLinearAttentionOp, blocks, recurrent};
+use models::ops::gated_linear_attention::{
+    Counted, GatedLinearAttention, GatedLinearAttentionOp, blocks, count, recurrent,
+};
 use models::ops::slstm::{self, SlstmOp, SlstmState};
 use models::xlstm::XlstmConfig;
 use models::{Architecture, Cpu, Model, ModelConfig, ModelInput};
@@ -69,6 +71,55 @@ fn kernel_and_blocks_equal_the_definition_at_every_shape() {
                     .map(|(found, expected)| difference(&flat(found), &flat(expected.clone())));
                 assert!(y.max(last) < 1e-5, "{shape:?}, per head {per_head}: {y} {last}");
             }
+        }
+    }
+}
+
+/// y, what is read of the normaliser, and the last states.
+fn counted<B: Backend>(
+    attention: fn(GatedLinearAttention<B>, Option<(Tensor<B, 4>, Tensor<B, 3>)>) -> Counted<B>,
+    a: &[Tensor<B, 1>],
+    shape: [usize; 5],
+    given: bool,
+) -> Tensor<B, 1> {
+    let [batch, heads, _, key, _] = shape;
+    let (inputs, state) = inputs(a, shape, true);
+    let normaliser = a[5].clone().reshape([batch, heads, key]);
+    let Counted { y, read, state, normaliser } = attention(inputs, given.then_some((state, normaliser)));
+    let flat = [y.flatten::<1>(0, 3), read.flatten(0, 2), state.flatten(0, 3), normaliser.flatten(0, 2)];
+    Tensor::cat(flat.into(), 0)
+}
+
+/// The arguments of [`counted`], with decays of zero among the others.
+fn counted_arguments(shape: [usize; 5]) -> Vec<Vec<f64>> {
+    let [batch, heads, _, key, _] = shape;
+    let mut arguments = arguments(shape, true);
+    arguments[3].iter_mut().step_by(5).for_each(|decay| *decay = 0.0);
+    arguments.push(random(batch * heads * key, 1.0, 6));
+    arguments
+}
+
+#[test]
+fn normalisers_and_their_gradients_equal_the_definition_at_every_shape() {
+    for (i, shape) in SHAPES.into_iter().enumerate() {
+        let arguments = counted_arguments(shape);
+        let run = |attention, weights: Option<&Tensor<Training, 1>>| {
+            let tensors: Vec<Tensor<Training, 1>> =
+                arguments.iter().map(|x| Tensor::from_inner(single(x)).require_grad()).collect();
+            let outputs = counted(attention, &tensors, shape, i % 2 == 0);
+            let weights = weights.cloned().unwrap_or_else(|| outputs.clone().sin().detach());
+            let gradients = (outputs.clone() * weights.clone()).sum().backward();
+            let gradients = tensors.iter().filter_map(|x| x.grad(&gradients)).map(flat).collect::<Vec<_>>();
+            (weights, flat(outputs.inner()), gradients)
+        };
+        let reference = |inputs, state| count(inputs, state, recurrent);
+        let (weights, expected, expected_gradients) = run(reference, None);
+        let (_, found, gradients) = run(Training::counted_linear_attention, Some(&weights));
+        assert!(difference(&found, &expected) < 1e-5, "{shape:?}");
+        assert_eq!(gradients.len(), expected_gradients.len(), "{shape:?}");
+        for (found, expected) in gradients.iter().zip(&expected_gradients) {
+            let largest = expected.iter().fold(1.0f64, |largest, x| largest.max(x.abs()));
+            assert!(difference(found, expected) < 1e-5 * largest, "{shape:?}");
         }
     }
 }

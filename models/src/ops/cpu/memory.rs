@@ -1,5 +1,6 @@
 //! Memory for tensors.
 
+use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,9 +26,38 @@ pub fn uninit(length: usize) -> Box<[MaybeUninit<f32>]> {
     memory
 }
 
-/// So many numbers, each of which has to be overwritten: zeros, which fresh memory has at no cost.
+/// So many numbers, each of which has to be overwritten. Large memory is filled by all threads: what was used before is not
+/// zero, and one thread would clear it while the others wait.
+#[allow(unsafe_code)]
 pub fn unwritten(length: usize) -> Vec<f32> {
-    vec![if is_filled_with_nan() { f32::NAN } else { 0.0 }; length]
+    const PIECE: usize = 1 << 15;
+    let fill = if is_filled_with_nan() { f32::NAN } else { 0.0 };
+    if length < 2 * PIECE {
+        return vec![fill; length];
+    }
+    let mut memory = Box::new_uninit_slice(length);
+    memory.par_chunks_mut(PIECE).for_each(|piece| piece.fill(MaybeUninit::new(fill)));
+    // SAFETY: the pieces are all of the memory, and each of their numbers was written.
+    unsafe { memory.assume_init() }.into_vec()
+}
+
+/// So many numbers in pieces of `size`, by all threads: `make` gets the number of each piece and its memory, which the same
+/// thread has just filled, so that it is in its cache.
+#[allow(unsafe_code)]
+pub fn in_pieces(length: usize, size: usize, make: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let zeros = [if is_filled_with_nan() { f32::NAN } else { 0.0 }; 1 << 10];
+    let mut memory = Box::new_uninit_slice(length);
+    memory.par_chunks_mut(size.max(1)).enumerate().for_each(|(i, piece)| {
+        for part in piece.chunks_mut(zeros.len()) {
+            write(part, &zeros[..part.len()]);
+        }
+        // SAFETY: the parts are all of the piece, and `write` has written them. A `MaybeUninit<f32>` that is written is laid
+        // out as the `f32` in it.
+        let piece = unsafe { std::slice::from_raw_parts_mut(piece.as_mut_ptr().cast(), piece.len()) };
+        make(i, piece);
+    });
+    // SAFETY: the pieces are all of the memory, and each of their numbers was written.
+    unsafe { memory.assume_init() }.into_vec()
 }
 
 /// Copies `from` to uninitialised memory of the same length, and returns it as initialised.

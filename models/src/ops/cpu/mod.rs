@@ -10,6 +10,7 @@ pub mod memory;
 pub mod panels;
 pub mod pointwise;
 pub mod simd;
+pub mod small;
 
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;

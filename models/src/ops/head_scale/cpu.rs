@@ -1,6 +1,6 @@
 //! Products with a number for each head and their gradients, on all cores.
 
-use crate::ops::cpu::memory::unwritten;
+use crate::ops::cpu::memory::{in_pieces, unwritten};
 use crate::ops::cpu::simd::V;
 use crate::ops::cpu::{dims, like, values, with_simd};
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
@@ -63,10 +63,10 @@ impl WithSimd for Dots<'_> {
 }
 
 fn scaled(x: &[f32], scale: &[f32], size: usize) -> Vec<f32> {
-    let mut y = unwritten(x.len());
-    let units = y.par_chunks_mut(HEADS * size).zip(x.par_chunks(HEADS * size)).zip(scale.par_chunks(HEADS));
-    units.for_each(|((y, x), scale)| with_simd(Scaled { x, scale, size, y }));
-    y
+    in_pieces(x.len(), HEADS * size, |unit, y| {
+        let x = &x[unit * HEADS * size..][..y.len()];
+        with_simd(Scaled { x, scale: &scale[unit * HEADS..], size, y });
+    })
 }
 
 impl Kernel<2, 1> for HeadScale {

@@ -1,7 +1,7 @@
 //! Products with blocks on the diagonal and their gradients: the blocks are too small for the products of whole matrices.
 
 use crate::ops::autocast::is_autocast;
-use crate::ops::cpu::memory::unwritten;
+use crate::ops::cpu::memory::in_pieces;
 use crate::ops::cpu::{dims, like, tensor, values, with_simd};
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use burn::prelude::Tensor;
@@ -35,14 +35,6 @@ impl WithSimd for Products<'_> {
     fn with_simd<S: Simd>(self, _: S) {
         let Self { x, blocks, size: [groups, input, output], y } = self;
         for (x, y) in x.chunks_exact(groups * input).zip(y.chunks_exact_mut(groups * output)) {
-            if (input, output) == (4, 4) {
-                // As many as the compiler can keep in registers: the usual size.
-                let groups = x.as_chunks::<4>().0.iter().zip(y.as_chunks_mut::<4>().0);
-                for ((x, y), block) in groups.zip(blocks.as_chunks::<4>().0.as_chunks::<4>().0) {
-                    *y = std::array::from_fn(|o| (0..4).map(|i| x[i] * block[i][o]).sum());
-                }
-                continue;
-            }
             let groups = x.chunks_exact(input).zip(y.chunks_exact_mut(output));
             for ((x, y), block) in groups.zip(blocks.chunks_exact(input * output)) {
                 y.fill(0.0);
@@ -83,6 +75,106 @@ impl WithSimd for Squares<'_> {
     }
 }
 
+/// The same with blocks of 4 × 4, the usual size, four of them at a time, and with their gradients. Every vector of `x` is
+/// spread four times: number i of each of its blocks in all four places of it.
+struct Quads<'a> {
+    /// `[rows, channels]`.
+    x: &'a [f32],
+    /// `[4, channels]`: of every block, row i as the numbers that x_i is multiplied with.
+    weights: &'a [f32],
+    /// `[rows, channels]`.
+    y: &'a mut [f32],
+}
+
+/// See [`Squares`].
+struct QuadSquares<'a> {
+    /// `[rows, channels]`.
+    x: &'a [f32],
+    /// `[rows, channels]`.
+    dy: &'a [f32],
+    /// `[4, channels]`.
+    sum: &'a mut [f32],
+}
+
+/// Numbers of a block, and of four blocks.
+const QUAD: usize = 4;
+const LANES: usize = 16;
+
+/// Number `I` of every four in all places of the four.
+#[inline(always)]
+fn spread<const I: usize>(x: &[f32; LANES]) -> [f32; LANES] {
+    [
+        x[I],
+        x[I],
+        x[I],
+        x[I],
+        x[4 + I],
+        x[4 + I],
+        x[4 + I],
+        x[4 + I],
+        x[8 + I],
+        x[8 + I],
+        x[8 + I],
+        x[8 + I],
+        x[12 + I],
+        x[12 + I],
+        x[12 + I],
+        x[12 + I],
+    ]
+}
+
+/// `sum` + a⊙b.
+#[inline(always)]
+fn add(mut sum: [f32; LANES], a: [f32; LANES], b: &[f32; LANES]) -> [f32; LANES] {
+    for lane in 0..LANES {
+        sum[lane] += a[lane] * b[lane];
+    }
+    sum
+}
+
+impl WithSimd for Quads<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { x, weights, y } = self;
+        let channels = weights.len() / QUAD;
+        let rows: [&[f32]; QUAD] = std::array::from_fn(|i| &weights[i * channels..][..channels]);
+        let [a, b, c, d] = rows.map(|row| row.as_chunks::<LANES>().0);
+        for (x, y) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
+            for (i, (x, y)) in x.as_chunks::<LANES>().0.iter().zip(y.as_chunks_mut::<LANES>().0).enumerate() {
+                let sum = add([0.0; LANES], spread::<0>(x), &a[i]);
+                let sum = add(sum, spread::<1>(x), &b[i]);
+                let sum = add(sum, spread::<2>(x), &c[i]);
+                *y = add(sum, spread::<3>(x), &d[i]);
+            }
+        }
+    }
+}
+
+impl WithSimd for QuadSquares<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { x, dy, sum } = self;
+        let channels = sum.len() / QUAD;
+        for first in (0..channels).step_by(LANES) {
+            let [mut a, mut b, mut c, mut d] = [[0.0; LANES]; QUAD];
+            for (x, dy) in x.chunks_exact(channels).zip(dy.chunks_exact(channels)) {
+                let (Some(x), Some(dy)) = (x[first..].first_chunk(), dy[first..].first_chunk()) else { return };
+                a = add(a, spread::<0>(x), dy);
+                b = add(b, spread::<1>(x), dy);
+                c = add(c, spread::<2>(x), dy);
+                d = add(d, spread::<3>(x), dy);
+            }
+            for (i, total) in [a, b, c, d].into_iter().enumerate() {
+                sum[i * channels + first..][..LANES].copy_from_slice(&total);
+            }
+        }
+    }
+}
+
 /// Every block `[rows, columns]` transposed.
 fn transposed(blocks: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(blocks.len());
@@ -92,12 +184,42 @@ fn transposed(blocks: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     out
 }
 
+/// Whether there are vectors of 4 × 4 blocks only.
+fn is_quads([groups, input, output]: [usize; 3]) -> bool {
+    input == QUAD && output == QUAD && groups * QUAD % LANES == 0
+}
+
+/// `[groups, 4, 4]` as `[4, groups·4]`.
+fn by_row(blocks: &[f32]) -> Vec<f32> {
+    (0..QUAD).flat_map(|i| blocks.as_chunks::<QUAD>().0.iter().skip(i).step_by(QUAD)).flatten().copied().collect()
+}
+
+/// `blocks`: `[groups, in, out]`.
 fn products(x: &[f32], blocks: &[f32], size: [usize; 3]) -> Vec<f32> {
     let [groups, input, output] = size;
-    let mut y = unwritten(x.len() / input * output);
-    let units = y.par_chunks_mut(ROWS * groups * output).zip(x.par_chunks(ROWS * groups * input));
-    units.for_each(|(y, x)| with_simd(Products { x, blocks, size, y }));
-    y
+    let weights = if is_quads(size) { by_row(blocks) } else { Vec::new() };
+    in_pieces(x.len() / input * output, ROWS * groups * output, |unit, y| {
+        let rows = y.len() / (groups * output);
+        let x = &x[unit * ROWS * groups * input..][..rows * groups * input];
+        match is_quads(size) {
+            true => with_simd(Quads { x, weights: &weights, y }),
+            false => with_simd(Products { x, blocks, size, y }),
+        }
+    })
+}
+
+/// The gradient of the weights, `[groups, out, in]`, over the rows of a unit of work.
+fn squares(x: &[f32], dy: &[f32], size: [usize; 3]) -> Vec<f32> {
+    let [groups, input, output] = size;
+    let mut sum = vec![0.0; groups * output * input];
+    if !is_quads(size) {
+        with_simd(Squares { x, dy, size, sum: &mut sum });
+        return sum;
+    }
+    with_simd(QuadSquares { x, dy, sum: &mut sum });
+    let channels = groups * QUAD;
+    // [in, groups, out] to [groups, out, in]
+    (0..channels).flat_map(|channel| (0..QUAD).map(move |i| i * channels + channel)).map(|place| sum[place]).collect()
 }
 
 impl Kernel<2, 1> for HeadwiseKernel {
@@ -119,13 +241,7 @@ impl Kernel<2, 1> for HeadwiseKernel {
         let [groups, output, input] = dims(&weight);
         let dx = products(values(&dy), values(&weight), [groups, output, input]);
         let units = values(&x).par_chunks(ROWS * groups * input).zip(values(&dy).par_chunks(ROWS * groups * output));
-        let sums: Vec<Vec<f32>> = units
-            .map(|(x, dy)| {
-                let mut sum = vec![0.0; groups * output * input];
-                with_simd(Squares { x, dy, size: [groups, input, output], sum: &mut sum });
-                sum
-            })
-            .collect();
+        let sums: Vec<Vec<f32>> = units.map(|(x, dy)| squares(x, dy, [groups, input, output])).collect();
         let mut sums = sums.into_iter();
         let mut dweight = sums.next().unwrap_or_else(|| vec![0.0; groups * output * input]);
         sums.for_each(|sum| dweight.iter_mut().zip(sum).for_each(|(total, sum)| *total += sum));

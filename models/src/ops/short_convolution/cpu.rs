@@ -164,6 +164,12 @@ impl WithSimd for Forward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        match self.group.convolution.taps() {
+            2 => return self.windows::<S, 2>(simd),
+            3 => return self.windows::<S, 3>(simd),
+            4 => return self.windows::<S, 4>(simd),
+            _ => (),
+        }
         for (t, y) in self.y.into_iter().enumerate() {
             for (i, y) in y.chunks_mut(V::<S>::LANES).enumerate() {
                 let start = i * V::<S>::LANES;
@@ -171,6 +177,62 @@ impl WithSimd for Forward<'_> {
                 (sum * sum.sigmoid()).store(y);
             }
         }
+    }
+}
+
+impl Forward<'_> {
+    /// The same with so many taps, of which taps and the last inputs of some channels are in registers.
+    #[inline(always)]
+    fn windows<S: Simd, const TAPS: usize>(mut self, simd: S) {
+        let width = self.y.first().map_or(0, |y| y.len());
+        for start in (0..width).step_by(V::<S>::LANES) {
+            let lanes = start..(start + V::<S>::LANES).min(width);
+            let mut window = Window::<S, TAPS>::new(simd, &self.group, lanes.clone());
+            for (t, y) in self.y.iter_mut().enumerate() {
+                let sum = window.next(simd, &self.group, t, lanes.clone());
+                (sum * sum.sigmoid()).store(&mut y[lanes.clone()]);
+            }
+        }
+    }
+}
+
+/// Some channels: taps, bias, and the inputs of an output.
+struct Window<S: Simd, const TAPS: usize> {
+    taps: [V<S>; TAPS],
+    bias: V<S>,
+    inputs: [V<S>; TAPS],
+}
+
+impl<S: Simd, const TAPS: usize> Window<S, TAPS> {
+    /// Before the first output.
+    #[inline(always)]
+    fn new(simd: S, group: &Group<'_>, lanes: std::ops::Range<usize>) -> Self {
+        let zero = [V::splat(simd, 0.0); TAPS];
+        let bias = V::load(simd, &group.convolution.inputs.bias[group.start..][lanes.clone()]);
+        let mut window = Self { taps: zero, bias, inputs: zero };
+        for tap in 0..TAPS {
+            window.taps[tap] = group.tap(simd, tap, lanes.clone());
+        }
+        if group.convolution.padding() == 0 {
+            for tap in 1..TAPS {
+                window.inputs[tap] = group.input(simd, tap - 1, lanes.clone());
+            }
+        }
+        window
+    }
+
+    /// The input of SiLU at output `t`, the one after the last.
+    #[inline(always)]
+    fn next(&mut self, simd: S, group: &Group<'_>, t: usize, lanes: std::ops::Range<usize>) -> V<S> {
+        for tap in 1..TAPS {
+            self.inputs[tap - 1] = self.inputs[tap];
+        }
+        self.inputs[TAPS - 1] = group.input(simd, t + TAPS - 1 - group.convolution.padding(), lanes);
+        let mut sum = self.bias;
+        for tap in 0..TAPS {
+            sum = self.inputs[tap].mul_add(self.taps[tap], sum);
+        }
+        sum
     }
 }
 
@@ -187,6 +249,12 @@ impl WithSimd for Backward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        match self.group.convolution.taps() {
+            2 => return self.windows::<S, 2>(simd),
+            3 => return self.windows::<S, 3>(simd),
+            4 => return self.windows::<S, 4>(simd),
+            _ => (),
+        }
         let Self { group, dy, mut dx, mut parameters } = self;
         let (taps, padding, outputs) =
             (group.convolution.taps(), group.convolution.padding(), group.convolution.output_seq());
@@ -223,6 +291,50 @@ impl WithSimd for Backward<'_> {
         }
         for (row, sums) in parameters.iter_mut().zip(sums.chunks_exact(blocks)) {
             unpack(sums, row, width);
+        }
+    }
+}
+
+impl Backward<'_> {
+    /// The same with so many taps, of which taps, their gradients and the last inputs of some channels are in registers.
+    #[inline(always)]
+    fn windows<S: Simd, const TAPS: usize>(self, simd: S) {
+        let Self { group, dy, mut dx, mut parameters } = self;
+        let (padding, outputs) = (group.convolution.padding(), group.convolution.output_seq());
+        let (channels, width) = (group.convolution.shape[2], dx[0].len());
+        let (zero, one) = (V::splat(simd, 0.0), V::splat(simd, 1.0));
+        let mut dsums = vec![zero; outputs];
+        for start in (0..width).step_by(V::<S>::LANES) {
+            let lanes = start..(start + V::<S>::LANES).min(width);
+            let mut window = Window::<S, TAPS>::new(simd, &group, lanes.clone());
+            let (mut dtaps, mut dbias) = ([zero; TAPS], zero);
+            for (t, dsum) in dsums.iter_mut().enumerate() {
+                let dy = V::load(simd, &dy[(group.example * outputs + t) * channels + group.start..][lanes.clone()]);
+                let sum = window.next(simd, &group, t, lanes.clone());
+                let sigmoid = sum.sigmoid();
+                *dsum = dy * sigmoid * sum.mul_add(one - sigmoid, one);
+                dbias += *dsum;
+                for tap in 0..TAPS {
+                    dtaps[tap] = dsum.mul_add(window.inputs[tap], dtaps[tap]);
+                }
+            }
+            // Input t is tap j of output t + padding − j.
+            let mut last = [zero; TAPS]; // by tap
+            for t in 0..dx.len() + padding {
+                for tap in (1..TAPS).rev() {
+                    last[tap] = last[tap - 1];
+                }
+                last[0] = if t < outputs { dsums[t] } else { zero };
+                let Some(dx) = t.checked_sub(padding).and_then(|t| dx.get_mut(t)) else { continue };
+                let mut sum = zero;
+                for tap in 0..TAPS {
+                    sum = last[tap].mul_add(window.taps[tap], sum);
+                }
+                sum.store(&mut dx[lanes.clone()]);
+            }
+            for (row, sum) in parameters.iter_mut().zip(dtaps.iter().chain([&dbias])) {
+                sum.store(&mut row[lanes.clone()]);
+            }
         }
     }
 }

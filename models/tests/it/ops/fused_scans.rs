@@ -188,7 +188,7 @@ proptest! {
     fn gated_linear_attention(
         batch in 1..4usize,
         heads in 1..4usize,
-        seq in 1..50usize,
+        seq in 1..150usize,
         key in sizes_of_heads(),
         value in sizes_of_heads(),
         shared: [bool; 4],
@@ -270,7 +270,7 @@ proptest! {
     fn headwise(
         batch in 1..3usize,
         seq in prop_oneof![1..20usize, Just(300usize)],
-        groups in 1..6usize,
+        groups in 1..9usize,
         [input, output] in prop_oneof![Just([4usize, 4]), [1..9usize, 1..9usize]],
     ) {
         let arguments = [(batch * seq * groups * input, UNIT), (groups * output * input, UNIT)];

@@ -1,13 +1,9 @@
-//! Gated linear attention, forward and backward in one time loop each; memory as in [`wkv`](crate::ops::wkv::cpu).
+//! One decay for every channel of a key: forward and backward in one time loop each; memory as in [`wkv`](crate::ops::wkv::cpu).
 
+use super::{Attention, Inputs, OutputGradients, Outputs};
 use crate::ops::cpu::memory::unwritten;
 use crate::ops::cpu::simd::{V, pack, tiles, transpose, unpack};
-use crate::ops::cpu::{dims, gradients_of, tensor, values, with_simd};
-use crate::ops::gated_linear_attention::GatedLinearAttention;
-use crate::ops::kernel::{self, Kernel, RunKernels, float, inputs};
-use crate::ops::zeros;
-use burn::prelude::Tensor;
-use burn_flex::FlexTensor;
+use crate::ops::cpu::with_simd;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -31,188 +27,63 @@ macro_rules! in_blocks {
     }};
 }
 
-inputs! {
-    /// The tensors that the operation reads, row-major; see
-    /// [`recurrent`](crate::ops::gated_linear_attention::recurrent). All but the matrices may have fewer heads.
-    pub struct Inputs {
-        /// `[batch, seq, heads, key]`.
-        q,
-        /// `[batch, seq, heads, key]`.
-        k,
-        /// `[batch, seq, heads, key or 1]`.
-        decay,
-        /// `[batch, seq, heads, value]`.
-        v,
-        /// The matrices before, `[batch, heads, key, value]`.
-        state,
-    }
-}
-
-/// Tensors that [`GatedLinearAttentionKernel`] reads.
-const COUNT: usize = Inputs::COUNT;
-
 /// Tensors with a number for every channel of a key: q, k and the decays.
 const KEYS: usize = 3;
 
-/// Tensors with heads: those and v.
-const HEADED: usize = 4;
-
-/// The operation on numbers.
-#[derive(Debug, Clone, Copy)]
-pub struct Attention<'a> {
-    /// `[batch, seq, heads, key, value]`: the tensors' axes, and the sizes of a key and of a value.
-    pub shape: [usize; 5],
-    /// Decays of a head: `key`, or 1 for all channels of a key.
-    pub decays: usize,
-    /// Heads of q, k, the decays and v: `heads` or a divisor of it.
-    pub heads: [usize; HEADED],
-    /// The inputs, in the shapes stated by the fields.
-    pub inputs: Inputs<&'a [f32]>,
+/// See [`Attention::forward`]; checkpoints are `[batch, heads, seq/CHUNK, value, key]`.
+pub fn forward(attention: &Attention<'_>, keep: bool) -> Outputs {
+    let [_, seq, heads, key, value] = attention.shape;
+    let units = attention.units();
+    let mut y = unwritten(units * seq * value);
+    let mut last = unwritten(attention.inputs.state.len());
+    let chunks = if keep { seq.div_ceil(CHUNK) } else { 0 };
+    let mut checkpoints = unwritten(units * chunks * key * value);
+    let kept: Vec<&mut [f32]> = match chunks {
+        0 => (0..units).map(|_| Default::default()).collect(),
+        _ => checkpoints.chunks_mut(chunks * key * value).collect(),
+    };
+    let before = attention.inputs.state.par_chunks(key * value);
+    let units = (tiles(&mut y, seq, heads * value, value), before, last.par_chunks_mut(key * value), kept);
+    units.into_par_iter().enumerate().for_each(|(unit, (y, before, last, checkpoints))| {
+        let mut matrix = transpose(before, key, value);
+        with_simd(Forward { attention, unit, y, matrix: &mut matrix, checkpoints });
+        last.copy_from_slice(&transpose(&matrix, value, key));
+    });
+    Outputs { y, last, counted: Default::default(), checkpoints }
 }
 
-/// The results of [`Attention::forward`].
-#[derive(Debug)]
-pub struct Outputs {
-    /// `[batch, seq, heads, value]`.
-    pub y: Vec<f32>,
-    /// The matrices after, `[batch, heads, key, value]`.
-    pub last: Vec<f32>,
-    /// Kept for [`Attention::backward`]: matrices `[batch, heads, seq/CHUNK, value, key]`; empty if not requested.
-    pub checkpoints: Vec<f32>,
-}
-
-impl<'a> Attention<'a> {
-    fn units(&self) -> usize {
-        self.shape[0] * self.shape[2]
+/// See [`Attention::backward`]; heads that are shared are still apart.
+pub fn backward(attention: &Attention<'_>, checkpoints: &[f32], gradients: OutputGradients<'_>) -> Inputs<Vec<f32>> {
+    let [_, seq, heads, key, value] = attention.shape;
+    let units = attention.units();
+    let [mut q, mut k, mut decay, mut v] = [key, key, key, value].map(|width| unwritten(units * seq * width));
+    let mut state = unwritten(attention.inputs.state.len());
+    let mut keys: Vec<[Vec<&mut [f32]>; KEYS]> = (0..units).map(|_| Default::default()).collect();
+    for (i, gradient) in [&mut q, &mut k, &mut decay].into_iter().enumerate() {
+        for (unit, tile) in keys.iter_mut().zip(tiles(gradient, seq, heads * key, key)) {
+            unit[i] = tile;
+        }
     }
-
-    /// Runs over time; `keep`: saves what the backward pass needs.
-    pub fn forward(&self, keep: bool) -> Outputs {
-        let [_, seq, heads, key, value] = self.shape;
-        let mut y = unwritten(self.units() * seq * value);
-        let mut last = unwritten(self.inputs.state.len());
-        let chunks = if keep { seq.div_ceil(CHUNK) } else { 0 };
-        let mut checkpoints = unwritten(self.units() * chunks * key * value);
-        let kept: Vec<&mut [f32]> = match chunks {
-            0 => (0..self.units()).map(|_| Default::default()).collect(),
-            _ => checkpoints.chunks_mut(chunks * key * value).collect(),
+    let units = (keys, tiles(&mut v, seq, heads * value, value), state.par_chunks_mut(key * value));
+    units.into_par_iter().enumerate().for_each(|(unit, (dkeys, dv, dstate))| {
+        let mut dmatrix = match gradients.last {
+            Some(last) => transpose(&last[unit * key * value..][..key * value], key, value),
+            None => vec![0.0; key * value],
         };
-        let before = self.inputs.state.par_chunks(key * value);
-        let units = (tiles(&mut y, seq, heads * value, value), before, last.par_chunks_mut(key * value), kept);
-        units.into_par_iter().enumerate().for_each(|(unit, (y, before, last, checkpoints))| {
-            let mut matrix = transpose(before, key, value);
-            with_simd(Forward { attention: self, unit, y, matrix: &mut matrix, checkpoints });
-            last.copy_from_slice(&transpose(&matrix, value, key));
-        });
-        Outputs { y, last, checkpoints }
-    }
-
-    /// From the gradients of the outputs and of the last matrices (zero if `None`) to those of all inputs.
-    pub fn backward(&self, checkpoints: &[f32], dy: &[f32], last: Option<&[f32]>) -> Inputs<Vec<f32>> {
-        let [_, seq, heads, key, value] = self.shape;
-        // Of every head, those that share one apart.
-        let widths = [key, key, self.decays, value];
-        let [mut q, mut k, mut decay, mut v] = widths.map(|width| unwritten(self.units() * seq * width));
-        let mut state = unwritten(self.inputs.state.len());
-        let mut keys: Vec<[Vec<&mut [f32]>; KEYS]> = (0..self.units()).map(|_| Default::default()).collect();
-        for (i, (gradient, width)) in [(&mut q, key), (&mut k, key), (&mut decay, self.decays)].into_iter().enumerate()
-        {
-            for (unit, tile) in keys.iter_mut().zip(tiles(gradient, seq, heads * width, width)) {
-                unit[i] = tile;
-            }
-        }
-        let units = (keys, tiles(&mut v, seq, heads * value, value), state.par_chunks_mut(key * value));
-        units.into_par_iter().enumerate().for_each(|(unit, (dkeys, dv, dstate))| {
-            let mut dmatrix = match last {
-                Some(last) => transpose(&last[unit * key * value..][..key * value], key, value),
-                None => vec![0.0; key * value],
-            };
-            with_simd(Backward { attention: self, unit, checkpoints, dy, dkeys, dv, dmatrix: &mut dmatrix });
-            dstate.copy_from_slice(&transpose(&dmatrix, value, key));
-        });
-        let mut gradients = [q, k, decay, v];
-        for ((gradient, width), shared) in gradients.iter_mut().zip(widths).zip(self.heads) {
-            if shared < heads {
-                *gradient = sums(gradient, width, heads / shared);
-            }
-        }
-        let [q, k, decay, v] = gradients;
-        Inputs { q, k, decay, v, state }
-    }
-
-    /// One time step of a unit in tensor number `tensor` of those with heads, of which it has `width` numbers.
-    #[inline(always)]
-    fn row<'x>(&self, x: &'x [f32], tensor: usize, width: usize, unit: usize, t: usize) -> &'x [f32] {
-        let ([_, seq, heads, ..], present) = (self.shape, self.heads[tensor]);
-        let head = unit % heads * present / heads;
-        &x[((unit / heads * seq + t) * present + head) * width..][..width]
-    }
-
-    /// The values of a time step of a unit.
-    #[inline(always)]
-    fn values(&self, unit: usize, t: usize) -> &'a [f32] {
-        self.row(self.inputs.v, 3, self.shape[4], unit, t)
-    }
-
-    /// One time step of a unit in q, k and the decays, in vectors, one after another.
-    #[inline(always)]
-    fn load<S: Simd>(&self, simd: S, unit: usize, t: usize, vectors: &mut [V<S>]) {
-        let key = self.shape[3];
-        let Inputs { q, k, decay, .. } = self.inputs;
-        let width = vectors.len() / KEYS;
-        let (keys, decays) = vectors.split_at_mut(2 * width);
-        for (tensor, (x, vectors)) in [q, k].into_iter().zip(keys.chunks_exact_mut(width)).enumerate() {
-            pack(simd, self.row(x, tensor, key, unit, t), vectors, key);
-        }
-        let decay = self.row(decay, 2, self.decays, unit, t);
-        match self.decays == key {
-            true => pack(simd, decay, decays, key),
-            false => decays.fill(V::splat(simd, decay[0])),
-        }
-    }
+        with_simd(Backward { attention, unit, checkpoints, dy: gradients.y, dkeys, dv, dmatrix: &mut dmatrix });
+        dstate.copy_from_slice(&transpose(&dmatrix, value, key));
+    });
+    Inputs { q, k, decay, v, state }
 }
 
-/// The operation on tensors: [`Inputs`] → outputs and last matrices.
-#[derive(Debug, Clone, Copy)]
-pub struct GatedLinearAttentionKernel;
-
-impl GatedLinearAttentionKernel {
-    fn of(inputs: &[FlexTensor; COUNT]) -> Attention<'_> {
-        let tensors = Inputs::from(inputs.each_ref());
-        let [_, heads, key, value] = dims(tensors.state);
-        let headed = [tensors.q, tensors.k, tensors.decay, tensors.v].map(dims::<4>);
-        let [batch, seq, ..] = headed[0];
-        let inputs = inputs.each_ref().map(values).into();
-        Attention {
-            shape: [batch, seq, heads, key, value],
-            decays: headed[2][3],
-            heads: headed.map(|[_, _, heads, _]| heads),
-            inputs,
-        }
-    }
-}
-
-impl Kernel<COUNT, 2> for GatedLinearAttentionKernel {
-    type Saved = ([FlexTensor; COUNT], FlexTensor);
-
-    fn forward(&self, inputs: [FlexTensor; COUNT], save: bool) -> ([FlexTensor; 2], Option<Self::Saved>) {
-        let Outputs { y, last, checkpoints } = Self::of(&inputs).forward(save);
-        let tensors = Inputs::from(inputs.each_ref());
-        let ([batch, seq, ..], [_, heads, _, value]) = (dims::<4>(tensors.v), dims::<4>(tensors.state));
-        let outputs = [tensor(y, [batch, seq, heads, value]), tensor(last, dims::<4>(tensors.state))];
-        let length = checkpoints.len();
-        (outputs, save.then(|| (inputs, tensor(checkpoints, [length]))))
-    }
-
-    fn backward(
-        &self,
-        (inputs, checkpoints): Self::Saved,
-        [dy, last]: [Option<FlexTensor>; 2],
-        _: [bool; COUNT],
-    ) -> [Option<FlexTensor>; COUNT] {
-        let Some(dy) = dy else { return Default::default() };
-        let gradients = Self::of(&inputs).backward(values(&checkpoints), values(&dy), last.as_ref().map(values));
-        gradients_of(&inputs, gradients)
+/// One time step of a unit in q, k and the decays, in vectors, one after another.
+#[inline(always)]
+fn load<S: Simd>(attention: &Attention<'_>, simd: S, unit: usize, t: usize, vectors: &mut [V<S>]) {
+    let key = attention.shape[3];
+    let Inputs { q, k, decay, .. } = attention.inputs;
+    let width = vectors.len() / KEYS;
+    for (tensor, (x, vectors)) in [q, k, decay].into_iter().zip(vectors.chunks_exact_mut(width)).enumerate() {
+        pack(simd, attention.row(x, tensor, key, unit, t), vectors, key);
     }
 }
 
@@ -242,7 +113,7 @@ impl WithSimd for Forward<'_> {
             if t % CHUNK == 0 && !checkpoints.is_empty() {
                 unpack(&state, &mut checkpoints[t / CHUNK * key * value..][..key * value], key);
             }
-            attention.load(simd, unit, t, &mut keys);
+            load(attention, simd, unit, t, &mut keys);
             let v = attention.values(unit, t);
             y.fill(0.0);
             in_blocks!(width, first, W => read::<S, W>(simd, &mut state, &keys, [width, first], v, y));
@@ -368,7 +239,7 @@ impl Backward<'_> {
         let checkpoint = (unit * seq.div_ceil(CHUNK) + index) * key * value;
         pack(simd, &self.checkpoints[checkpoint..][..key * value], &mut states[..size], key);
         for (i, t) in times.enumerate() {
-            attention.load(simd, unit, t, keys);
+            load(attention, simd, unit, t, keys);
             let v = attention.values(unit, t);
             let (before, after) = states[i * size..][..2 * size].split_at_mut(size);
             in_blocks!(width, first, W => write::<S, W>(simd, [before, after], keys, [width, first], v));
@@ -382,7 +253,7 @@ impl Backward<'_> {
         let [.., key, values] = attention.shape;
         let Chunk { width, states, dstate, keys, dkeys } = chunk;
         let width = *width;
-        attention.load(simd, unit, t, keys);
+        load(attention, simd, unit, t, keys);
         let [_, seq, heads, ..] = attention.shape;
         let dy = &self.dy[((unit / heads * seq + t) * heads + unit % heads) * values..][..values];
         let v = attention.values(unit, t);
@@ -399,10 +270,7 @@ impl Backward<'_> {
         let [q, k, decay] = &mut self.dkeys;
         unpack(dq, q[t], key);
         unpack(dk, k[t], key);
-        match attention.decays == key {
-            true => unpack(ddecay, decay[t], key),
-            false => decay[t][0] = ddecay.iter().fold(V::splat(simd, 0.0), |sum, d| sum + *d).sum(),
-        }
+        unpack(ddecay, decay[t], key);
     }
 }
 
@@ -454,33 +322,4 @@ impl<S: Simd> Step<'_, S> {
             dkeys[tensor * width + first..][..W].copy_from_slice(&gradient);
         }
     }
-}
-
-/// Sums of rows of `width` numbers, `count` in a row.
-fn sums(x: &[f32], width: usize, count: usize) -> Vec<f32> {
-    let mut sums = unwritten(x.len() / count);
-    sums.par_chunks_mut(width).zip(x.par_chunks(width * count)).for_each(|(sum, rows)| {
-        sum.copy_from_slice(&rows[..width]);
-        for row in rows[width..].chunks_exact(width) {
-            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
-        }
-    });
-    sums
-}
-
-/// The operation, where kernels can run.
-#[allow(clippy::type_complexity)] // outputs and state
-pub fn gated_linear_attention<B: RunKernels>(
-    inputs: &GatedLinearAttention<B>,
-    state: Option<&Tensor<B, 4>>,
-) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
-    if !B::has_kernel::<GatedLinearAttentionKernel, COUNT, 2>() {
-        return None;
-    }
-    let GatedLinearAttention { q, k, v, decay } = inputs;
-    let ([batch, .., key], [.., value]) = (k.dims(), v.dims());
-    let state = state.cloned().unwrap_or_else(|| zeros(q, [batch, inputs.heads(), key, value]));
-    let [q, k, v, decay] = [q, k, v, decay].map(float);
-    B::run(GatedLinearAttentionKernel, Inputs { q, k, decay, v, state: float(&state) }.into())
-        .map(|[y, last]| (kernel::tensor(y), kernel::tensor(last)))
 }
