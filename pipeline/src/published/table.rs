@@ -205,6 +205,7 @@ impl Table {
         let mut file: TableFile =
             toml::from_str(table).map_err(|e| anyhow::anyhow!("in table.toml: {}", e.to_string().trim_end()))?;
         let values = values::parse(values).context("in values.csv")?;
+        file.check_quick().context("in table.toml")?;
         if changes.quick {
             let Some(quick) = file.quick.take() else {
                 bail!("it has no quick version\n  hint: leave out --quick; --only and --seeds make it smaller");
@@ -306,6 +307,23 @@ impl Table {
 }
 
 impl TableFile {
+    /// Whether all that the quick version names is there, also where it is not asked for.
+    fn check_quick(&self) -> Result<()> {
+        let Some(quick) = &self.quick else { return Ok(()) };
+        for (kind, parts, names) in [("row", &self.row, &quick.rows), ("column", &self.column, &quick.columns)] {
+            if let Some(unknown) = names.iter().flatten().find(|name| !parts.contains_key(*name)) {
+                bail!("quick.{kind}s has `{unknown}`, but there is no [{kind}.{unknown}]");
+            }
+        }
+        for name in quick.column.keys() {
+            let listed = quick.columns.as_ref().is_none_or(|columns| columns.contains(name));
+            if !listed || !self.column.contains_key(name) {
+                bail!("there are settings of quick.column.{name}, but the quick version has no such column");
+            }
+        }
+        Ok(())
+    }
+
     fn become_quick(&mut self, quick: Quick) -> Result<()> {
         self.differs.extend(quick.differs);
         self.selection.runs = quick.runs.unwrap_or(self.selection.runs);
@@ -317,19 +335,13 @@ impl TableFile {
             }
         }
         self.eval = quick.eval.unwrap_or_else(|| self.eval.clone());
-        for (kind, parts, names) in [("row", &mut self.row, quick.rows), ("column", &mut self.column, quick.columns)] {
+        for (parts, names) in [(&mut self.row, quick.rows), (&mut self.column, quick.columns)] {
             let Some(names) = names else { continue };
-            if let Some(unknown) = names.iter().find(|name| !parts.contains_key(*name)) {
-                bail!("quick.{kind}s has `{unknown}`, but there is no [{kind}.{unknown}]");
-            }
             parts.retain(|name, _| names.contains(name));
         }
         self.last.0 = quick.set;
         for (name, part) in quick.column {
-            let Some(column) = self.column.get_mut(&name) else {
-                bail!("there are settings of quick.column.{name}, but the quick version has no such column");
-            };
-            if let Some(rates) = part.learning_rates {
+            if let (Some(rates), Some(column)) = (part.learning_rates, self.column.get_mut(&name)) {
                 let of_column = |cell: &str| cell.rsplit_once('/').is_some_and(|(_, column)| column == name);
                 let cells = self.cell.iter_mut().filter(|(cell, _)| of_column(cell));
                 cells.for_each(|(_, part)| part.learning_rates = None);
@@ -384,8 +396,22 @@ impl TableFile {
             let own = self.cell.get(&format!("{}/{}", value.row, value.column)).unwrap_or(&nothing);
             let set = [common.clone(), flatten(&row.set)?, flatten(&column.set)?, flatten(&own.set)?];
             let last_of_column = self.last.1.get(&value.column).map(flatten).transpose()?.unwrap_or_default();
-            let rates = [&own.learning_rates, &column.learning_rates, &row.learning_rates];
-            let rates = rates.into_iter().flatten().next().unwrap_or(&self.learning_rates);
+            // What is later in the order of settings, and names one rate, would expect to count.
+            let lists =
+                [None, row.learning_rates.as_ref(), column.learning_rates.as_ref(), own.learning_rates.as_ref()];
+            let (level, rates) = (0..lists.len())
+                .rev()
+                .find_map(|level| Some((level, lists[level]?)))
+                .unwrap_or((0, &self.learning_rates));
+            let later = set[level..].iter().chain([&last, &last_of_column, &changes.set]).flatten();
+            if let Some((_, rate)) = later.filter(|(key, _)| key == "optimizer.lr" && !rates.is_empty()).last() {
+                bail!(
+                    "optimizer.lr = {rate} has no effect on {}/{}, which has learning_rates\n  \
+                     hint: leave out one of both; `learning_rates = []` beside set.optimizer.lr takes that",
+                    value.row,
+                    value.column
+                );
+            }
             if let Some(twice) = rates.iter().enumerate().find(|(i, rate)| rates[..*i].contains(rate)) {
                 bail!("the learning rate {} of {}/{} is listed twice", twice.1, value.row, value.column);
             }
@@ -516,11 +542,24 @@ mod tests {
         let typo = parse(&typo, VALUES, &Changes { quick: true, ..Default::default() }).unwrap_err();
         assert!(format!("{typo:#}").contains("quick.columns has `RMN`"), "{typo:#}");
         let other = TABLE.replace("[quick.column.RNN]", "[quick.column.LSTM]");
-        let other = parse(&other, VALUES, &Changes { quick: true, ..Default::default() }).unwrap_err();
-        assert!(format!("{other:#}").contains("quick.column.LSTM, but the quick version has no"), "{other:#}");
+        for quick in [true, false] {
+            let other = parse(&other, VALUES, &Changes { quick, ..Default::default() }).unwrap_err();
+            assert!(format!("{other:#}").contains("quick.column.LSTM, but the quick version has no"), "{other:#}");
+        }
         let twice = TABLE.replace("learning_rates = [2e-3]", "learning_rates = [2e-3, 2e-3]");
         let twice = format!("{:#}", parse(&twice, VALUES, &Changes::default()).unwrap_err());
         assert!(twice.contains("rate 0.002 of mod10/LSTM is listed twice"), "{twice}");
+        let in_vain = "optimizer.lr = 0.1 has no effect on mod10/RNN, which has learning_rates";
+        let layers = "set.model.num_layers = 2\n";
+        let of_cell = TABLE.replace(layers, &format!("{layers}set.optimizer.lr = 0.1\n"));
+        let of_table = TABLE.replace(&format!("{layers}learning_rates = [1e-3, 1e-2]"), layers);
+        let of_table = of_table.replace("[set.model]", "[set.optimizer]\nlr = 0.1\n[set.model]");
+        for table in [of_cell, of_table] {
+            let error = format!("{:#}", parse(&table, VALUES, &Changes::default()).unwrap_err());
+            assert!(error.contains(in_vain), "{error}");
+        }
+        let of_user = Changes { set: vec![("optimizer.lr".into(), 0.1.into())], ..Default::default() };
+        assert!(error(&of_user).contains(in_vain), "{}", error(&of_user));
         let without = TABLE.split("[quick]").next().unwrap();
         let quick = parse(without, VALUES, &Changes { quick: true, ..Default::default() }).unwrap_err();
         assert!(quick.to_string().contains("no quick version"));
