@@ -75,13 +75,11 @@ fn kernel_and_blocks_equal_the_definition_at_every_shape() {
     }
 }
 
+/// The operation with normalisers, from states of both.
+type Operation<B> = fn(GatedLinearAttention<B>, Option<(Tensor<B, 4>, Tensor<B, 3>)>) -> Counted<B>;
+
 /// y, what is read of the normaliser, and the last states.
-fn counted<B: Backend>(
-    attention: fn(GatedLinearAttention<B>, Option<(Tensor<B, 4>, Tensor<B, 3>)>) -> Counted<B>,
-    a: &[Tensor<B, 1>],
-    shape: [usize; 5],
-    given: bool,
-) -> Tensor<B, 1> {
+fn counted<B: Backend>(attention: Operation<B>, a: &[Tensor<B, 1>], shape: [usize; 5], given: bool) -> Tensor<B, 1> {
     let [batch, heads, _, key, _] = shape;
     let (inputs, state) = inputs(a, shape, true);
     let normaliser = a[5].clone().reshape([batch, heads, key]);

@@ -404,7 +404,7 @@ impl TableFile {
                 .find_map(|level| Some((level, lists[level]?)))
                 .unwrap_or((0, &self.learning_rates));
             let later = set[level..].iter().chain([&last, &last_of_column, &changes.set]).flatten();
-            if let Some((_, rate)) = later.filter(|(key, _)| key == "optimizer.lr" && !rates.is_empty()).last() {
+            if let Some((_, rate)) = later.rev().find(|(key, _)| key == "optimizer.lr" && !rates.is_empty()) {
                 bail!(
                     "optimizer.lr = {rate} has no effect on {}/{}, which has learning_rates\n  \
                      hint: leave out one of both; `learning_rates = []` beside set.optimizer.lr takes that",

@@ -77,6 +77,7 @@ pub struct Counted<B: Backend> {
 }
 
 /// [`GatedLinearAttentionOp::counted_linear_attention`] by two runs of `attention`.
+#[allow(clippy::type_complexity)] // outputs and state
 pub fn count<B: Backend>(
     inputs: GatedLinearAttention<B>,
     state: Option<(Tensor<B, 4>, Tensor<B, 3>)>,

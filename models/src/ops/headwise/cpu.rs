@@ -186,7 +186,7 @@ fn transposed(blocks: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 
 /// Whether there are vectors of 4 × 4 blocks only.
 fn is_quads([groups, input, output]: [usize; 3]) -> bool {
-    input == QUAD && output == QUAD && groups * QUAD % LANES == 0
+    input == QUAD && output == QUAD && (groups * QUAD).is_multiple_of(LANES)
 }
 
 /// `[groups, 4, 4]` as `[4, groups·4]`.

@@ -314,21 +314,19 @@ impl Backward<'_> {
                 let sigmoid = sum.sigmoid();
                 *dsum = dy * sigmoid * sum.mul_add(one - sigmoid, one);
                 dbias += *dsum;
-                for tap in 0..TAPS {
-                    dtaps[tap] = dsum.mul_add(window.inputs[tap], dtaps[tap]);
+                for (dtap, input) in dtaps.iter_mut().zip(window.inputs) {
+                    *dtap = dsum.mul_add(input, *dtap);
                 }
             }
             // Input t is tap j of output t + padding − j.
             let mut last = [zero; TAPS]; // by tap
             for t in 0..dx.len() + padding {
-                for tap in (1..TAPS).rev() {
-                    last[tap] = last[tap - 1];
-                }
-                last[0] = if t < outputs { dsums[t] } else { zero };
+                last.copy_within(..TAPS - 1, 1);
+                last[0] = dsums.get(t).copied().unwrap_or(zero);
                 let Some(dx) = t.checked_sub(padding).and_then(|t| dx.get_mut(t)) else { continue };
                 let mut sum = zero;
-                for tap in 0..TAPS {
-                    sum = last[tap].mul_add(window.taps[tap], sum);
+                for (dsum, tap) in last.iter().zip(window.taps) {
+                    sum = dsum.mul_add(tap, sum);
                 }
                 sum.store(&mut dx[lanes.clone()]);
             }
