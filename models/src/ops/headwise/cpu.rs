@@ -75,8 +75,8 @@ impl WithSimd for Squares<'_> {
     }
 }
 
-/// The same with blocks of 4 × 4, the usual size, four of them at a time, and with their gradients. Every vector of `x` is
-/// spread four times: number i of each of its blocks in all four places of it.
+/// [`Products`] of blocks of 4 × 4, the usual size, four of them at a time. Every vector of `x` is spread four times: number i
+/// of each of its blocks in all four places of it.
 struct Quads<'a> {
     /// `[rows, channels]`.
     x: &'a [f32],
@@ -86,7 +86,7 @@ struct Quads<'a> {
     y: &'a mut [f32],
 }
 
-/// See [`Squares`].
+/// [`Squares`] of blocks of 4 × 4; sums of some channels are in registers.
 struct QuadSquares<'a> {
     /// `[rows, channels]`.
     x: &'a [f32],
