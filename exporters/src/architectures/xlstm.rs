@@ -254,7 +254,7 @@ fn mlstm(
         let stabiliser = g.add(&stabiliser, &missing);
         let nothing = g.sub(&begun, &begun);
         let begun = g.add(&nothing, &one);
-        let epsilon = g.scalar("epsilon", DIVISOR_EPSILON as f32);
+        let epsilon = g.scalar("epsilon", DIVISOR_EPSILON);
         let channel_axis = g.list("channel_axis", &[-1]);
         let before = [&memory, &normaliser, &stabiliser];
         let inputs = [&q, &k, &v, &input, &minus_log];

@@ -8,8 +8,8 @@
 use crate::architecture::{Architecture, Heads};
 use crate::checkpoint::original::{Fields, OriginalError};
 use crate::layers::{Embedding, Linear, RmsNorm, ShortConv, by_head};
-use crate::ops::gated_linear_attention::GatedLinearAttention;
 use crate::ops::scan::softplus;
+use crate::ops::ssd::Ssd;
 use crate::ops::{Gate, SequenceOps};
 use crate::training::ParameterGroup;
 use crate::{ConfigError, Init, ModelInput, Network};
@@ -314,18 +314,17 @@ impl<B: SequenceOps> Mixer<B> {
         let state_size = (conv_channels - channels) / (2 * self.groups);
         let shared = self.groups * state_size;
         let [v, keys, queries] = B::split(u, [channels, shared, shared]);
-        let skipped =
-            v.clone() * self.D.val().unsqueeze_dim::<2>(1).repeat_dim(1, self.head_size).reshape([1, 1, channels]);
         let delta = softplus(dt + self.dt_bias.val().unsqueeze()); // [batch, seq, heads]
         let decay = (delta.clone() * self.A_log.val().exp().unsqueeze()).neg().exp();
-        let inputs = GatedLinearAttention {
+        let inputs = Ssd {
             q: by_head(queries, state_size), // [batch, seq, groups, state]
             k: by_head(keys, state_size),
-            v: B::head_scale(by_head(v, self.head_size), delta), // [batch, seq, heads, head_size]
-            decay: by_head(decay, 1),
+            v: by_head(v, self.head_size), // [batch, seq, heads, head_size]
+            decay,
+            write: delta,
         };
-        let (y, ssm) = B::gated_linear_attention(inputs, ssm);
-        let y = B::gated(y.reshape([batch, seq, channels]) + skipped, z, Gate::Silu);
+        let (y, ssm) = B::ssd(inputs, self.D.val(), ssm);
+        let y = B::gated(y.reshape([batch, seq, channels]), z, Gate::Silu);
         let y = B::norm(y, self.norm.weight.val(), None, channels / self.groups, RMS_NORM_EPSILON);
         (self.out_proj.forward(y), Mamba2State { conv, ssm })
     }

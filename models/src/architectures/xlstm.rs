@@ -7,9 +7,9 @@
 use crate::architecture::{Architecture, Heads};
 use crate::checkpoint::original::{Fields, OriginalError};
 use crate::layers::{Embedding, Linear, ShortConv, by_head};
-use crate::ops::gated_linear_attention::{Counted, GatedLinearAttention};
 use crate::ops::slstm::{GATES, SlstmState};
-use crate::ops::{Activation, Gate, SequenceOps};
+use crate::ops::ssd::{Divisor, Normalised, Ssd};
+use crate::ops::{Activation, SequenceOps};
 use crate::training::ParameterGroup;
 use crate::{ConfigError, Init, ModelInput, Network};
 use burn::module::{Module, Param};
@@ -51,7 +51,7 @@ pub struct XlstmConfig {
 pub const NORM_EPSILON: f64 = 1e-5;
 
 /// Added to the divisor of an mLSTM's outputs.
-pub const DIVISOR_EPSILON: f64 = 1e-6;
+pub const DIVISOR_EPSILON: f32 = 1e-6;
 
 impl Default for XlstmConfig {
     fn default() -> Self {
@@ -446,6 +446,11 @@ impl<B: SequenceOps> Headwise<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         B::headwise(x, self.weight.val())
     }
+
+    /// Two layers of the same input.
+    fn pair(layers: [&Self; 2], x: Tensor<B, 3>) -> [Tensor<B, 3>; 2] {
+        B::headwise_pair(x, layers.map(|layer| layer.weight.val()))
+    }
 }
 
 impl<B: SequenceOps> Xlstm<B> {
@@ -510,13 +515,9 @@ impl<B: SequenceOps> Slstm<B> {
             }
             None => (x.clone(), None),
         };
-        let gates = [
-            self.fgate.forward(u.clone()),
-            self.igate.forward(u),
-            self.zgate.forward(x.clone()),
-            self.ogate.forward(x),
-        ];
-        let gates = Tensor::cat(gates.into(), 2) + self.slstm_cell._bias_.val().unsqueeze(); // [batch, seq, 4·hidden]
+        let gates = [([&self.fgate, &self.igate], u), ([&self.zgate, &self.ogate], x)];
+        let gates = gates.into_iter().flat_map(|(layers, x)| Headwise::pair(layers, x)).collect();
+        let gates = Tensor::cat(gates, 2) + self.slstm_cell._bias_.val().unsqueeze(); // [batch, seq, 4·hidden]
         let recurrent = self.slstm_cell._recurrent_kernel_.val();
         let size = recurrent.dims()[2];
         let (y, cell) = B::slstm(gates, recurrent, cell);
@@ -550,7 +551,8 @@ impl<B: SequenceOps> Mlstm<B> {
             }
             None => (B::activation(x.clone(), Activation::Silu), None),
         };
-        let (q, k, v) = (self.q_proj.forward(u.clone()), self.k_proj.forward(u.clone()), self.v_proj.forward(x));
+        let [q, k] = Headwise::pair([&self.q_proj, &self.k_proj], u.clone());
+        let v = self.v_proj.forward(x.clone());
         let [input, forget] = self.mlstm_cell.gates([&q, &k, &v]); // [batch, seq, heads]
         let log_forget = log_sigmoid(forget);
 
@@ -566,21 +568,21 @@ impl<B: SequenceOps> Mlstm<B> {
         };
         let forget = (log_forget + earlier - m.clone()).exp(); // [batch, seq, heads]
         let write = (input - m.clone()).exp();
-        let inputs = GatedLinearAttention {
+        let inputs = Ssd {
             q: by_head(q, size),
-            k: B::head_scale(by_head(k, size), write / (size as f64).sqrt()),
+            k: by_head(k, size),
             v: by_head(v, size),
-            decay: by_head(forget, 1),
+            decay: forget,
+            write: write / (size as f64).sqrt(),
         };
         let state = memory.zip(normaliser).map(|(memory, n)| (memory, n.reshape([batch, heads, size])));
-        let Counted { y, read, state: memory, normaliser } = B::counted_linear_attention(inputs, state);
+        let divisor = Divisor { least: (-m.clone()).exp(), epsilon: DIVISOR_EPSILON };
+        let Normalised { y, state: memory, normaliser } = B::normalised_ssd(inputs, divisor, state);
         let normaliser = normaliser.reshape([batch, channels]);
-        let divisor = read.abs().max_pair((-m.clone()).exp()) + DIVISOR_EPSILON; // [batch, seq, heads]
-        let y = B::head_scale(y, divisor.recip()); // [batch, seq, heads, size]
         let y = self.mlstm_cell.outnorm.forward(y.reshape([batch, seq, channels]), size);
-        let y = y + u * self.learnable_skip.val().unsqueeze();
         let cell = XlstmCellState::Mlstm { memory, normaliser, stabiliser: m.narrow(1, seq - 1, 1) };
-        (self.proj_down.forward(B::gated(y, z, Gate::Silu)), XlstmState { conv, cell })
+        let y = B::gated_sum(y, u, self.learnable_skip.val(), z);
+        (self.proj_down.forward(y), XlstmState { conv, cell })
     }
 }
 

@@ -38,6 +38,7 @@ pub mod short_convolution;
 pub mod slstm;
 pub mod split;
 pub mod squared_relu;
+pub mod ssd;
 pub mod sum_of_squares;
 pub mod token_mix;
 pub mod wkv;
@@ -79,6 +80,7 @@ pub trait SequenceOps:
     + slstm::SlstmOp
     + split::SplitOp
     + squared_relu::SquaredReluOp
+    + ssd::SsdOp
     + sum_of_squares::SumOfSquaresOp
     + token_mix::TokenMixOps
     + wkv::WkvOp

@@ -6,10 +6,9 @@ use burn::tensor::{DType, TensorData};
 use models::gla::GlaConfig;
 use models::hgrn2::Hgrn2Config;
 use models::mamba2::Mamba2Config;
-use models::ops::gated_linear_attention::{
-    Counted, GatedLinearAttention, GatedLinearAttentionOp, blocks, count, recurrent,
-};
+use models::ops::gated_linear_attention::{GatedLinearAttention, GatedLinearAttentionOp, blocks, recurrent};
 use models::ops::slstm::{self, SlstmOp, SlstmState};
+use models::ops::ssd::{self, Divisor, Normalised, Ssd, SsdOp};
 use models::xlstm::XlstmConfig;
 use models::{Architecture, Cpu, Model, ModelConfig, ModelInput};
 
@@ -64,6 +63,7 @@ fn kernel_and_blocks_equal_the_definition_at_every_shape() {
             let (inputs, state) = inputs(&tensors, shape, per_head);
             let state = given.then_some(state);
             let (expected_y, expected_last) = recurrent(inputs.clone(), state.clone());
+            // (Blocks twice where a head has one decay: the kernel of that is `ssd`'s.)
             for op in [blocks, Cpu::gated_linear_attention] {
                 let (y, last) = op(inputs.clone(), state.clone());
                 assert_eq!((y.dims(), last.dims()), (expected_y.dims(), expected_last.dims()), "{shape:?}");
@@ -75,49 +75,112 @@ fn kernel_and_blocks_equal_the_definition_at_every_shape() {
     }
 }
 
-/// The operation with normalisers, from states of both.
-type Operation<B> = fn(GatedLinearAttention<B>, Option<(Tensor<B, 4>, Tensor<B, 3>)>) -> Counted<B>;
+/// Heads that share queries and keys: 1, 2, 3 and 12 of them, of which at most 8 are computed together.
+const SHARED: [([usize; 5], usize); 7] = [
+    ([1, 1, 1, 1, 1], 1),
+    ([2, 4, 7, 4, 4], 2),
+    ([1, 3, 20, 2, 4], 1),
+    ([2, 2, 65, 6, 3], 2),
+    ([1, 12, 33, 5, 3], 1),
+    ([2, 2, 128, 17, 5], 1),
+    ([1, 2, 150, 8, 20], 2),
+];
 
-/// y, what is read of the normaliser, and the last states.
-fn counted<B: Backend>(attention: Operation<B>, a: &[Tensor<B, 1>], shape: [usize; 5], given: bool) -> Tensor<B, 1> {
-    let [batch, heads, _, key, _] = shape;
-    let (inputs, state) = inputs(a, shape, true);
-    let normaliser = a[5].clone().reshape([batch, heads, key]);
-    let Counted { y, read, state, normaliser } = attention(inputs, given.then_some((state, normaliser)));
-    let flat = [y.flatten::<1>(0, 3), read.flatten(0, 2), state.flatten(0, 3), normaliser.flatten(0, 2)];
-    Tensor::cat(flat.into(), 0)
+/// q, k, v, decays (zeros among them), what is written, a state, skips, normalisers, and the least divisors.
+fn ssd_arguments([batch, heads, seq, key, value]: [usize; 5], sharing: usize) -> Vec<Vec<f64>> {
+    let (steps, shared) = (batch * seq * heads, batch * seq * sharing);
+    let mut decays: Vec<f64> = random(steps, 1.0, 4).into_iter().map(|x| 1.0 / (1.0 + (-3.0 * x).exp())).collect();
+    decays.iter_mut().step_by(5).for_each(|decay| *decay = 0.0);
+    vec![
+        random(shared * key, 1.0, 1),
+        random(shared * key, 1.0, 2),
+        random(steps * value, 1.0, 3),
+        decays,
+        random(steps, 1.0, 7),
+        random(batch * heads * key * value, 1.0, 5),
+        random(heads, 1.0, 8),
+        random(batch * heads * key, 1.0, 6),
+        random(steps, 0.5, 9).into_iter().map(|x| x + 0.6).collect(),
+    ]
 }
 
-/// The arguments of [`counted`], with decays of zero among the others.
-fn counted_arguments(shape: [usize; 5]) -> Vec<Vec<f64>> {
-    let [batch, heads, _, key, _] = shape;
-    let mut arguments = arguments(shape, true);
-    arguments[3].iter_mut().step_by(5).for_each(|decay| *decay = 0.0);
-    arguments.push(random(batch * heads * key, 1.0, 6));
-    arguments
+/// Both operations, by kernels or by the definition: their outputs and last states, one after another.
+fn both_ssds<B: SsdOp>(
+    kernels: bool,
+    a: &[Tensor<B, 1>],
+    ([batch, heads, seq, key, value], sharing): ([usize; 5], usize),
+    given: bool,
+) -> [Tensor<B, 1>; 2] {
+    let headed = |x: &Tensor<B, 1>, heads: usize, size: usize| x.clone().reshape([batch, seq, heads, size]);
+    let steps = |x: &Tensor<B, 1>| x.clone().reshape([batch, seq, heads]);
+    let inputs = Ssd {
+        q: headed(&a[0], sharing, key),
+        k: headed(&a[1], sharing, key),
+        v: headed(&a[2], heads, value),
+        decay: steps(&a[3]),
+        write: steps(&a[4]),
+    };
+    let state = given.then(|| a[5].clone().reshape([batch, heads, key, value]));
+    let both = state.clone().map(|state| (state, a[7].clone().reshape([batch, heads, key])));
+    let divisor = Divisor { least: steps(&a[8]), epsilon: 1e-6 };
+    let (skipped, normalised) = match kernels {
+        true => (B::ssd(inputs.clone(), a[6].clone(), state), B::normalised_ssd(inputs, divisor, both)),
+        false => (
+            ssd::reference(inputs.clone(), a[6].clone(), state, recurrent),
+            ssd::normalised_reference(inputs, divisor, both, recurrent),
+        ),
+    };
+    let Normalised { y, state, normaliser } = normalised;
+    let normalised = vec![y.flatten::<1>(0, 3), state.flatten(0, 3), normaliser.flatten(0, 2)];
+    let skipped = vec![skipped.0.flatten::<1>(0, 3), skipped.1.flatten(0, 3)];
+    [skipped, normalised].map(|parts| Tensor::cat(parts, 0))
 }
 
 #[test]
-fn normalisers_and_their_gradients_equal_the_definition_at_every_shape() {
-    for (i, shape) in SHAPES.into_iter().enumerate() {
-        let arguments = counted_arguments(shape);
-        let run = |attention, weights: Option<&Tensor<Training, 1>>| {
+fn one_decay_per_head_and_its_gradients_equal_the_definition_at_every_shape() {
+    for (i, size) in SHARED.into_iter().enumerate() {
+        let arguments = ssd_arguments(size.0, size.1);
+        let run = |kernels, operation: usize, weights: Option<&Tensor<Training, 1>>| {
             let tensors: Vec<Tensor<Training, 1>> =
                 arguments.iter().map(|x| Tensor::from_inner(single(x)).require_grad()).collect();
-            let outputs = counted(attention, &tensors, shape, i % 2 == 0);
+            let [skipped, normalised] = both_ssds(kernels, &tensors, size, i % 2 == 0);
+            let outputs = if operation == 0 { skipped } else { normalised };
             let weights = weights.cloned().unwrap_or_else(|| outputs.clone().sin().detach());
             let gradients = (outputs.clone() * weights.clone()).sum().backward();
-            let gradients = tensors.iter().filter_map(|x| x.grad(&gradients)).map(flat).collect::<Vec<_>>();
+            let gradients = tensors.iter().map(|x| x.grad(&gradients).map(flat)).collect::<Vec<_>>();
             (weights, flat(outputs.inner()), gradients)
         };
-        let reference = |inputs, state| count(inputs, state, recurrent);
-        let (weights, expected, expected_gradients) = run(reference, None);
-        let (_, found, gradients) = run(Training::counted_linear_attention, Some(&weights));
-        assert!(difference(&found, &expected) < 1e-5, "{shape:?}");
-        assert_eq!(gradients.len(), expected_gradients.len(), "{shape:?}");
-        for (found, expected) in gradients.iter().zip(&expected_gradients) {
-            let largest = expected.iter().fold(1.0f64, |largest, x| largest.max(x.abs()));
-            assert!(difference(found, expected) < 1e-5 * largest, "{shape:?}");
+        for operation in [0, 1] {
+            let (weights, expected, expected_gradients) = run(false, operation, None);
+            let (_, found, gradients) = run(true, operation, Some(&weights));
+            let scale = |x: &[f64]| x.iter().fold(1.0f64, |largest, x| largest.max(x.abs()));
+            assert!(difference(&found, &expected) < 1e-5 * scale(&expected), "{size:?}, operation {operation}");
+            for (argument, pair) in gradients.iter().zip(&expected_gradients).enumerate() {
+                let (Some(found), Some(expected)) = pair else {
+                    assert!(pair.0.is_none() && pair.1.is_none(), "{size:?}, {operation}: argument {argument}");
+                    continue;
+                };
+                let change = difference(found, expected) / scale(expected);
+                assert!(change < 2e-5, "{size:?}, operation {operation}, argument {argument}: {change}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_exhausted_decay_leaves_nothing_of_what_was_before() {
+    // All decays zero: only a step's own key and value are read.
+    let size = ([1, 1, 70, 3, 2], 1);
+    let mut arguments = ssd_arguments(size.0, size.1);
+    arguments[3].fill(0.0);
+    let tensors: Vec<Tensor<Cpu, 1>> = arguments.iter().map(|x| single(x)).collect();
+    let [skipped, _] = both_ssds(true, &tensors, size, true);
+    let found = flat(skipped);
+    for t in 0..70 {
+        let dot: f64 = (0..3).map(|i| arguments[0][3 * t + i] * arguments[1][3 * t + i]).sum();
+        for i in 0..2 {
+            let expected = (dot * arguments[4][t] + arguments[6][0]) * arguments[2][2 * t + i];
+            assert!((found[2 * t + i] - expected).abs() < 1e-5, "step {t}");
         }
     }
 }

@@ -45,19 +45,49 @@ pub fn unwritten(length: usize) -> Vec<f32> {
 /// thread has just filled, so that it is in its cache.
 #[allow(unsafe_code)]
 pub fn in_pieces(length: usize, size: usize, make: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let zeros = [if is_filled_with_nan() { f32::NAN } else { 0.0 }; 1 << 10];
     let mut memory = Box::new_uninit_slice(length);
-    memory.par_chunks_mut(size.max(1)).enumerate().for_each(|(i, piece)| {
-        for part in piece.chunks_mut(zeros.len()) {
-            write(part, &zeros[..part.len()]);
-        }
-        // SAFETY: the parts are all of the piece, and `write` has written them. A `MaybeUninit<f32>` that is written is laid
-        // out as the `f32` in it.
-        let piece = unsafe { std::slice::from_raw_parts_mut(piece.as_mut_ptr().cast(), piece.len()) };
-        make(i, piece);
-    });
-    // SAFETY: the pieces are all of the memory, and each of their numbers was written.
+    memory.par_chunks_mut(size.max(1)).enumerate().for_each(|(i, piece)| make(i, filled(piece)));
+    // SAFETY: the pieces are all of the memory, and `filled` has written each.
     unsafe { memory.assume_init() }.into_vec()
+}
+
+/// [`all_in_pieces`], with a piece for each of `units` in every array.
+pub fn by_unit<const N: usize>(
+    units: usize,
+    sizes: [usize; N],
+    make: impl Fn(usize, [&mut [f32]; N]) + Sync,
+) -> [Vec<f32>; N] {
+    all_in_pieces(sizes.map(|size| units * size), sizes, make)
+}
+
+/// `N` arrays of so many numbers, in pieces of `sizes`, by all threads: `make` gets the number of a piece, and that piece of
+/// every array (empty where there are no more), which the same thread has just filled, so that they are in its cache.
+#[allow(unsafe_code)]
+pub fn all_in_pieces<const N: usize>(
+    lengths: [usize; N],
+    sizes: [usize; N],
+    make: impl Fn(usize, [&mut [f32]; N]) + Sync,
+) -> [Vec<f32>; N] {
+    let sizes = sizes.map(|size| size.max(1));
+    let units = lengths.into_iter().zip(sizes).map(|(length, size)| length.div_ceil(size)).max().unwrap_or(0);
+    let mut memory: [Box<[MaybeUninit<f32>]>; N] = lengths.map(Box::new_uninit_slice);
+    let mut pieces: Vec<[&mut [MaybeUninit<f32>]; N]> =
+        (0..units).map(|_| std::array::from_fn(|_| Default::default())).collect();
+    for (array, (memory, size)) in memory.iter_mut().zip(sizes).enumerate() {
+        pieces.iter_mut().zip(memory.chunks_mut(size)).for_each(|(pieces, piece)| pieces[array] = piece);
+    }
+    pieces.into_par_iter().enumerate().for_each(|(unit, pieces)| make(unit, pieces.map(filled)));
+    // SAFETY: there are at least as many units as an array has pieces, the pieces are all of it, and `filled` has written
+    // each.
+    memory.map(|memory| unsafe { memory.assume_init() }.into_vec())
+}
+
+/// Memory with something in every place, by the calling thread.
+#[allow(unsafe_code)]
+fn filled(memory: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    memory.fill(MaybeUninit::new(if is_filled_with_nan() { f32::NAN } else { 0.0 }));
+    // SAFETY: `fill` has written every place, and a `MaybeUninit<f32>` that is written is laid out as the `f32` in it.
+    unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast(), memory.len()) }
 }
 
 /// Copies `from` to uninitialised memory of the same length, and returns it as initialised.
@@ -92,5 +122,27 @@ pub fn keep_freed_memory() {
             libc::mallopt(libc::M_TRIM_THRESHOLD, LARGEST);
             libc::mallopt(libc::M_TOP_PAD, 64 << 20);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_all_of_the_memory_and_have_their_numbers() {
+        assert_eq!(in_pieces(5, 2, |i, piece| piece.fill(i as f32)), [0.0, 0.0, 1.0, 1.0, 2.0]);
+        assert!(in_pieces(0, 0, |_, _| {}).is_empty());
+        let [a, none, b] = by_unit(3, [2, 0, 1], |unit, [a, none, b]| {
+            a.fill(unit as f32);
+            assert!(none.is_empty());
+            b.fill(-(unit as f32));
+        });
+        assert_eq!((a, none, b), (vec![0.0, 0.0, 1.0, 1.0, 2.0, 2.0], vec![], vec![0.0, -1.0, -2.0]));
+        assert_eq!(by_unit(0, [4], |_, _| {}), [Vec::<f32>::new()]);
+        let [a, b] = all_in_pieces([5, 2], [2, 2], |unit, pieces| {
+            pieces.into_iter().for_each(|piece| piece.iter_mut().for_each(|x| *x = unit as f32));
+        });
+        assert_eq!((a, b), (vec![0.0, 0.0, 1.0, 1.0, 2.0], vec![0.0, 0.0]));
     }
 }

@@ -1,5 +1,6 @@
 //! Vectors of `f32`, as wide as the processor's, with the functions that the kernels need.
 
+use super::memory::in_pieces;
 use pulp::Simd;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LN_2, LOG2_E};
 use std::mem::MaybeUninit;
@@ -255,6 +256,20 @@ pub fn sum_blocks(x: &[f32], size: usize) -> Vec<f32> {
         sum.iter_mut().zip(block).for_each(|(sum, x)| *sum += x);
     }
     sum
+}
+
+/// Sums of `count` rows of `width` numbers that follow each other.
+pub fn sum_neighbours(x: &[f32], width: usize, count: usize) -> Vec<f32> {
+    const ROWS: usize = 256;
+    in_pieces(x.len() / count, ROWS * width, |unit, sums| {
+        let rows = x[unit * ROWS * width * count..].chunks_exact(width * count);
+        for (sum, rows) in sums.chunks_exact_mut(width).zip(rows) {
+            sum.copy_from_slice(&rows[..width]);
+            for row in rows[width..].chunks_exact(width) {
+                sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            }
+        }
+    })
 }
 
 /// `[rows, size]` → the same in whole vectors, filled up with zeros.

@@ -48,28 +48,39 @@ impl Rows {
         self.row_mut(row)[..numbers.len()].copy_from_slice(numbers);
     }
 
-    /// The first `rows` rows of `from` as columns, of which the others are zero.
+    /// The first `rows` rows of `from`, which has rows of whole vectors, as columns, of which the others are zero. `from` is
+    /// as wide as this matrix has rows.
+    ///
+    /// # Panics
+    /// It is not, or its rows are more than this one's columns.
     #[inline(always)]
-    pub fn transpose(&mut self, from: &Self, rows: usize) {
-        let (width, columns) = (self.width, from.width.min(self.values.len() / self.width));
-        let zeros = [0.0; SIDE];
-        for first in (0..width).step_by(SIDE) {
-            for column in (0..columns).step_by(SIDE) {
+    pub fn transpose(&mut self, from: &[f32], from_width: usize, rows: usize) {
+        let width = self.width;
+        assert!(from_width * width == self.values.len() && rows <= width, "a transposed matrix has another size");
+        let whole = rows / SIDE * SIDE;
+        for (i, four) in from[..whole * from_width].chunks_exact(SIDE * from_width).enumerate() {
+            let (ab, cd) = four.split_at(2 * from_width);
+            let ((a, b), (c, d)) = (ab.split_at(from_width), cd.split_at(from_width));
+            let [a, b, c, d] = [a, b, c, d].map(|row| row.as_chunks::<SIDE>().0);
+            let blocks = self.values.chunks_exact_mut(SIDE * width);
+            for ((((a, b), c), d), block) in a.iter().zip(b).zip(c).zip(d).zip(blocks) {
                 // Four rows by name instead of a loop: the compiler then makes shuffles of it.
-                let row = |r: usize| match first + r < rows {
-                    true => from.values[(first + r) * from.width + column..].first_chunk().unwrap_or(&zeros),
-                    false => &zeros,
-                };
-                let [a, b, c, d]: [[f32; SIDE]; SIDE] = [*row(0), *row(1), *row(2), *row(3)];
                 let transposed = [
                     [a[0], b[0], c[0], d[0]],
                     [a[1], b[1], c[1], d[1]],
                     [a[2], b[2], c[2], d[2]],
                     [a[3], b[3], c[3], d[3]],
                 ];
-                for (i, numbers) in transposed.iter().enumerate().take(columns - column) {
-                    self.values[(column + i) * width + first..][..SIDE].copy_from_slice(numbers);
+                for (row, numbers) in block.chunks_exact_mut(width).zip(transposed) {
+                    if let Some(to) = row.as_chunks_mut::<SIDE>().0.get_mut(i) {
+                        *to = numbers;
+                    }
                 }
+            }
+        }
+        for (column, row) in self.values.chunks_exact_mut(width).enumerate() {
+            for (to, i) in row[whole..].iter_mut().zip(whole..) {
+                *to = if i < rows { from[i * from_width + column] } else { 0.0 };
             }
         }
     }
@@ -98,13 +109,24 @@ pub enum Left<'a> {
     Columns(&'a Rows),
 }
 
+/// How much of what is in the result is kept.
+#[derive(Debug, Clone, Copy)]
+pub enum Keep<'a> {
+    /// It is not read.
+    Nothing,
+    /// All of it, times this.
+    All(f32),
+    /// Each row, times a number for it.
+    Rows(&'a [f32]),
+}
+
 /// `out ← keep·out + left·right`.
 #[derive(Debug)]
 pub struct Product<'a> {
     /// As wide as `right`.
     pub out: &'a mut Rows,
-    /// `None`: what is in `out` is not read.
-    pub keep: Option<f32>,
+    /// What is kept of `out`.
+    pub keep: Keep<'a>,
     /// The left side, of at least as many rows and columns as the product has rows and terms.
     pub left: Left<'a>,
     /// The right side, of at least as many rows as there are terms.
@@ -179,10 +201,14 @@ impl Product<'_> {
         [from, to]: [usize; 2],
     ) {
         let mut sums = [[simd.splat_f32s(0.0); W]; R];
-        if let Some(keep) = self.keep {
-            let keep = simd.splat_f32s(keep);
+        let keep: Option<[f32; R]> = match self.keep {
+            Keep::Nothing => None,
+            Keep::All(keep) => Some([keep; R]),
+            Keep::Rows(keep) => keep[first..].first_chunk().copied(),
+        };
+        if let Some(keep) = keep {
             for (r, sums) in sums.iter_mut().enumerate() {
-                let row = vectors::<S, W>(&self.out.row(first + r)[column..]);
+                let (row, keep) = (vectors::<S, W>(&self.out.row(first + r)[column..]), simd.splat_f32s(keep[r]));
                 for w in 0..W {
                     sums[w] = simd.mul_f32s(row[w], keep);
                 }
@@ -209,6 +235,62 @@ impl Product<'_> {
             row[..W].copy_from_slice(sums);
         }
     }
+}
+
+/// `to` ← x·factor. Rows are whole vectors, here and below.
+#[inline(always)]
+pub fn scaled<S: Simd>(simd: S, to: &mut [f32], x: &[f32], factor: f32) {
+    let factor = simd.splat_f32s(factor);
+    for (to, x) in S::as_mut_simd_f32s(to).0.iter_mut().zip(S::as_simd_f32s(x).0) {
+        *to = simd.mul_f32s(*x, factor);
+    }
+}
+
+/// `x` ← x·factor.
+#[inline(always)]
+pub fn scale<S: Simd>(simd: S, x: &mut [f32], factor: f32) {
+    let factor = simd.splat_f32s(factor);
+    for x in S::as_mut_simd_f32s(x).0 {
+        *x = simd.mul_f32s(*x, factor);
+    }
+}
+
+/// `to` ← x⊙y·factor.
+#[inline(always)]
+pub fn multiplied<S: Simd>(simd: S, to: &mut [f32], x: &[f32], y: &[f32], factor: f32) {
+    let factor = simd.splat_f32s(factor);
+    let vectors = S::as_simd_f32s(x).0.iter().zip(S::as_simd_f32s(y).0);
+    for (to, (x, y)) in S::as_mut_simd_f32s(to).0.iter_mut().zip(vectors) {
+        *to = simd.mul_f32s(simd.mul_f32s(*x, *y), factor);
+    }
+}
+
+/// `to` ← to + x·factor.
+#[inline(always)]
+pub fn add_scaled<S: Simd>(simd: S, to: &mut [f32], x: &[f32], factor: f32) {
+    let factor = simd.splat_f32s(factor);
+    for (to, x) in S::as_mut_simd_f32s(to).0.iter_mut().zip(S::as_simd_f32s(x).0) {
+        *to = simd.mul_add_e_f32s(*x, factor, *to);
+    }
+}
+
+/// Σ x⊙y, in four sums so that none waits for another.
+#[inline(always)]
+pub fn dot<S: Simd>(simd: S, x: &[f32], y: &[f32]) -> f32 {
+    let (x, y) = (S::as_simd_f32s(x).0, S::as_simd_f32s(y).0);
+    let mut sums = [simd.splat_f32s(0.0); 4];
+    let (fours, last) = x.as_chunks::<4>();
+    let (other_fours, other_last) = y.as_chunks::<4>();
+    for (x, y) in fours.iter().zip(other_fours) {
+        for (sum, (x, y)) in sums.iter_mut().zip(x.iter().zip(y)) {
+            *sum = simd.mul_add_e_f32s(*x, *y, *sum);
+        }
+    }
+    for (x, y) in last.iter().zip(other_last) {
+        sums[0] = simd.mul_add_e_f32s(*x, *y, sums[0]);
+    }
+    let [a, b, c, d] = sums;
+    simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d)))
 }
 
 /// The first `W` vectors.
@@ -252,7 +334,9 @@ mod tests {
     fn products_of_awkward_sizes() {
         for [rows, terms, columns] in [[1, 1, 1], [2, 3, 16], [7, 5, 17], [13, 64, 65], [64, 13, 80], [11, 1, 130]] {
             for terms_of_row in [Terms::All, Terms::UpToRow, Terms::FromRow] {
-                for (columns_of_left, keep) in [(false, None), (true, Some(0.5)), (true, None), (false, Some(2.0))] {
+                let gains: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32).collect();
+                let kept = [Keep::Nothing, Keep::All(0.5), Keep::Rows(&gains)];
+                for (columns_of_left, keep) in kept.into_iter().flat_map(|keep| [(false, keep), (true, keep)]) {
                     let zero = |row: usize, term: usize| match terms_of_row {
                         Terms::All => false,
                         Terms::UpToRow => term > row,
@@ -264,8 +348,8 @@ mod tests {
                             left.row_mut(row)[term] = 0.0;
                         }
                     }
-                    let mut turned = Rows::zeros(terms, rows);
-                    turned.transpose(&left, rows);
+                    let mut turned = Rows::zeros(left.width, rows);
+                    turned.transpose(&left.values, left.width, rows);
                     let right = numbers(terms, columns, 2);
                     let before = numbers(rows, columns, 3);
                     let mut out = before.clone();
@@ -282,7 +366,12 @@ mod tests {
                     for row in 0..rows {
                         for column in 0..columns {
                             let sum: f32 = (0..terms).map(|k| left.row(row)[k] * right.row(k)[column]).sum();
-                            let expected = keep.map_or(0.0, |keep| keep * before.row(row)[column]) + sum;
+                            let keep = match keep {
+                                Keep::Nothing => 0.0,
+                                Keep::All(keep) => keep,
+                                Keep::Rows(keep) => keep[row],
+                            };
+                            let expected = keep.mul_add(before.row(row)[column], sum);
                             assert_eq!(out.row(row)[column], expected, "{size:?} {terms_of_row:?} at {row}, {column}");
                         }
                     }

@@ -21,6 +21,16 @@ pub trait GatedOp: RunKernels {
     fn gated(x: Tensor<Self, 3>, z: Tensor<Self, 3>, gate: Gate) -> Tensor<Self, 3> {
         cpu::gated(&x, &z, gate).unwrap_or_else(|| reference(x, z, gate))
     }
+
+    /// (`x` + `scale`⊙`u`)·silu(`z`), entry by entry, all `[batch, seq, channels]` but `scale`, `[channels]`.
+    fn gated_sum(
+        x: Tensor<Self, 3>,
+        u: Tensor<Self, 3>,
+        scale: Tensor<Self, 1>,
+        z: Tensor<Self, 3>,
+    ) -> Tensor<Self, 3> {
+        cpu::gated_sum(&x, &u, &scale, &z).unwrap_or_else(|| sum_reference(x, u, scale, z))
+    }
 }
 
 impl<B: RunKernels> GatedOp for B {}
@@ -31,4 +41,14 @@ pub fn reference<B: Backend>(x: Tensor<B, 3>, z: Tensor<B, 3>, gate: Gate) -> Te
         Gate::Sigmoid => x * sigmoid(z),
         Gate::Silu => x * silu(z),
     }
+}
+
+/// (x + scale⊙u)·silu(z).
+pub fn sum_reference<B: Backend>(
+    x: Tensor<B, 3>,
+    u: Tensor<B, 3>,
+    scale: Tensor<B, 1>,
+    z: Tensor<B, 3>,
+) -> Tensor<B, 3> {
+    reference(x + u * scale.unsqueeze(), z, Gate::Silu)
 }

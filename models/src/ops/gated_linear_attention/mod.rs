@@ -51,45 +51,6 @@ pub trait GatedLinearAttentionOp: WkvOp {
     ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
         cpu::gated_linear_attention(&inputs, state.as_ref()).unwrap_or_else(|| blocks(inputs, state))
     }
-
-    /// The same, and what q reads of the normaliser, a state with one value channel of ones, from `state`: matrices
-    /// `[batch, heads, key, value]` and normalisers `[batch, heads, key]`.
-    fn counted_linear_attention(
-        inputs: GatedLinearAttention<Self>,
-        state: Option<(Tensor<Self, 4>, Tensor<Self, 3>)>,
-    ) -> Counted<Self> {
-        cpu::counted_linear_attention(&inputs, state.as_ref())
-            .unwrap_or_else(|| count(inputs, state, Self::gated_linear_attention))
-    }
-}
-
-/// Gated linear attention with normalisers n_t = a_t·n_{t−1} + k_t.
-#[derive(Debug, Clone)]
-pub struct Counted<B: Backend> {
-    /// The outputs, `[batch, seq, heads, value]`.
-    pub y: Tensor<B, 4>,
-    /// q_t·n_t, `[batch, seq, heads]`.
-    pub read: Tensor<B, 3>,
-    /// The last state, `[batch, heads, key, value]`.
-    pub state: Tensor<B, 4>,
-    /// The last normalisers, `[batch, heads, key]`.
-    pub normaliser: Tensor<B, 3>,
-}
-
-/// [`GatedLinearAttentionOp::counted_linear_attention`] by two runs of `attention`.
-#[allow(clippy::type_complexity)] // outputs and state
-pub fn count<B: Backend>(
-    inputs: GatedLinearAttention<B>,
-    state: Option<(Tensor<B, 4>, Tensor<B, 3>)>,
-    attention: fn(GatedLinearAttention<B>, Option<Tensor<B, 4>>) -> (Tensor<B, 4>, Tensor<B, 4>),
-) -> Counted<B> {
-    let ([batch, seq, ..], heads) = (inputs.q.dims(), inputs.heads());
-    let (state, normaliser) = state.unzip();
-    let ones = Tensor::ones([batch, seq, 1, 1], (&inputs.q.device(), inputs.q.dtype()));
-    let counted = GatedLinearAttention { v: ones, ..inputs.clone() };
-    let (read, normaliser) = attention(counted, normaliser.map(|n| n.unsqueeze_dim(3)));
-    let (y, state) = attention(inputs, state);
-    Counted { y, read: read.reshape([batch, seq, heads]), state, normaliser: normaliser.squeeze_dim(3) }
 }
 
 impl<B: WkvOp> GatedLinearAttentionOp for B {}

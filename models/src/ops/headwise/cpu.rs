@@ -1,7 +1,7 @@
 //! Products with blocks on the diagonal and their gradients: the blocks are too small for the products of whole matrices.
 
 use crate::ops::autocast::is_autocast;
-use crate::ops::cpu::memory::in_pieces;
+use crate::ops::cpu::memory::{all_in_pieces, in_pieces};
 use crate::ops::cpu::{dims, like, tensor, values, with_simd};
 use crate::ops::kernel::{self, Kernel, RunKernels, float};
 use burn::prelude::Tensor;
@@ -10,7 +10,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Rows of a unit of work; the gradients of the weights are sums over its rows, and then over the units in their order.
-const ROWS: usize = 256;
+const ROWS: usize = 128;
 
 /// The operation on tensors: `[batch, seq, groups·in]` and `[groups, out, in]` → `[batch, seq, groups·out]`.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +26,8 @@ struct Products<'a> {
     size: [usize; 3],
     /// `[rows, groups·out]`.
     y: &'a mut [f32],
+    /// Whether the products are added to what is in `y`.
+    keep: bool,
 }
 
 impl WithSimd for Products<'_> {
@@ -33,11 +35,13 @@ impl WithSimd for Products<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { x, blocks, size: [groups, input, output], y } = self;
+        let Self { x, blocks, size: [groups, input, output], y, keep } = self;
         for (x, y) in x.chunks_exact(groups * input).zip(y.chunks_exact_mut(groups * output)) {
             let groups = x.chunks_exact(input).zip(y.chunks_exact_mut(output));
             for ((x, y), block) in groups.zip(blocks.chunks_exact(input * output)) {
-                y.fill(0.0);
+                if !keep {
+                    y.fill(0.0);
+                }
                 for (x, row) in x.iter().zip(block.chunks_exact(output)) {
                     y.iter_mut().zip(row).for_each(|(y, w)| *y += x * w);
                 }
@@ -84,6 +88,8 @@ struct Quads<'a> {
     weights: &'a [f32],
     /// `[rows, channels]`.
     y: &'a mut [f32],
+    /// Whether the products are added to what is in `y`.
+    keep: bool,
 }
 
 /// [`Squares`] of blocks of 4 × 4; sums of some channels are in registers.
@@ -137,13 +143,13 @@ impl WithSimd for Quads<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { x, weights, y } = self;
+        let Self { x, weights, y, keep } = self;
         let channels = weights.len() / QUAD;
         let rows: [&[f32]; QUAD] = std::array::from_fn(|i| &weights[i * channels..][..channels]);
         let [a, b, c, d] = rows.map(|row| row.as_chunks::<LANES>().0);
         for (x, y) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
             for (i, (x, y)) in x.as_chunks::<LANES>().0.iter().zip(y.as_chunks_mut::<LANES>().0).enumerate() {
-                let sum = add([0.0; LANES], spread::<0>(x), &a[i]);
+                let sum = add(if keep { *y } else { [0.0; LANES] }, spread::<0>(x), &a[i]);
                 let sum = add(sum, spread::<1>(x), &b[i]);
                 let sum = add(sum, spread::<2>(x), &c[i]);
                 *y = add(sum, spread::<3>(x), &d[i]);
@@ -194,16 +200,50 @@ fn by_row(blocks: &[f32]) -> Vec<f32> {
     (0..QUAD).flat_map(|i| blocks.as_chunks::<QUAD>().0.iter().skip(i).step_by(QUAD)).flatten().copied().collect()
 }
 
-/// `blocks`: `[groups, in, out]`.
-fn products(x: &[f32], blocks: &[f32], size: [usize; 3]) -> Vec<f32> {
-    let [groups, input, output] = size;
-    let weights = if is_quads(size) { by_row(blocks) } else { Vec::new() };
-    in_pieces(x.len() / input * output, ROWS * groups * output, |unit, y| {
+/// The blocks of a product as its vectors need them.
+struct Weights {
+    /// Groups, in, out.
+    size: [usize; 3],
+    numbers: Vec<f32>,
+}
+
+impl Weights {
+    /// `blocks`: `[groups, in, out]`.
+    fn new(blocks: Vec<f32>, size: [usize; 3]) -> Self {
+        Self { size, numbers: if is_quads(size) { by_row(&blocks) } else { blocks } }
+    }
+
+    /// Of a product with the weights themselves.
+    fn of(weight: &FlexTensor) -> Self {
+        let [groups, output, input] = dims(weight);
+        Self::new(transposed(values(weight), output, input), [groups, input, output])
+    }
+
+    /// Of a product with the gradient of their product.
+    fn back(weight: &FlexTensor) -> Self {
+        let [groups, output, input] = dims(weight);
+        Self::new(values(weight).to_vec(), [groups, output, input])
+    }
+
+    /// The product of the rows of unit of work number `unit` of `x`, with `keep` added to `y`.
+    fn multiply(&self, x: &[f32], unit: usize, y: &mut [f32], keep: bool) {
+        let [groups, input, output] = self.size;
         let rows = y.len() / (groups * output);
         let x = &x[unit * ROWS * groups * input..][..rows * groups * input];
-        match is_quads(size) {
-            true => with_simd(Quads { x, weights: &weights, y }),
-            false => with_simd(Products { x, blocks, size, y }),
+        match is_quads(self.size) {
+            true => with_simd(Quads { x, weights: &self.numbers, y, keep }),
+            false => with_simd(Products { x, blocks: &self.numbers, size: self.size, y, keep }),
+        }
+    }
+}
+
+/// The sum of the first product and another, if there is one, `[rows, groups·out]`.
+fn products((x, weights): (&[f32], Weights), other: Option<(&[f32], Weights)>) -> Vec<f32> {
+    let [groups, input, output] = weights.size;
+    in_pieces(x.len() / input * output, ROWS * groups * output, |unit, y| {
+        weights.multiply(x, unit, y, false);
+        if let Some((x, weights)) = &other {
+            weights.multiply(x, unit, y, true);
         }
     })
 }
@@ -222,12 +262,23 @@ fn squares(x: &[f32], dy: &[f32], size: [usize; 3]) -> Vec<f32> {
     (0..channels).flat_map(|channel| (0..QUAD).map(move |i| i * channels + channel)).map(|place| sum[place]).collect()
 }
 
+/// The gradient of the weights.
+fn weight_gradient(x: &FlexTensor, dy: &FlexTensor, weight: &FlexTensor) -> FlexTensor {
+    let [groups, output, input] = dims(weight);
+    let units = values(x).par_chunks(ROWS * groups * input).zip(values(dy).par_chunks(ROWS * groups * output));
+    let sums: Vec<Vec<f32>> = units.map(|(x, dy)| squares(x, dy, [groups, input, output])).collect();
+    let mut sums = sums.into_iter();
+    let mut total = sums.next().unwrap_or_else(|| vec![0.0; groups * output * input]);
+    sums.for_each(|sum| total.iter_mut().zip(sum).for_each(|(total, sum)| *total += sum));
+    like(weight, total)
+}
+
 impl Kernel<2, 1> for HeadwiseKernel {
     type Saved = [FlexTensor; 2];
 
     fn forward(&self, [x, weight]: [FlexTensor; 2], save: bool) -> ([FlexTensor; 1], Option<Self::Saved>) {
-        let ([batch, seq, _], [groups, output, input]) = (dims(&x), dims(&weight));
-        let y = products(values(&x), &transposed(values(&weight), output, input), [groups, input, output]);
+        let ([batch, seq, _], [groups, output, _]) = (dims(&x), dims(&weight));
+        let y = products((values(&x), Weights::of(&weight)), None);
         ([tensor(y, [batch, seq, groups * output])], save.then_some([x, weight]))
     }
 
@@ -238,14 +289,48 @@ impl Kernel<2, 1> for HeadwiseKernel {
         _: [bool; 2],
     ) -> [Option<FlexTensor>; 2] {
         let Some(dy) = dy else { return [None, None] };
-        let [groups, output, input] = dims(&weight);
-        let dx = products(values(&dy), values(&weight), [groups, output, input]);
-        let units = values(&x).par_chunks(ROWS * groups * input).zip(values(&dy).par_chunks(ROWS * groups * output));
-        let sums: Vec<Vec<f32>> = units.map(|(x, dy)| squares(x, dy, [groups, input, output])).collect();
-        let mut sums = sums.into_iter();
-        let mut dweight = sums.next().unwrap_or_else(|| vec![0.0; groups * output * input]);
-        sums.for_each(|sum| dweight.iter_mut().zip(sum).for_each(|(total, sum)| *total += sum));
-        [Some(like(&x, dx)), Some(like(&weight, dweight))]
+        let dx = products((values(&dy), Weights::back(&weight)), None);
+        [Some(like(&x, dx)), Some(weight_gradient(&x, &dy, &weight))]
+    }
+}
+
+/// Two operations on the same x: x and two weights → two products.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadwisePairKernel;
+
+impl Kernel<3, 2> for HeadwisePairKernel {
+    type Saved = [FlexTensor; 3];
+
+    fn forward(&self, [x, first, second]: [FlexTensor; 3], save: bool) -> ([FlexTensor; 2], Option<Self::Saved>) {
+        let [batch, seq, _] = dims(&x);
+        let weights = [&first, &second].map(Weights::of);
+        let widths = weights.each_ref().map(|weights| weights.size[0] * weights.size[2]);
+        let products =
+            all_in_pieces(widths.map(|width| batch * seq * width), widths.map(|width| ROWS * width), |unit, pieces| {
+                for (piece, weights) in pieces.into_iter().zip(&weights) {
+                    weights.multiply(values(&x), unit, piece, false);
+                }
+            });
+        let [a, b] = products;
+        let outputs = [tensor(a, [batch, seq, widths[0]]), tensor(b, [batch, seq, widths[1]])];
+        (outputs, save.then_some([x, first, second]))
+    }
+
+    fn backward(
+        &self,
+        [x, first, second]: Self::Saved,
+        [dfirst, dsecond]: [Option<FlexTensor>; 2],
+        _: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        let Some(dfirst) = dfirst else { return Default::default() };
+        let of_second = dsecond.as_ref().map(|dsecond| (values(dsecond), Weights::back(&second)));
+        let dx = products((values(&dfirst), Weights::back(&first)), of_second);
+        // burn visits what the second weights were made of even if the second product had no part in the loss.
+        let dsecond = match dsecond {
+            Some(dsecond) => weight_gradient(&x, &dsecond, &second),
+            None => like(&second, vec![0.0; values(&second).len()]),
+        };
+        [Some(like(&x, dx)), Some(weight_gradient(&x, &dfirst, &first)), Some(dsecond)]
     }
 }
 
@@ -255,4 +340,15 @@ pub fn headwise<B: RunKernels>(x: &Tensor<B, 3>, weight: &Tensor<B, 3>) -> Optio
         return None;
     }
     B::run(HeadwiseKernel, [float(x), float(weight)]).map(|[y]| kernel::tensor(y))
+}
+
+/// Two products of the same x, where kernels can run.
+pub fn headwise_pair<B: RunKernels>(
+    x: &Tensor<B, 3>,
+    [first, second]: [&Tensor<B, 3>; 2],
+) -> Option<[Tensor<B, 3>; 2]> {
+    if is_autocast() {
+        return None;
+    }
+    B::run(HeadwisePairKernel, [float(x), float(first), float(second)]).map(|products| products.map(kernel::tensor))
 }

@@ -12,6 +12,11 @@ pub trait HeadwiseOp: RunKernels {
     fn headwise(x: Tensor<Self, 3>, weight: Tensor<Self, 3>) -> Tensor<Self, 3> {
         cpu::headwise(&x, &weight).unwrap_or_else(|| reference(x, weight))
     }
+
+    /// Two products of the same `x`, which is read once.
+    fn headwise_pair(x: Tensor<Self, 3>, weights: [Tensor<Self, 3>; 2]) -> [Tensor<Self, 3>; 2] {
+        cpu::headwise_pair(&x, weights.each_ref()).unwrap_or_else(|| weights.map(|weight| reference(x.clone(), weight)))
+    }
 }
 
 impl<B: RunKernels> HeadwiseOp for B {}

@@ -24,6 +24,7 @@ use models::ops::short_convolution::{self as short, ShortConvolutionOp};
 use models::ops::slstm::{self, SlstmOp, SlstmState};
 use models::ops::split::{self, SplitOp};
 use models::ops::squared_relu::{self, SquaredReluOp};
+use models::ops::ssd::{self, Divisor, Normalised, Ssd, SsdOp};
 use models::ops::token_mix::{self as mix, TokenMixOps};
 use models::ops::wkv::{self, WkvOp};
 use proptest::prelude::*;
@@ -192,19 +193,18 @@ proptest! {
         key in sizes_of_heads(),
         value in sizes_of_heads(),
         shared: [bool; 4],
-        per_head: bool,
         given: bool,
     ) {
         let state = batch * heads * key * value;
         // All may share one head, of which the state then has one too.
         prop_assume!(heads == 1 || shared.contains(&false));
         let [of_q, of_k, of_v, of_decay] = shared.map(|shared| if shared { 1 } else { heads });
-        let (decays, rows) = (if per_head { 1 } else { key }, batch * seq);
+        let rows = batch * seq;
         let arguments = [
             (rows * of_q * key, UNIT),
             (rows * of_k * key, UNIT),
             (rows * of_v * value, UNIT),
-            (rows * of_decay * decays, [0.0, 1.0]),
+            (rows * of_decay * key, [0.0, 1.0]),
             (state, UNIT),
         ];
         let run = |a: &[Flat], op: fn(GatedLinearAttention<Training>, Option<Tensor<Training, 4>>) -> _| {
@@ -213,7 +213,7 @@ proptest! {
                 q: shaped(0, of_q, key),
                 k: shaped(1, of_k, key),
                 v: shaped(2, of_v, value),
-                decay: shaped(3, of_decay, decays),
+                decay: shaped(3, of_decay, key),
             };
             let state = given.then(|| a[4].clone().reshape([batch, heads, key, value]));
             let (y, last): (Tensor<Training, 4>, Tensor<Training, 4>) = op(inputs, state);
@@ -226,6 +226,66 @@ proptest! {
             |a| run(a, Training::gated_linear_attention),
             |a| run(a, gated_linear_attention::recurrent),
         );
+    }
+
+    /// 12 heads are more than are computed together.
+    #[test]
+    fn one_decay_per_head(
+        batch in 1..4usize,
+        [heads, sharing] in prop_oneof![Just([1usize, 1]), Just([3, 3]), Just([4, 2]), Just([3, 1]), Just([12, 1])],
+        seq in 1..150usize,
+        key in sizes_of_heads(),
+        value in sizes_of_heads(),
+        given: bool,
+        normalised: bool,
+    ) {
+        let (shared, rows) = (batch * seq * sharing, batch * seq * heads);
+        let arguments = [
+            (shared * key, UNIT),
+            (shared * key, UNIT),
+            (rows * value, UNIT),
+            (rows, [0.0, 1.0]),
+            (rows, UNIT),
+            if normalised { (rows, [0.5, 1.5]) } else { (heads, UNIT) },
+            (batch * heads * key * value, UNIT),
+            (batch * heads * key, UNIT),
+        ];
+        let run = |a: &[Flat], kernel: bool| {
+            let headed = |i: usize, heads: usize, size: usize| a[i].clone().reshape([batch, seq, heads, size]);
+            let steps = |i: usize| a[i].clone().reshape([batch, seq, heads]);
+            let [q, k, v] = [headed(0, sharing, key), headed(1, sharing, key), headed(2, heads, value)];
+            let inputs = Ssd { q, k, v, decay: steps(3), write: steps(4) };
+            let state = given.then(|| a[6].clone().reshape([batch, heads, key, value]));
+            let recurrent = gated_linear_attention::recurrent;
+            if normalised {
+                let state = state.map(|state| (state, a[7].clone().reshape([batch, heads, key])));
+                let divisor = Divisor { least: steps(5), epsilon: 1e-6 };
+                let Normalised { y, state, normaliser } = match kernel {
+                    true => Training::normalised_ssd(inputs, divisor, state),
+                    false => ssd::normalised_reference(inputs, divisor, state, recurrent),
+                };
+                return vec![flat(y), flat(state), flat(normaliser)];
+            }
+            let (y, last) = match kernel {
+                true => Training::ssd(inputs, a[5].clone(), state),
+                false => ssd::reference(inputs, a[5].clone(), state, recurrent),
+            };
+            vec![flat(y), flat(last)]
+        };
+        let count = if !given { 6 } else if normalised { 8 } else { 7 };
+        check("one decay per head", &arguments[..count], |a| run(a, true), |a| run(a, false));
+    }
+
+    #[test]
+    fn gated_sum(batch in 1..3usize, seq in 1..150usize, channels in 1..200usize) {
+        let n = batch * seq * channels;
+        let arguments = [(n, UNIT), (n, UNIT), (channels, UNIT), (n, [-3.0, 3.0])];
+        type Op = fn(Tensor<Training, 3>, Tensor<Training, 3>, Tensor<Training, 1>, Tensor<Training, 3>) -> Tensor<Training, 3>;
+        let run = |a: &[Flat], op: Op| {
+            let [x, u, z] = [0, 1, 3].map(|i: usize| a[i].clone().reshape([batch, seq, channels]));
+            vec![flat(op(x, u, a[2].clone(), z))]
+        };
+        check("gated sum", &arguments, |a| run(a, Training::gated_sum), |a| run(a, gated::sum_reference));
     }
 
     #[test]
@@ -280,6 +340,31 @@ proptest! {
             vec![flat(y)]
         };
         check("headwise", &arguments, |a| run(a, Training::headwise), |a| run(a, headwise::reference));
+    }
+
+    /// Both products, or the first alone.
+    #[test]
+    fn headwise_pair(
+        batch in 1..3usize,
+        seq in prop_oneof![1..20usize, Just(300usize)],
+        groups in 1..9usize,
+        [input, output] in prop_oneof![Just([4usize, 4]), [1..9usize, 1..9usize]],
+        both: bool,
+    ) {
+        let weights = (groups * output * input, UNIT);
+        let arguments = [(batch * seq * groups * input, UNIT), weights, weights];
+        let run = |a: &[Flat], kernel: bool| {
+            let x = a[0].clone().reshape([batch, seq, groups * input]);
+            // (The second weights of a product that is not used have no gradient in the reference.)
+            let second = if both { a[2].clone() } else { a[1].clone().detach() };
+            let weights = [a[1].clone(), second].map(|weight| weight.reshape([groups, output, input]));
+            let [first, second]: [Tensor<Training, 3>; 2] = match kernel {
+                true => Training::headwise_pair(x, weights),
+                false => weights.map(|weight| headwise::reference(x.clone(), weight)),
+            };
+            if both { vec![flat(first), flat(second)] } else { vec![flat(first)] }
+        };
+        check("headwise pair", &arguments[..if both { 3 } else { 2 }], |a| run(a, true), |a| run(a, false));
     }
 
     #[test]

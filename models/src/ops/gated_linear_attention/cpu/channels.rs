@@ -49,7 +49,7 @@ pub fn forward(attention: &Attention<'_>, keep: bool) -> Outputs {
         with_simd(Forward { attention, unit, y, matrix: &mut matrix, checkpoints });
         last.copy_from_slice(&transpose(&matrix, value, key));
     });
-    Outputs { y, last, counted: Default::default(), checkpoints }
+    Outputs { y, last, checkpoints }
 }
 
 /// See [`Attention::backward`]; heads that are shared are still apart.
