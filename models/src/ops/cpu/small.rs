@@ -159,6 +159,9 @@ impl Product<'_> {
         let [rows, terms] = self.size;
         let width = self.out.width;
         assert_eq!(width, self.right.width, "the sides of a product are of other widths");
+        if let Keep::Rows(keep) = self.keep {
+            assert!(keep.len() >= rows, "{} numbers for {rows} rows", keep.len());
+        }
         let mut first = 0;
         while first < rows {
             let taken = match rows - first {

@@ -98,7 +98,7 @@ struct QuadSquares<'a> {
     x: &'a [f32],
     /// `[rows, channels]`.
     dy: &'a [f32],
-    /// `[4, channels]`.
+    /// `[4, channels]`, which is added to.
     sum: &'a mut [f32],
 }
 
@@ -158,6 +158,10 @@ impl WithSimd for Quads<'_> {
     }
 }
 
+/// Rows whose products are summed in registers before the sums go back to memory: few enough that their numbers stay in a
+/// core's first cache while the channels go by.
+const TOGETHER: usize = 8;
+
 impl WithSimd for QuadSquares<'_> {
     type Output = ();
 
@@ -165,17 +169,20 @@ impl WithSimd for QuadSquares<'_> {
     fn with_simd<S: Simd>(self, _: S) {
         let Self { x, dy, sum } = self;
         let channels = sum.len() / QUAD;
-        for first in (0..channels).step_by(LANES) {
-            let [mut a, mut b, mut c, mut d] = [[0.0; LANES]; QUAD];
-            for (x, dy) in x.chunks_exact(channels).zip(dy.chunks_exact(channels)) {
-                let (Some(x), Some(dy)) = (x[first..].first_chunk(), dy[first..].first_chunk()) else { return };
-                a = add(a, spread::<0>(x), dy);
-                b = add(b, spread::<1>(x), dy);
-                c = add(c, spread::<2>(x), dy);
-                d = add(d, spread::<3>(x), dy);
-            }
-            for (i, total) in [a, b, c, d].into_iter().enumerate() {
-                sum[i * channels + first..][..LANES].copy_from_slice(&total);
+        let (ab, cd) = sum.split_at_mut(2 * channels);
+        let ((a, b), (c, d)) = (ab.split_at_mut(channels), cd.split_at_mut(channels));
+        let [a, b, c, d] = [a, b, c, d].map(|row| row.as_chunks_mut::<LANES>().0);
+        for (x, dy) in x.chunks(TOGETHER * channels).zip(dy.chunks(TOGETHER * channels)) {
+            for i in 0..a.len() {
+                let [mut first, mut second, mut third, mut fourth] = [a[i], b[i], c[i], d[i]];
+                for (x, dy) in x.chunks_exact(channels).zip(dy.chunks_exact(channels)) {
+                    let (x, dy) = (&x.as_chunks::<LANES>().0[i], &dy.as_chunks::<LANES>().0[i]);
+                    first = add(first, spread::<0>(x), dy);
+                    second = add(second, spread::<1>(x), dy);
+                    third = add(third, spread::<2>(x), dy);
+                    fourth = add(fourth, spread::<3>(x), dy);
+                }
+                (a[i], b[i], c[i], d[i]) = (first, second, third, fourth);
             }
         }
     }
