@@ -10,7 +10,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Rows of a unit of work; the gradients of the weights are sums over its rows, and then over the units in their order.
-const ROWS: usize = 128;
+const ROWS: usize = 256;
 
 /// The operation on tensors: `[batch, seq, groups·in]` and `[groups, out, in]` → `[batch, seq, groups·out]`.
 #[derive(Debug, Clone, Copy)]
@@ -26,8 +26,6 @@ struct Products<'a> {
     size: [usize; 3],
     /// `[rows, groups·out]`.
     y: &'a mut [f32],
-    /// Whether the products are added to what is in `y`.
-    keep: bool,
 }
 
 impl WithSimd for Products<'_> {
@@ -35,13 +33,11 @@ impl WithSimd for Products<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { x, blocks, size: [groups, input, output], y, keep } = self;
+        let Self { x, blocks, size: [groups, input, output], y } = self;
         for (x, y) in x.chunks_exact(groups * input).zip(y.chunks_exact_mut(groups * output)) {
             let groups = x.chunks_exact(input).zip(y.chunks_exact_mut(output));
             for ((x, y), block) in groups.zip(blocks.chunks_exact(input * output)) {
-                if !keep {
-                    y.fill(0.0);
-                }
+                y.fill(0.0);
                 for (x, row) in x.iter().zip(block.chunks_exact(output)) {
                     y.iter_mut().zip(row).for_each(|(y, w)| *y += x * w);
                 }
@@ -237,9 +233,15 @@ impl Weights {
         let [groups, input, output] = self.size;
         let rows = y.len() / (groups * output);
         let x = &x[unit * ROWS * groups * input..][..rows * groups * input];
-        match is_quads(self.size) {
-            true => with_simd(Quads { x, weights: &self.numbers, y, keep }),
-            false => with_simd(Products { x, blocks: &self.numbers, size: self.size, y, keep }),
+        let Self { size, numbers, .. } = self;
+        match (is_quads(*size), keep) {
+            (true, keep) => with_simd(Quads { x, weights: numbers, y, keep }),
+            (false, false) => with_simd(Products { x, blocks: numbers, size: *size, y }),
+            (false, true) => {
+                let mut product = vec![0.0; y.len()];
+                with_simd(Products { x, blocks: numbers, size: *size, y: &mut product });
+                y.iter_mut().zip(product).for_each(|(y, product)| *y += product);
+            }
         }
     }
 }
@@ -354,7 +356,9 @@ pub fn headwise_pair<B: RunKernels>(
     x: &Tensor<B, 3>,
     [first, second]: [&Tensor<B, 3>; 2],
 ) -> Option<[Tensor<B, 3>; 2]> {
-    if is_autocast() {
+    let [groups, output, input] = first.dims();
+    // Larger blocks have more to compute than to read.
+    if is_autocast() || !is_quads([groups, input, output]) {
         return None;
     }
     B::run(HeadwisePairKernel, [float(x), float(first), float(second)]).map(|products| products.map(kernel::tensor))

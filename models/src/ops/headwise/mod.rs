@@ -15,7 +15,8 @@ pub trait HeadwiseOp: RunKernels {
 
     /// Two products of the same `x`, which is read once.
     fn headwise_pair(x: Tensor<Self, 3>, weights: [Tensor<Self, 3>; 2]) -> [Tensor<Self, 3>; 2] {
-        cpu::headwise_pair(&x, weights.each_ref()).unwrap_or_else(|| weights.map(|weight| reference(x.clone(), weight)))
+        cpu::headwise_pair(&x, weights.each_ref())
+            .unwrap_or_else(|| weights.map(|weight| Self::headwise(x.clone(), weight)))
     }
 }
 
